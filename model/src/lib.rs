@@ -1,0 +1,23 @@
+//! Names, identities, the resolved model a proxy runs, and the pure decisions over it.
+//!
+//! Everything here is values in, values out: no I/O, no async, no clock, no global state. Time and
+//! random draws are arguments. The request path and `pillion explain` call the same functions, so
+//! what explain says is what the proxy does.
+//!
+//! The model is Envoy-shaped (listener, filter chain, route configuration, cluster, endpoint) and
+//! every name is Envoy's where Envoy has one. Service, Subset and AuthorizationPolicy exist only in
+//! `pillion-config` and in the registry's resolve step.
+
+pub mod cluster;
+pub mod endpoint;
+pub mod health;
+pub mod http;
+pub mod instance;
+pub mod listener;
+pub mod matcher;
+pub mod mesh;
+pub mod name;
+pub mod rbac;
+pub mod retry;
+pub mod route;
+pub mod tls;

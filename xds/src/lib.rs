@@ -1,0 +1,8 @@
+//! Model to Envoy protobufs and back; ADS server and client as state machines without I/O, plus
+//! their gRPC transport; Pillion's own protos.
+
+/// Pillion's own messages and services, generated from `proto/pillion/mesh/v1/mesh.proto`.
+pub mod mesh {
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::nursery, clippy::use_self, clippy::or_fun_call, reason = "generated code")]
+    include!("generated/pillion.mesh.v1.rs");
+}
