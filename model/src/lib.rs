@@ -17,6 +17,7 @@ pub mod listener;
 pub mod matcher;
 pub mod mesh;
 pub mod name;
+pub mod path;
 pub mod rbac;
 pub mod retry;
 pub mod route;

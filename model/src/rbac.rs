@@ -40,11 +40,11 @@ pub enum Permission {
     /// Anything.
     Any,
     /// All of these.
-    And(Vec<Permission>),
+    And(Vec<Self>),
     /// One of these.
-    Or(Vec<Permission>),
+    Or(Vec<Self>),
     /// Not this.
-    Not(Box<Permission>),
+    Not(Box<Self>),
     /// A header; each value is tried by itself.
     Header(HeaderMatcher),
     /// The path without query.
@@ -63,11 +63,11 @@ pub enum Principal {
     /// Anyone.
     Any,
     /// All of these.
-    And(Vec<Principal>),
+    And(Vec<Self>),
     /// One of these.
-    Or(Vec<Principal>),
+    Or(Vec<Self>),
     /// Not this.
-    Not(Box<Principal>),
+    Not(Box<Self>),
     /// The peer's certificate was verified, and one of its names (URI, then DNS, then subject)
     /// matches; without a matcher any verified certificate does.
     Authenticated(Option<StringMatcher>),

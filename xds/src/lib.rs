@@ -3,6 +3,15 @@
 
 /// Pillion's own messages and services, generated from `proto/pillion/mesh/v1/mesh.proto`.
 pub mod mesh {
-    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::nursery, clippy::use_self, clippy::or_fun_call, reason = "generated code")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::pedantic,
+        clippy::nursery,
+        clippy::use_self,
+        clippy::or_fun_call,
+        reason = "generated code"
+    )]
     include!("generated/pillion.mesh.v1.rs");
 }
