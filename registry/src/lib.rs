@@ -1,1 +1,6 @@
-//! Placeholder.
+//! The registry: which services and instances exist and how they are, told to everyone who asks.
+//!
+//! One direction: API calls, registration streams and silence become store commits; the store's
+//! watch builds the one immutable view; DNS, the watch API and the control plane only read it.
+
+pub mod catalog;

@@ -1,0 +1,50 @@
+//! The immutable view readers hold.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pillion_model::instance::{Instance, Protocol};
+use pillion_model::name::{InstanceId, ServiceName};
+
+/// Everything registered, as of one revision.
+#[derive(Clone, Debug, Default)]
+pub struct CatalogView {
+    /// The store revision the view is as of. Rises with every change; gaps mean nothing.
+    pub revision: u64,
+    /// Services that instances have registered, whether or not a Service resource exists.
+    pub services: BTreeMap<ServiceName, Arc<CatalogService>>,
+}
+
+/// One registered service: its instances, and the ports they have declared.
+///
+/// A service stays when its last instance has gone, so that its name and ports remain.
+#[derive(Clone, Debug, Default)]
+pub struct CatalogService {
+    /// Revision of the last change to this service or to one of its instances.
+    pub revision: u64,
+    /// Instances by id.
+    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
+    /// Ports by name as instances declared them first; stay when the last instance has gone.
+    pub ports: BTreeMap<String, ServicePort>,
+}
+
+/// A port that instances of a service have declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The port number.
+    pub port: u16,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+}
+
+impl CatalogView {
+    /// One instance, if it is registered.
+    pub fn instance(&self, service: &ServiceName, id: &InstanceId) -> Option<&Arc<Instance>> {
+        self.services.get(service)?.instances.get(id)
+    }
+
+    /// Number of registered instances.
+    pub fn instance_count(&self) -> usize {
+        self.services.values().map(|service| service.instances.len()).sum()
+    }
+}
