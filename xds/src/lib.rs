@@ -1,6 +1,9 @@
 //! Model to Envoy protobufs and back; ADS server and client as state machines without I/O, plus
 //! their gRPC transport; Pillion's own protos.
 
+pub mod ads;
+pub mod type_url;
+
 /// Pillion's own messages and services, generated from `proto/pillion/mesh/v1/mesh.proto`.
 pub mod mesh {
     #![allow(

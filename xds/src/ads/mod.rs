@@ -1,0 +1,10 @@
+//! Aggregated discovery (ADS), both variants: what a server offers and how it reaches a client.
+//!
+//! [`View`] is what one node may see at one moment, [`Source`] hands a view per node to the
+//! server. The rules of the protocol are state machines without I/O.
+
+mod node;
+mod view;
+
+pub use node::{NodeInfo, PILLION_USER_AGENT};
+pub use view::{Encoded, PeerId, Source, View};
