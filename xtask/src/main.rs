@@ -1,6 +1,14 @@
 //! Developer commands: `cargo xtask <command>`.
 
+mod ci;
 mod codegen;
+mod deny;
+mod peers;
+mod process;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -13,12 +21,49 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run every test of the workspace, and say how many ran and which peers took part.
+    Test {
+        /// Fail tests whose peer is missing, rather than skip them.
+        #[arg(long, env = "PILLION_REQUIRE_PEERS")]
+        require_peers: bool,
+        /// Passed on to the test runner (a filter, for example).
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Install the programs we are tested against (Envoy, dig, Prometheus, …) into `target/peers`.
+    Peers {
+        /// Only look: install nothing.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Everything that must pass before a change lands: format, lints, dependencies, tests.
+    Ci,
+    /// Check licences, sources and banned crates against `deny.toml`.
+    Deny,
     /// Generate Rust from `xds/proto` into `xds/src/generated` (committed; run after editing a proto).
     Codegen,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Command::Codegen => codegen::run(),
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Test { require_peers, rest } => test::run(require_peers, &rest),
+        Command::Peers { check } => peers::run(check),
+        Command::Ci => ci::run(),
+        Command::Deny => deny::run(),
+        Command::Codegen => codegen::run().map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+/// The repository's top folder.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
 }
