@@ -4,3 +4,4 @@
 //! watch builds the one immutable view; DNS, the watch API and the control plane only read it.
 
 pub mod catalog;
+pub mod store;

@@ -1,0 +1,277 @@
+//! What must survive a restart: resources, instances, indexes, the authority's material, tokens.
+//!
+//! A store is a map of small values with one revision that rises by one per committed transaction.
+//! Three operations: [`Store::load`], [`Store::commit`], [`Store::watch`]. Beats never come here.
+//! One engine so far: [`redb`], a single file in the data directory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+mod log;
+pub mod redb;
+
+#[cfg(test)]
+mod tests;
+
+pub use log::{Compacted, Watch};
+
+/// A durable map with revisions.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Reads everything, as of one revision.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store cannot be read or is damaged.
+    async fn load(&self) -> Result<State, StoreError>;
+
+    /// Applies all of a transaction or nothing, durably, and returns its revision.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Conflict`] if a precondition does not hold: nothing was changed.
+    async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError>;
+
+    /// Follows the commits after revision `from`, each once and in order.
+    fn watch(&self, from: u64) -> Watch;
+}
+
+/// Families of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Space {
+    /// Resources as applied: `<kind>/<namespace>/<name>`.
+    Resource,
+    /// Services that are known: `<namespace>/<service>`.
+    Service,
+    /// Service indexes, so that two services never share one: the number.
+    Index,
+    /// Instances and the traces of instances that left: `<namespace>/<service>/<id>`.
+    Instance,
+    /// The certificate authority's material, opaque here.
+    Ca,
+    /// Join tokens, opaque here.
+    Token,
+    /// Single values of the registry itself.
+    Meta,
+}
+
+impl Space {
+    const ALL: [Self; 7] =
+        [Self::Resource, Self::Service, Self::Index, Self::Instance, Self::Ca, Self::Token, Self::Meta];
+
+    /// The word in front of the key.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resource => "resource",
+            Self::Service => "service",
+            Self::Index => "index",
+            Self::Instance => "instance",
+            Self::Ca => "ca",
+            Self::Token => "token",
+            Self::Meta => "meta",
+        }
+    }
+}
+
+/// A key: `<space>/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The family.
+    pub space: Space,
+    /// The rest of the key.
+    pub name: String,
+}
+
+impl Key {
+    /// Makes a key.
+    pub fn new(space: Space, name: impl Into<String>) -> Self {
+        Self { space, name: name.into() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.space.as_str(), self.name)
+    }
+}
+
+impl FromStr for Key {
+    type Err = UnknownSpace;
+
+    fn from_str(text: &str) -> Result<Self, UnknownSpace> {
+        let unknown = || UnknownSpace(text.to_owned());
+        let (space, name) = text.split_once('/').ok_or_else(unknown)?;
+        let space = Space::ALL.into_iter().find(|s| s.as_str() == space).ok_or_else(unknown)?;
+        Ok(Self::new(space, name))
+    }
+}
+
+/// A key of a family this version does not know.
+#[derive(Debug, thiserror::Error)]
+#[error("key `{0}` is of no known family")]
+pub struct UnknownSpace(String);
+
+/// A value with the revision that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The transaction that last wrote the key.
+    pub revision: u64,
+    /// The value.
+    pub value: Bytes,
+}
+
+/// Everything in the store as of one revision.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Random name of this history: revisions of different epochs cannot be compared.
+    pub epoch: String,
+    /// The last committed transaction.
+    pub revision: u64,
+    /// All keys.
+    pub entries: BTreeMap<Key, Entry>,
+}
+
+impl State {
+    /// The entries of one family, in order of their names.
+    pub fn space(&self, space: Space) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries
+            .range(Key::new(space, "")..)
+            .take_while(move |(key, _)| key.space == space)
+            .map(|(key, entry)| (key.name.as_str(), entry))
+    }
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Op {
+    /// What to write.
+    pub key: Key,
+    /// The new value; `None` removes the key.
+    pub value: Option<Bytes>,
+}
+
+impl Op {
+    /// Writes a value.
+    pub fn put(key: Key, value: impl Into<Bytes>) -> Self {
+        Self { key, value: Some(value.into()) }
+    }
+
+    /// Removes a key; nothing happens if it is absent.
+    pub fn delete(key: Key) -> Self {
+        Self { key, value: None }
+    }
+}
+
+/// What must hold for a transaction to apply: the key was last written by `revision`, or, with
+/// `None`, is absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Precondition {
+    /// The key looked at.
+    pub key: Key,
+    /// Revision of its last write; `None`: absent.
+    pub revision: Option<u64>,
+}
+
+/// Writes that apply together, if all preconditions hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    /// All must hold.
+    pub preconditions: Vec<Precondition>,
+    /// Applied in order.
+    pub ops: Vec<Op>,
+}
+
+impl Transaction {
+    /// Adds a write.
+    pub fn push(&mut self, op: Op) -> &mut Self {
+        self.ops.push(op);
+        self
+    }
+
+    /// Demands that `key` was last written by `revision`, or is absent.
+    pub fn require(&mut self, key: Key, revision: Option<u64>) -> &mut Self {
+        self.preconditions.push(Precondition { key, revision });
+        self
+    }
+}
+
+/// A transaction as it was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Its revision.
+    pub revision: u64,
+    /// What it wrote.
+    pub ops: Vec<Op>,
+}
+
+/// Why a store could not be opened, read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A precondition did not hold; nothing was changed.
+    #[error("`{key}` was changed meanwhile (wanted {}, found {})", at(*.wanted), at(*.found))]
+    Conflict {
+        /// The key of the precondition.
+        key: Key,
+        /// The revision that was wanted.
+        wanted: Option<u64>,
+        /// The revision found.
+        found: Option<u64>,
+    },
+    /// The file is damaged.
+    #[error(
+        "store file {} is damaged: {detail}; restore it from a backup, or move it aside to start \
+         with an empty store (certificates, tokens and resources in it are then lost)",
+        .path.display()
+    )]
+    Corrupted {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Another process uses the data directory.
+    #[error(
+        "data directory {} is in use by another registry ({holder}); stop it, or choose another \
+         with --data-dir",
+        .directory.display()
+    )]
+    Locked {
+        /// The directory.
+        directory: PathBuf,
+        /// What is known about the other process.
+        holder: String,
+    },
+    /// The file was written by a version this one cannot read.
+    #[error("store file {} has format {found}; this version reads format {want}", .path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: String,
+        /// The format this version reads.
+        want: u64,
+    },
+    /// The environment refused.
+    #[error("{what} {}: {source}", .path.display())]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: Arc<std::io::Error>,
+    },
+    /// The store cannot write any more, or has been closed.
+    #[error("the store does not accept writes: {0}")]
+    Unavailable(String),
+}
+
+fn at(revision: Option<u64>) -> String {
+    revision.map_or_else(|| "it to be absent".to_owned(), |revision| format!("revision {revision}"))
+}
