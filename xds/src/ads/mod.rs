@@ -4,7 +4,11 @@
 //! server. The rules of the protocol are state machines without I/O.
 
 mod node;
+pub mod server;
+mod service;
 mod view;
+mod warming;
 
 pub use node::{NodeInfo, PILLION_USER_AGENT};
+pub use service::{AdsService, ProxyStatus, Totals, Variant};
 pub use view::{Encoded, PeerId, Source, View};

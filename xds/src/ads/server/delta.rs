@@ -1,0 +1,398 @@
+//! The incremental variant: only differences travel, each resource with its own version.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::{ControlPlane, Node};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+};
+use tokio::time::Instant;
+
+use super::track::{Hold, Track, check, fingerprint, has_legacy_wildcard};
+use super::{Machine, Refused, StreamOptions, TypeStatus};
+use crate::ads::view::{Encoded, View};
+use crate::ads::warming::endpoints_of;
+use crate::type_url;
+
+/// The name that subscribes to everything.
+const WILDCARD: &str = "*";
+
+/// One incremental stream.
+#[derive(Debug)]
+pub struct DeltaStream {
+    options: StreamOptions,
+    /// In push order.
+    types: Vec<DeltaType>,
+    nonce: u64,
+    wake_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct DeltaType {
+    track: Track,
+    /// What the client was told last about a name.
+    told: HashMap<Arc<str>, Told>,
+    /// Names to answer even if nothing changed: subscribed to (again), or left to the wildcard.
+    asked: BTreeSet<Arc<str>>,
+    /// The wildcard subscription itself is to be answered, even by an empty response.
+    asked_all: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Version(u64),
+    Absent,
+}
+
+/// Which differences a response may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Only answers to subscriptions.
+    Asked,
+    /// Also what is new, changed or, unless others may still use it, gone.
+    News,
+    /// What is gone.
+    Removals,
+}
+
+impl Machine for DeltaStream {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn new(options: StreamOptions) -> Self {
+        Self { options, types: Vec::new(), nonce: 0, wake_at: None }
+    }
+
+    fn node(request: &Self::Request) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn on_request(&mut self, request: Self::Request, view: &dyn View) -> Result<(), Refused> {
+        if request.type_url.is_empty() {
+            return Err(Refused::NoType);
+        }
+        let have = self.types.iter().map(|kind| kind.track.names.len()).sum();
+        let known = self.types.iter().position(|kind| kind.track.type_url == request.type_url);
+        let types = self.types.len() + usize::from(known.is_none());
+        check(&self.options.limits, have, &request.resource_names_subscribe, types)?;
+        if let Some(index) = known {
+            self.types[index].on_request(&request);
+        } else {
+            let initial = request.initial_resource_versions.len();
+            let limit = self.options.limits.names;
+            if initial > limit {
+                return Err(Refused::Limit {
+                    what: "initial resource versions of one type",
+                    got: initial,
+                    limit,
+                });
+            }
+            self.types.push(DeltaType::first(&request, view));
+            self.types.sort_by_key(|kind| kind.track.rank);
+        }
+        Ok(())
+    }
+
+    fn on_view(&mut self, view: &dyn View) {
+        for kind in &mut self.types {
+            kind.track.on_view(view);
+        }
+    }
+
+    fn next(&mut self, view: &dyn View, now: Instant) -> Option<Self::Response> {
+        let (index, response) = self.compose(view, now)?;
+        self.nonce += 1;
+        self.types[index].track.sent(self.nonce, now);
+        if self.options.endpoints_follow_clusters && response.type_url == type_url::CLUSTER {
+            self.ask_endpoints(&response);
+        }
+        Some(DeltaDiscoveryResponse {
+            nonce: self.nonce.to_string(),
+            control_plane: Some(ControlPlane { identifier: self.options.control_plane.clone() }),
+            ..response
+        })
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
+    fn status(&self) -> Vec<TypeStatus> {
+        self.types.iter().map(|kind| kind.track.status()).collect()
+    }
+}
+
+impl DeltaStream {
+    fn compose(&mut self, view: &dyn View, now: Instant) -> Option<(usize, DeltaDiscoveryResponse)> {
+        let budget = self.options.limits.response_bytes;
+        let mut hold = Hold::new(now);
+        for (index, kind) in self.types.iter_mut().enumerate() {
+            let waits = kind.track.is_waiting() || hold.holds(&kind.track);
+            let part = if waits { Part::Asked } else { Part::News };
+            if let Some(response) = kind.compose(view, part, budget) {
+                self.wake_at = None;
+                return Some((index, response));
+            }
+            if kind.track.is_waiting() && kind.has_news(view) {
+                hold.add(&kind.track);
+            }
+        }
+        self.wake_at = hold.until();
+        if hold.until().is_some() {
+            return None;
+        }
+        let mut used = self.types.iter_mut().enumerate().filter(|(_, kind)| kind.track.may_remove_last());
+        used.find_map(|(index, kind)| Some((index, kind.compose(view, Part::Removals, budget)?)))
+    }
+
+    /// A cluster announced anew is warmed, and for that the client waits for endpoints, also for
+    /// those it already has.
+    fn ask_endpoints(&mut self, clusters: &DeltaDiscoveryResponse) {
+        let Some(kind) = self.types.iter_mut().find(|kind| kind.track.type_url == type_url::ENDPOINTS) else {
+            return;
+        };
+        for body in clusters.resources.iter().filter_map(|resource| resource.resource.as_ref()) {
+            let name =
+                endpoints_of(&body.value).and_then(|name| kind.track.names.get(name.as_str()).cloned());
+            kind.asked.extend(name);
+        }
+    }
+}
+
+impl DeltaType {
+    /// The first request of a type on the stream: it may also say what the client already holds.
+    fn first(request: &DeltaDiscoveryRequest, view: &dyn View) -> Self {
+        let mut kind = Self {
+            track: Track::new(&request.type_url),
+            told: HashMap::new(),
+            asked: BTreeSet::new(),
+            asked_all: false,
+        };
+        kind.track.on_view(view);
+        kind.track.touch();
+        kind.subscribe(&request.resource_names_subscribe);
+        let is_bare =
+            request.resource_names_subscribe.is_empty() && request.resource_names_unsubscribe.is_empty();
+        if is_bare && has_legacy_wildcard(&request.type_url) {
+            kind.track.wildcard = true;
+            kind.asked_all = true;
+        }
+        for (name, version) in &request.initial_resource_versions {
+            let named = kind.track.names.get(name.as_str()).cloned();
+            let held = Told::Version(fingerprint(version));
+            if named.is_some() && view.find(&request.type_url, name).is_some_and(|now| Told::of(&now) == held)
+            {
+                kind.asked.remove(name.as_str());
+            }
+            if named.is_some() || kind.track.wildcard {
+                kind.told.insert(named.unwrap_or_else(|| Arc::from(name.as_str())), held);
+            }
+        }
+        kind.unsubscribe(&request.resource_names_unsubscribe);
+        kind
+    }
+
+    fn on_request(&mut self, request: &DeltaDiscoveryRequest) {
+        if !request.response_nonce.is_empty() {
+            // Subscriptions in a message with an outdated nonce count all the same.
+            self.track.answered(&request.response_nonce, request.error_detail.as_ref());
+        }
+        self.subscribe(&request.resource_names_subscribe);
+        self.unsubscribe(&request.resource_names_unsubscribe);
+    }
+
+    fn subscribe(&mut self, names: &[String]) {
+        for name in names {
+            if name == WILDCARD {
+                if self.track.wildcard {
+                    // Asked again: everything is answered again.
+                    self.told.retain(|name, _| self.track.names.contains(name));
+                }
+                self.track.wildcard = true;
+                self.asked_all = true;
+                self.track.touch();
+            } else {
+                let name: Arc<str> = Arc::from(name.as_str());
+                self.track.names.insert(Arc::clone(&name));
+                self.asked.insert(name);
+            }
+        }
+    }
+
+    fn unsubscribe(&mut self, names: &[String]) {
+        for name in names {
+            if name == WILDCARD {
+                self.track.wildcard = false;
+                self.asked_all = false;
+                self.told.retain(|name, _| self.track.names.contains(name));
+                self.asked.retain(|name| self.track.names.contains(name));
+            } else if self.track.names.remove(name.as_str()) {
+                if self.track.wildcard {
+                    self.asked.insert(Arc::from(name.as_str()));
+                } else {
+                    self.told.remove(name.as_str());
+                    self.asked.remove(name.as_str());
+                }
+            }
+        }
+    }
+
+    fn has_news(&self, view: &dyn View) -> bool {
+        self.track.dirty && self.current(view).iter().any(|now| self.differs(now))
+    }
+
+    fn differs(&self, now: &Encoded) -> bool {
+        self.told.get(now.name.as_str()) != Some(&Told::of(now))
+    }
+
+    /// Everything subscribed to that exists; a name covered twice comes twice.
+    fn current(&self, view: &dyn View) -> Vec<Arc<Encoded>> {
+        let url = &self.track.type_url;
+        let mut current = if self.track.wildcard { view.all(url) } else { Vec::new() };
+        current.extend(self.track.names.iter().filter_map(|name| view.find(url, name)));
+        current
+    }
+
+    fn compose(&mut self, view: &dyn View, part: Part, budget: usize) -> Option<DeltaDiscoveryResponse> {
+        let mut response = Builder::new(&self.track.type_url, budget);
+        if part != Part::Removals {
+            self.answer(view, &mut response);
+        }
+        if part == Part::News && self.track.dirty {
+            self.add_news(view, &mut response);
+        }
+        let removes = part == Part::Removals || (part == Part::News && !self.track.is_used());
+        if removes && self.track.dirty_removals {
+            self.add_removals(view, &mut response);
+        }
+        let answers_all = self.asked_all && part == Part::News;
+        if answers_all {
+            self.asked_all = false;
+        }
+        (answers_all || !response.is_empty()).then_some(response.response)
+    }
+
+    /// Names asked for: the resource, or that there is none.
+    fn answer(&mut self, view: &dyn View, response: &mut Builder) {
+        let wildcard = self
+            .asked
+            .iter()
+            .any(|name| !self.track.names.contains(name))
+            .then(|| view.all(&self.track.type_url));
+        while let Some(name) = self.asked.first().cloned() {
+            if response.is_full() {
+                return;
+            }
+            self.asked.remove(&name);
+            let subscribed = self.track.names.contains(&name);
+            let found = if subscribed {
+                view.find(&self.track.type_url, &name)
+            } else {
+                wildcard.iter().flatten().find(|resource| resource.name == *name).cloned()
+            };
+            match found {
+                Some(resource) => {
+                    self.told.insert(name, Told::of(&resource));
+                    response.add(&resource);
+                }
+                None => {
+                    response.remove(&name);
+                    if subscribed {
+                        self.told.insert(name, Told::Absent);
+                    } else {
+                        self.told.remove(&name);
+                    }
+                }
+            }
+        }
+    }
+
+    fn add_news(&mut self, view: &dyn View, response: &mut Builder) {
+        for resource in self.current(view) {
+            if !self.differs(&resource) {
+                continue;
+            }
+            if response.is_full() {
+                return;
+            }
+            let name = self.track.names.get(resource.name.as_str()).cloned();
+            self.told.insert(name.unwrap_or_else(|| Arc::from(resource.name.as_str())), Told::of(&resource));
+            response.add(&resource);
+        }
+        self.track.dirty = false;
+    }
+
+    fn add_removals(&mut self, view: &dyn View, response: &mut Builder) {
+        let current = self.current(view);
+        let exists: HashSet<&str> = current.iter().map(|resource| resource.name.as_str()).collect();
+        let is_gone =
+            |(name, told): &(&Arc<str>, &Told)| **told != Told::Absent && !exists.contains(&***name);
+        let gone: Vec<Arc<str>> =
+            self.told.iter().filter(is_gone).map(|(name, _)| Arc::clone(name)).collect();
+        for name in gone {
+            if response.is_full() {
+                return;
+            }
+            response.remove(&name);
+            if self.track.names.contains(&name) {
+                self.told.insert(name, Told::Absent);
+            } else {
+                self.told.remove(&name);
+            }
+        }
+        self.track.dirty_removals = false;
+    }
+}
+
+impl Told {
+    fn of(resource: &Encoded) -> Self {
+        Self::Version(fingerprint(&resource.version))
+    }
+}
+
+/// A response under construction, and how large it is.
+struct Builder {
+    response: DeltaDiscoveryResponse,
+    bytes: usize,
+    budget: usize,
+}
+
+impl Builder {
+    /// Field tags and lengths around one resource, rounded up.
+    const OVERHEAD: usize = 32;
+
+    fn new(type_url: &str, budget: usize) -> Self {
+        let response =
+            DeltaDiscoveryResponse { type_url: type_url.to_owned(), ..DeltaDiscoveryResponse::default() };
+        Self { response, bytes: 0, budget }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= self.budget
+    }
+
+    fn add(&mut self, resource: &Encoded) {
+        let body = &resource.body;
+        self.bytes += resource.name.len()
+            + resource.version.len()
+            + body.type_url.len()
+            + body.value.len()
+            + Self::OVERHEAD;
+        self.response.resources.push(Resource {
+            name: resource.name.clone(),
+            version: resource.version.clone(),
+            resource: Some(body.clone()),
+            ..Resource::default()
+        });
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.bytes += name.len() + Self::OVERHEAD;
+        self.response.removed_resources.push(name.to_owned());
+    }
+}
