@@ -1,0 +1,72 @@
+//! The command line as a whole; each command's own arguments stand beside the command.
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Parser, Subcommand};
+
+use crate::commands;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// A service mesh in one binary: a registry that knows what is alive, and a proxy beside each instance.
+#[derive(Debug, Parser)]
+#[command(name = "pillion", version, styles = STYLES, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Ask whether the registry or proxy on this machine is ready (exit code 0 or 1).
+    Ready(commands::ready::ReadyArguments),
+    /// Wait until the registry or proxy on this machine is ready.
+    Wait(commands::ready::WaitArguments),
+    /// Print a completion script for a shell.
+    Completions(commands::completions::Arguments),
+    /// One of the demo's sample services.
+    #[command(hide = true, subcommand)]
+    DemoService(crate::demo::services::Service),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_tree_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_an_environment_variable_and_a_description() {
+        fn visit(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(
+                command.is_hide_set() || command.get_about().is_some(),
+                "{path} says nothing about itself"
+            );
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                let name = argument.get_id().as_str();
+                if matches!(name, "help" | "version") {
+                    continue;
+                }
+                assert!(argument.get_help().is_some(), "{path}: `{name}` has no help");
+                if argument.is_positional() {
+                    continue;
+                }
+                let long = argument.get_long().unwrap_or_else(|| panic!("{path}: `{name}` has no long form"));
+                let variable =
+                    argument.get_env().unwrap_or_else(|| panic!("{path}: --{long} has no variable"));
+                assert!(variable.to_string_lossy().starts_with("PILLION_"), "{path}: --{long}: {variable:?}");
+            }
+            command.get_subcommands().filter(|sub| !sub.is_hide_set()).for_each(|sub| visit(sub, &path));
+        }
+        visit(&Arguments::command(), "");
+    }
+}

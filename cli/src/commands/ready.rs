@@ -1,0 +1,77 @@
+//! `pillion ready` and `pillion wait`: start ordering, and the images' health check.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+
+use crate::http::{Origin, send};
+use crate::output::note;
+
+/// How long one question may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often `wait` asks.
+const QUESTION_INTERVAL: Duration = Duration::from_millis(100);
+/// The proxy's port for `/metrics`, `/ready` and `/live`.
+const METRICS_PORT: u16 = 15020;
+
+/// Whom to ask.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Target {
+    /// Whom to ask: a proxy's metrics address, or a registry's API address.
+    #[arg(long, env = "PILLION_READY_ADDRESS", default_value = "127.0.0.1:15020", value_name = "HOST:PORT")]
+    address: String,
+}
+
+/// Arguments of `pillion ready`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReadyArguments {
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Arguments of `pillion wait`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WaitArguments {
+    #[command(flatten)]
+    target: Target,
+    /// Give up after so many seconds.
+    #[arg(long, env = "PILLION_WAIT_TIMEOUT", default_value_t = 60, value_name = "SECONDS")]
+    timeout: u64,
+}
+
+/// Asks once; an error when it is not ready.
+pub(crate) async fn ready(arguments: ReadyArguments) -> anyhow::Result<()> {
+    let origin = Origin::parse(&arguments.target.address, METRICS_PORT)?;
+    ask(&origin).await
+}
+
+/// Asks until it is ready or the time is over.
+pub(crate) async fn wait(arguments: WaitArguments) -> anyhow::Result<()> {
+    let origin = Origin::parse(&arguments.target.address, METRICS_PORT)?;
+    let limit = Duration::from_secs(arguments.timeout);
+    let deadline = tokio::time::Instant::now() + limit;
+    loop {
+        let Err(error) = ask(&origin).await else { return Ok(()) };
+        if tokio::time::Instant::now() >= deadline {
+            return Err(error.context(format!("{origin} is not ready after {limit:?}")));
+        }
+        tokio::time::sleep(QUESTION_INTERVAL).await;
+    }
+}
+
+/// A proxy answers at `/ready`, a registry at `/readyz`.
+async fn ask(origin: &Origin) -> anyhow::Result<()> {
+    for path in ["/ready", "/readyz"] {
+        let request = http::Request::get(path).body(Bytes::new()).context("build the request")?;
+        let answer = send(origin, None, request, QUESTION_TIMEOUT).await?;
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        if answer.status != http::StatusCode::NOT_FOUND {
+            anyhow::bail!("{origin} is not ready: {}", answer.text().trim());
+        }
+    }
+    note(format_args!("{origin} knows neither /ready nor /readyz"));
+    anyhow::bail!("{origin} is neither a proxy nor a registry of Pillion")
+}
