@@ -2,6 +2,8 @@
 //! their gRPC transport; Pillion's own protos.
 
 pub mod ads;
+pub mod encode;
+mod pb;
 pub mod type_url;
 
 /// Pillion's own messages and services, generated from `proto/pillion/mesh/v1/mesh.proto`.
