@@ -20,7 +20,9 @@ pub(crate) use envoy_types::pb::envoy::extensions::filters::network::{
 };
 pub(crate) use envoy_types::pb::envoy::extensions::load_balancing_policies as lb;
 pub(crate) use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3 as previous_hosts;
-pub(crate) use envoy_types::pb::envoy::extensions::transport_sockets::{raw_buffer::v3 as raw_buffer, tls::v3 as tls};
+pub(crate) use envoy_types::pb::envoy::extensions::transport_sockets::{
+    raw_buffer::v3 as raw_buffer, tls::v3 as tls,
+};
 pub(crate) use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream_http;
 pub(crate) use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 pub(crate) use envoy_types::pb::envoy::r#type::v3 as types;

@@ -51,8 +51,12 @@ pub(super) fn shape(full_name: &str) -> Option<&'static Shape> {
         "envoy.config.route.v3.RouteConfiguration" => &ROUTES,
         "envoy.config.cluster.v3.Cluster" => &CLUSTER,
         "envoy.config.endpoint.v3.ClusterLoadAssignment" => &ASSIGNMENT,
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => &CONNECTION_MANAGER,
-        "envoy.extensions.filters.http.rbac.v3.RBAC" | "envoy.extensions.filters.network.rbac.v3.RBAC" => &RBAC_FILTER,
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            &CONNECTION_MANAGER
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBAC" | "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+            &RBAC_FILTER
+        }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => &RBAC_PER_ROUTE,
         "envoy.extensions.access_loggers.file.v3.FileAccessLog" => &FILE_LOG,
         _ => return None,
@@ -78,7 +82,8 @@ pub(super) fn order(bytes: &mut [u8], shape: &Shape) {
         let run = rest.iter().take_while(|field| field.tag == first.tag).count();
         if run > 1 && matches!(find(shape, first.tag), Some(Map(_))) {
             let whole = first.whole.start..rest[run - 1].whole.end;
-            let mut entries: Vec<Vec<u8>> = rest[..run].iter().map(|field| bytes[field.value.clone()].to_vec()).collect();
+            let mut entries: Vec<Vec<u8>> =
+                rest[..run].iter().map(|field| bytes[field.value.clone()].to_vec()).collect();
             entries.sort_unstable();
             let mut sorted = Vec::with_capacity(whole.len());
             for entry in entries {

@@ -48,20 +48,16 @@ pub(super) fn cluster(cluster: &Cluster, dialect: Dialect<'_>) -> pb::cluster::C
         )]),
         transport_socket: cluster.tls.as_ref().map(tls),
         transport_socket_matches: cluster.transports.iter().map(|one| transport_match(one, tls)).collect(),
-        metadata: cluster
-            .destination
-            .as_ref()
-            .and_then(|destination| metadata(BTreeMap::from([(pb::METADATA, self::destination(destination))]))),
+        metadata: cluster.destination.as_ref().and_then(|destination| {
+            metadata(BTreeMap::from([(pb::METADATA, self::destination(destination))]))
+        }),
         ..Default::default()
     }
 }
 
 fn destination(destination: &Destination) -> pb::Struct {
-    let fields = [
-        ("service", &destination.service),
-        ("subset", &destination.subset),
-        ("port", &destination.port),
-    ];
+    let fields =
+        [("service", &destination.service), ("subset", &destination.subset), ("port", &destination.port)];
     pb::Struct { fields: fields.into_iter().map(|(key, value)| (key.to_owned(), text(value))).collect() }
 }
 
@@ -83,7 +79,10 @@ fn discovery(
     }
 }
 
-fn balancing(cluster: &Cluster, dialect: Dialect<'_>) -> (LbPolicy, Option<pb::cluster::LoadBalancingPolicy>) {
+fn balancing(
+    cluster: &Cluster,
+    dialect: Dialect<'_>,
+) -> (LbPolicy, Option<pb::cluster::LoadBalancingPolicy>) {
     if cluster.discovery == Discovery::OriginalDst {
         return (LbPolicy::ClusterProvided, None);
     }
@@ -179,7 +178,8 @@ fn circuit_breakers(cluster: &Cluster) -> Option<pb::cluster::CircuitBreakers> {
             ..Default::default()
         })
         .collect();
-    (!thresholds.is_empty()).then(|| pb::cluster::CircuitBreakers { thresholds, per_host_thresholds: Vec::new() })
+    (!thresholds.is_empty())
+        .then(|| pb::cluster::CircuitBreakers { thresholds, per_host_thresholds: Vec::new() })
 }
 
 fn outlier_detection(outlier: &OutlierDetection) -> pb::cluster::OutlierDetection {
@@ -217,7 +217,11 @@ fn protocol(cluster: &Cluster, dialect: Dialect<'_>) -> UpstreamProtocol {
 }
 
 /// Envoy offers what its context says, whatever it then speaks: the two have to agree.
-fn transport(tls: &UpstreamTls, protocol: UpstreamProtocol, dialect: Dialect<'_>) -> pb::core::TransportSocket {
+fn transport(
+    tls: &UpstreamTls,
+    protocol: UpstreamProtocol,
+    dialect: Dialect<'_>,
+) -> pb::core::TransportSocket {
     if !matches!(dialect, Dialect::Envoy(_)) || tls.alpn.is_empty() {
         return super::tls::upstream(tls, dialect);
     }
@@ -247,7 +251,8 @@ fn http_options(cluster: &Cluster, protocol: UpstreamProtocol) -> pb::upstream_h
     let http1 = pb::core::Http1ProtocolOptions::default();
     // Upgrades travel over HTTP/2 as RFC 8441 has it.
     let http2 = pb::core::Http2ProtocolOptions { allow_connect: true, ..Default::default() };
-    let explicit = |config| Options::ExplicitHttpConfig(options::ExplicitHttpConfig { protocol_config: Some(config) });
+    let explicit =
+        |config| Options::ExplicitHttpConfig(options::ExplicitHttpConfig { protocol_config: Some(config) });
     pb::upstream_http::HttpProtocolOptions {
         common_http_protocol_options: Some(pb::core::HttpProtocolOptions {
             idle_timeout: Some(limit(cluster.idle_timeout)),
@@ -263,11 +268,13 @@ fn http_options(cluster: &Cluster, protocol: UpstreamProtocol) -> pb::upstream_h
                 http2_protocol_options: Some(http2),
                 ..Default::default()
             }),
-            UpstreamProtocol::Downstream => Options::UseDownstreamProtocolConfig(options::UseDownstreamHttpConfig {
-                http_protocol_options: Some(http1),
-                http2_protocol_options: Some(http2),
-                ..Default::default()
-            }),
+            UpstreamProtocol::Downstream => {
+                Options::UseDownstreamProtocolConfig(options::UseDownstreamHttpConfig {
+                    http_protocol_options: Some(http1),
+                    http2_protocol_options: Some(http2),
+                    ..Default::default()
+                })
+            }
         }),
         ..Default::default()
     }

@@ -9,7 +9,10 @@ use super::{Dialect, fraction, metadata, number, text, texts};
 use crate::pb;
 use pb::core::HealthStatus;
 
-pub(super) fn assignment(assignment: &LoadAssignment, dialect: Dialect<'_>) -> pb::endpoint::ClusterLoadAssignment {
+pub(super) fn assignment(
+    assignment: &LoadAssignment,
+    dialect: Dialect<'_>,
+) -> pb::endpoint::ClusterLoadAssignment {
     pb::endpoint::ClusterLoadAssignment {
         cluster_name: assignment.cluster.clone(),
         endpoints: assignment.localities.iter().map(|group| locality(group, dialect)).collect(),

@@ -1,8 +1,8 @@
 //! The HTTP connection manager and its filters.
 
 use pillion_model::http::{
-    AccessLog, Codec, EscapedSlashes, FaultPolicy, ForwardClientCert, HttpConnectionManager, HttpFilter, LogFormat,
-    RouteSource, ServerHeader,
+    AccessLog, Codec, EscapedSlashes, FaultPolicy, ForwardClientCert, HttpConnectionManager, HttpFilter,
+    LogFormat, RouteSource, ServerHeader,
 };
 use pillion_model::retry::LOCAL_REPLY_HEADER;
 
@@ -11,7 +11,10 @@ use super::{Dialect, ads, any, boolean, duration, fraction, limit, number, texts
 use crate::pb;
 use pb::hcm::http_connection_manager as manager;
 
-pub(super) fn connection_manager(http: &HttpConnectionManager, dialect: Dialect<'_>) -> pb::hcm::HttpConnectionManager {
+pub(super) fn connection_manager(
+    http: &HttpConnectionManager,
+    dialect: Dialect<'_>,
+) -> pb::hcm::HttpConnectionManager {
     let codec = match http.codec {
         Codec::Auto => manager::CodecType::Auto,
         Codec::Http1 => manager::CodecType::Http1,
@@ -122,7 +125,8 @@ fn local_reply_mark() -> pb::hcm::LocalReplyConfig {
                     value: "1".to_owned(),
                     raw_value: Vec::new(),
                 }),
-                append_action: pb::core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+                append_action: pb::core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd
+                    .into(),
                 ..Default::default()
             }],
             ..Default::default()
@@ -135,7 +139,10 @@ fn filter(filter: &HttpFilter) -> pb::hcm::HttpFilter {
     let (name, config) = match filter {
         HttpFilter::Router { suppress_envoy_headers } => (
             pb::names::ROUTER,
-            any(&pb::router::Router { suppress_envoy_headers: *suppress_envoy_headers, ..Default::default() }),
+            any(&pb::router::Router {
+                suppress_envoy_headers: *suppress_envoy_headers,
+                ..Default::default()
+            }),
         ),
         HttpFilter::Rbac { rules, shadow_rules } => (
             pb::names::RBAC,
@@ -193,7 +200,10 @@ fn access_log(log: &AccessLog) -> pb::accesslog::AccessLog {
     let config = pb::file_log::FileAccessLog {
         path: log.path.clone(),
         access_log_format: format.map(|format| {
-            AccessLogFormat::LogFormat(pb::core::SubstitutionFormatString { format: Some(format), ..Default::default() })
+            AccessLogFormat::LogFormat(pb::core::SubstitutionFormatString {
+                format: Some(format),
+                ..Default::default()
+            })
         }),
     };
     pb::accesslog::AccessLog {

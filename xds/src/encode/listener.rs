@@ -25,7 +25,10 @@ pub(super) fn listener(listener: &Listener, dialect: Dialect<'_>) -> pb::listene
         name: listener.name.clone(),
         address: listener.address.map(address),
         filter_chains: listener.filter_chains.iter().map(|chain| filter_chain(chain, dialect)).collect(),
-        default_filter_chain: listener.default_filter_chain.as_ref().map(|chain| filter_chain(chain, dialect)),
+        default_filter_chain: listener
+            .default_filter_chain
+            .as_ref()
+            .map(|chain| filter_chain(chain, dialect)),
         metadata: flag(MARK_LOCAL_REPLIES, is_marked(api, dialect)),
         listener_filters: listener_filters(listener, dialect),
         listener_filters_timeout: Some(duration(listener.listener_filters_timeout)),
@@ -49,7 +52,8 @@ fn listener_filters(listener: &Listener, dialect: Dialect<'_>) -> Vec<pb::listen
         return filters;
     }
     if listener.original_dst {
-        filters.push(listener_filter("envoy.filters.listener.original_dst", &pb::original_dst::OriginalDst {}));
+        filters
+            .push(listener_filter("envoy.filters.listener.original_dst", &pb::original_dst::OriginalDst {}));
     }
     if listener.tls_inspector {
         filters.push(listener_filter(
@@ -122,7 +126,11 @@ fn tcp_proxy(tcp: &TcpProxy) -> pb::tcp_proxy::TcpProxy {
         several => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: several
                 .iter()
-                .map(|(name, weight)| ClusterWeight { name: name.clone(), weight: *weight, metadata_match: None })
+                .map(|(name, weight)| ClusterWeight {
+                    name: name.clone(),
+                    weight: *weight,
+                    metadata_match: None,
+                })
                 .collect(),
         }),
     };

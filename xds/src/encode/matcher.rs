@@ -1,6 +1,8 @@
 //! Matchers.
 
-use pillion_model::matcher::{Cidr, HeaderMatcher, HeaderValueMatch, Pattern, QueryMatcher, Regex, StringMatcher};
+use pillion_model::matcher::{
+    Cidr, HeaderMatcher, HeaderValueMatch, Pattern, QueryMatcher, Regex, StringMatcher,
+};
 
 use crate::pb;
 use pb::route::header_matcher::HeaderMatchSpecifier;

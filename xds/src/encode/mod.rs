@@ -200,8 +200,10 @@ fn metadata(parts: BTreeMap<&str, pb::Struct>) -> Option<pb::core::Metadata> {
         .filter(|(_, part)| !part.fields.is_empty())
         .map(|(key, part)| (key.to_owned(), part))
         .collect();
-    (!filter_metadata.is_empty())
-        .then(|| pb::core::Metadata { filter_metadata, typed_filter_metadata: std::collections::HashMap::new() })
+    (!filter_metadata.is_empty()).then(|| pb::core::Metadata {
+        filter_metadata,
+        typed_filter_metadata: std::collections::HashMap::new(),
+    })
 }
 
 /// Our own metadata: one switch, if it is on.

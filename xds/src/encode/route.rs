@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use pillion_model::http::CorsPolicy;
 use pillion_model::retry::RetryPolicy;
 use pillion_model::route::{
-    Append, ClusterChoice, FilterOverrides, Forward, HashPolicy, HashSource, HeaderChange, HeaderChanges, HostRewrite,
-    Mirror, PathMatch, PathRewrite, Redirect, RedirectPath, Route, RouteAction, RouteConfiguration, RouteMatch,
-    VirtualHost, WeightedCluster,
+    Append, ClusterChoice, FilterOverrides, Forward, HashPolicy, HashSource, HeaderChange, HeaderChanges,
+    HostRewrite, Mirror, PathMatch, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
+    RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
 
 use super::matcher::{header, pattern, query, regex, string};
@@ -20,7 +20,10 @@ use pb::route::route_match::PathSpecifier;
 /// Key of our metadata at a route or virtual host: the retry policy there is `only_safe`.
 pub(crate) const RETRY_ONLY_SAFE: &str = "retryOnlySafe";
 
-pub(super) fn configuration(routes: &RouteConfiguration, dialect: Dialect<'_>) -> pb::route::RouteConfiguration {
+pub(super) fn configuration(
+    routes: &RouteConfiguration,
+    dialect: Dialect<'_>,
+) -> pb::route::RouteConfiguration {
     let changes = Changes::of(&routes.headers);
     pb::route::RouteConfiguration {
         name: routes.name.clone(),
@@ -72,12 +75,15 @@ fn route(route: &Route, dialect: Dialect<'_>) -> pb::route::Route {
         action: Some(match &route.action {
             RouteAction::Forward(to) => Action::Route(forward(to)),
             RouteAction::Redirect(to) => Action::Redirect(redirect(to)),
-            RouteAction::Respond { status, body } => Action::DirectResponse(pb::route::DirectResponseAction {
-                status: (*status).into(),
-                body: (!body.is_empty())
-                    .then(|| super::tls::data_source(&pillion_model::tls::DataSource::Inline(body.clone()))),
-                body_format: None,
-            }),
+            RouteAction::Respond { status, body } => {
+                Action::DirectResponse(pb::route::DirectResponseAction {
+                    status: (*status).into(),
+                    body: (!body.is_empty()).then(|| {
+                        super::tls::data_source(&pillion_model::tls::DataSource::Inline(body.clone()))
+                    }),
+                    body_format: None,
+                })
+            }
             RouteAction::NonForwarding => Action::NonForwardingAction(pb::route::NonForwardingAction {}),
         }),
         ..Default::default()
@@ -116,7 +122,9 @@ fn forward(forward: &Forward) -> pb::route::RouteAction {
     let (prefix_rewrite, regex_rewrite) = match &forward.rewrite {
         None => (String::new(), None),
         Some(PathRewrite::Prefix(prefix)) => (prefix.clone(), None),
-        Some(PathRewrite::Regex { pattern, substitution }) => (String::new(), Some(substitute(pattern, substitution))),
+        Some(PathRewrite::Regex { pattern, substitution }) => {
+            (String::new(), Some(substitute(pattern, substitution)))
+        }
     };
     let stream = (forward.max_stream_duration.is_some() || forward.grpc_timeout_max.is_some()).then(|| {
         route_action::MaxStreamDuration {
@@ -206,7 +214,9 @@ fn redirect(redirect: &Redirect) -> pb::route::RedirectAction {
         port_redirect: redirect.port.map_or(0, u32::from),
         path_rewrite_specifier: redirect.path.as_ref().map(|path| match path {
             RedirectPath::Full(path) => PathRewriteSpecifier::PathRedirect(path.clone()),
-            RedirectPath::Rewrite(PathRewrite::Prefix(prefix)) => PathRewriteSpecifier::PrefixRewrite(prefix.clone()),
+            RedirectPath::Rewrite(PathRewrite::Prefix(prefix)) => {
+                PathRewriteSpecifier::PrefixRewrite(prefix.clone())
+            }
             RedirectPath::Rewrite(PathRewrite::Regex { pattern, substitution }) => {
                 PathRewriteSpecifier::RegexRewrite(substitute(pattern, substitution))
             }
@@ -235,7 +245,9 @@ fn hash(policy: &HashPolicy) -> route_action::HashPolicy {
             path: path.clone(),
             attributes: Vec::new(),
         }),
-        HashSource::SourceIp => PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }),
+        HashSource::SourceIp => {
+            PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true })
+        }
         HashSource::Query(name) => PolicySpecifier::QueryParameter(QueryParameter { name: name.clone() }),
     };
     route_action::HashPolicy { terminal: policy.terminal, policy_specifier: Some(source) }
@@ -327,7 +339,11 @@ fn push(change: &HeaderChange, added: &mut Vec<pb::core::HeaderValueOption>, rem
                 Append::OverwriteIfExists => A::OverwriteIfExists,
             };
             added.push(pb::core::HeaderValueOption {
-                header: Some(pb::core::HeaderValue { key: name.clone(), value: value.clone(), raw_value: Vec::new() }),
+                header: Some(pb::core::HeaderValue {
+                    key: name.clone(),
+                    value: value.clone(),
+                    raw_value: Vec::new(),
+                }),
                 append_action: action.into(),
                 keep_empty_value: *keep_empty,
                 ..Default::default()

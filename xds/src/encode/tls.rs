@@ -1,8 +1,8 @@
 //! TLS contexts, as transport sockets.
 
 use pillion_model::tls::{
-    Certificate, DataSource, DownstreamTls, NameKind, NameMatcher, ROOTS_SECRET, Roots, SVID_SECRET, TlsVersion,
-    UpstreamTls, Validation,
+    Certificate, DataSource, DownstreamTls, NameKind, NameMatcher, ROOTS_SECRET, Roots, SVID_SECRET,
+    TlsVersion, UpstreamTls, Validation,
 };
 
 use super::matcher::string;
@@ -86,16 +86,20 @@ fn common(
             (Certificate::Secret(name), Dialect::Grpc) if name == SVID_SECRET => {
                 context.tls_certificate_provider_instance = Some(instance());
             }
-            (Certificate::Secret(name), Dialect::Envoy(options)) if name == SVID_SECRET => match &options.secrets {
-                EnvoySecrets::Pem { certificate: chain, key, .. } => {
-                    let (chain, key) = (DataSource::File(chain.clone()), DataSource::File(key.clone()));
-                    context.tls_certificates.push(certificate(&chain, &key));
+            (Certificate::Secret(name), Dialect::Envoy(options)) if name == SVID_SECRET => {
+                match &options.secrets {
+                    EnvoySecrets::Pem { certificate: chain, key, .. } => {
+                        let (chain, key) = (DataSource::File(chain.clone()), DataSource::File(key.clone()));
+                        context.tls_certificates.push(certificate(&chain, &key));
+                    }
+                    EnvoySecrets::Sds { certificate, .. } => {
+                        context.tls_certificate_sds_secret_configs.push(sds_file(name, certificate));
+                    }
                 }
-                EnvoySecrets::Sds { certificate, .. } => {
-                    context.tls_certificate_sds_secret_configs.push(sds_file(name, certificate));
-                }
-            },
-            (Certificate::Secret(name), _) => context.tls_certificate_sds_secret_configs.push(sds(name, dialect)),
+            }
+            (Certificate::Secret(name), _) => {
+                context.tls_certificate_sds_secret_configs.push(sds(name, dialect))
+            }
         }
     }
     context.validation_context_type = validation.map(|rules| validation_context(rules, dialect));
@@ -124,13 +128,15 @@ fn validation_context(validation: &Validation, dialect: Dialect<'_>) -> Validati
             context.system_root_certs = Some(pb::tls::certificate_validation_context::SystemRootCerts {});
             None
         }
-        (Roots::Secret(secret), Dialect::Envoy(options)) if secret == ROOTS_SECRET => match &options.secrets {
-            EnvoySecrets::Pem { roots, .. } => {
-                context.trusted_ca = Some(data_source(&DataSource::File(roots.clone())));
-                None
+        (Roots::Secret(secret), Dialect::Envoy(options)) if secret == ROOTS_SECRET => {
+            match &options.secrets {
+                EnvoySecrets::Pem { roots, .. } => {
+                    context.trusted_ca = Some(data_source(&DataSource::File(roots.clone())));
+                    None
+                }
+                EnvoySecrets::Sds { roots, .. } => Some(sds_file(secret, roots)),
             }
-            EnvoySecrets::Sds { roots, .. } => Some(sds_file(secret, roots)),
-        },
+        }
         (Roots::Secret(secret), Dialect::Grpc) if secret == ROOTS_SECRET => {
             context.ca_certificate_provider_instance = Some(instance());
             None
@@ -139,11 +145,13 @@ fn validation_context(validation: &Validation, dialect: Dialect<'_>) -> Validati
     };
     match secret {
         None => ValidationContextType::ValidationContext(context),
-        Some(secret) => ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
-            default_validation_context: Some(context),
-            validation_context_sds_secret_config: Some(secret),
-            ..Default::default()
-        }),
+        Some(secret) => {
+            ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+                default_validation_context: Some(context),
+                validation_context_sds_secret_config: Some(secret),
+                ..Default::default()
+            })
+        }
     }
 }
 
@@ -186,10 +194,9 @@ fn sds_file(name: &str, path: &str) -> pb::tls::SdsSecretConfig {
         name: name.to_owned(),
         sds_config: Some(pb::core::ConfigSource {
             resource_api_version: pb::core::ApiVersion::V3.into(),
-            config_source_specifier: Some(ConfigSourceSpecifier::PathConfigSource(pb::core::PathConfigSource {
-                path: path.to_owned(),
-                ..Default::default()
-            })),
+            config_source_specifier: Some(ConfigSourceSpecifier::PathConfigSource(
+                pb::core::PathConfigSource { path: path.to_owned(), ..Default::default() },
+            )),
             ..Default::default()
         }),
     }
