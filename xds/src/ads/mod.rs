@@ -3,6 +3,7 @@
 //! [`View`] is what one node may see at one moment, [`Source`] hands a view per node to the
 //! server. The rules of the protocol are state machines without I/O.
 
+pub mod client;
 mod node;
 pub mod server;
 mod service;

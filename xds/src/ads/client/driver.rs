@@ -1,0 +1,171 @@
+//! Keeps a [`Client`] connected: one incremental stream at a time over a tonic channel, for ever.
+
+use std::error::Error;
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::{Backoff, Client, Decode, Update};
+
+/// How long a connection, and then the stream on it, may take to be established.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests between the client and the transport.
+const REQUESTS_MAX: usize = 32;
+/// Largest response taken.
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+/// The owner of a [`Client`]: what the driver reports to.
+pub trait Handler: Send {
+    /// A resource as read.
+    type Value: Send;
+
+    /// The client. Subscriptions changed at any time are sent by the driver.
+    fn client(&mut self) -> &mut Client;
+
+    /// Reads resources.
+    fn decode(&self) -> Decode<Self::Value>;
+
+    /// A response has been taken in.
+    fn on_update(&mut self, update: Update<Self::Value>);
+
+    /// The stream opened or ended.
+    fn on_link(&mut self, link: Link);
+
+    /// Waits for something to do beside the stream and does it: commands, timers. Called all the
+    /// time, connected or not, and dropped at any `.await`, so nothing may be lost there.
+    fn work(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// State of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// A stream is open.
+    Connected,
+    /// It ended or could not be opened.
+    Lost {
+        /// Why.
+        error: String,
+        /// When the next attempt is made.
+        retry_in: Duration,
+    },
+}
+
+/// Runs until `stop`: connects by `connect`, opens the stream, and does so again after every loss,
+/// waiting as [`Backoff`] says.
+///
+/// Dead connections are for the channel to notice: give it HTTP/2 keep-alive.
+pub async fn run<H, F, A>(handler: &mut H, mut connect: F, stop: &CancellationToken)
+where
+    H: Handler,
+    F: FnMut() -> A + Send,
+    A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send,
+{
+    let mut backoff = Backoff::default();
+    loop {
+        let ended = stop.run_until_cancelled(stream(handler, &mut connect, &mut backoff)).await;
+        let Some(error) = ended else {
+            return;
+        };
+        let retry_in = backoff.next_wait(fastrand::f64());
+        handler.on_link(Link::Lost { error, retry_in });
+        if stop.run_until_cancelled(beside(handler, sleep(retry_in))).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// One connection and stream; gives the reason of its end.
+async fn stream<H, F, A>(handler: &mut H, connect: &mut F, backoff: &mut Backoff) -> String
+where
+    H: Handler,
+    F: FnMut() -> A + Send,
+    A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send,
+{
+    let channel = match beside(handler, timeout(CONNECT_TIMEOUT, connect())).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => return chain(&*error),
+        Err(_elapsed) => return format!("no connection to the registry within {CONNECT_TIMEOUT:?}"),
+    };
+    let mut service =
+        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
+    let (requests, queue) = mpsc::channel(REQUESTS_MAX);
+    handler.client().connected();
+    fill(handler.client(), &requests); // a server may wait for the first request before it answers
+    let opening = service.delta_aggregated_resources(ReceiverStream::new(queue));
+    let mut responses = match beside(handler, timeout(CONNECT_TIMEOUT, opening)).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return chain(&status),
+        Err(_elapsed) => return format!("the registry did not open the stream within {CONNECT_TIMEOUT:?}"),
+    };
+    handler.on_link(Link::Connected);
+    loop {
+        let has_request = handler.client().has_request();
+        tokio::select! {
+            slot = requests.reserve(), if has_request => match (slot, handler.client().next_request()) {
+                (Ok(slot), Some(request)) => slot.send(request),
+                (Ok(_unused), None) => {}
+                (Err(_closed), _) => return ended(responses.message().await.map(drop)),
+            },
+            message = responses.message() => match message {
+                Ok(Some(response)) => {
+                    backoff.reset();
+                    let decode = handler.decode();
+                    let update = handler.client().on_response(response, decode);
+                    handler.on_update(update);
+                }
+                other => return ended(other.map(drop)),
+            },
+            () = handler.work() => {}
+        }
+    }
+}
+
+fn fill(client: &mut Client, requests: &mpsc::Sender<DeltaDiscoveryRequest>) {
+    while let Ok(slot) = requests.try_reserve() {
+        let Some(request) = client.next_request() else {
+            return;
+        };
+        slot.send(request);
+    }
+}
+
+fn ended(end: Result<(), tonic::Status>) -> String {
+    match end {
+        Ok(()) => "the registry closed the stream".to_owned(),
+        Err(status) => chain(&status),
+    }
+}
+
+/// Waits for `future` while the handler goes on with its own work.
+async fn beside<H: Handler, T>(handler: &mut H, future: impl Future<Output = T> + Send) -> T {
+    let mut future = pin!(future);
+    loop {
+        tokio::select! {
+            output = &mut future => return output,
+            () = handler.work() => {}
+        }
+    }
+}
+
+/// An error and its sources on one line, without repetition.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}
