@@ -1,1 +1,16 @@
-//! Placeholder.
+//! What both servers need of the network: TLS identity and its verifier, listeners, name lookup,
+//! gRPC channels and servers over our own TLS, bootstrap by join token, drain and readiness.
+//!
+//! Nothing here knows services, routes or resources; it does not resume TLS sessions, does not call
+//! `getaddrinfo`, and starts no task that its caller does not hold.
+
+pub mod bootstrap;
+pub mod drain;
+pub mod grpc;
+pub mod identity;
+pub mod listen;
+pub mod readiness;
+pub mod resolve;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod tls;

@@ -1,0 +1,10 @@
+//! gRPC over our own connections: channels that dial addresses over our TLS, and a server loop that
+//! serves an axum router (tonic's routes) over our TLS and tells it who the peer is.
+
+mod client;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use client::{ConnectError, Dialer, Security, connect};
+pub use server::{Incoming, Serve, ServerSecurity, require_peer};
