@@ -4,4 +4,5 @@
 //! watch builds the one immutable view; DNS, the watch API and the control plane only read it.
 
 pub mod catalog;
+pub mod lease;
 pub mod store;

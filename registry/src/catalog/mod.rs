@@ -1,8 +1,169 @@
-//! Registered services and instances as one immutable view, replaced whole on every change.
+//! Registered services and instances: one immutable view, and the way changes get into it.
 //!
-//! The view is built only from the store's watch: whoever wants a change in it commits one. Beats
-//! never reach it; what they lead to (late, silent, back again) does, as a transition.
+//! The view is built only from the store's watch: whoever wants a change in it commits one
+//! ([`Catalog::register`], [`Catalog::report`], [`Catalog::deregister`], and the keeper for what
+//! silence does). Beats never reach it; what they lead to does, as a transition.
+//!
+//! An instance has a generation that rises with every start of it. A message of an older generation
+//! is refused, and what was acknowledged as gone does not come back with the same one.
 
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::lease::{Leases, RECONNECT_WINDOW};
+use crate::store::{Commit, Op, Store, StoreError, Transaction};
+
+mod keeper;
+mod record;
+mod registrar;
+mod registration;
+mod table;
 mod view;
 
-pub use view::{CatalogService, CatalogView, ServicePort};
+#[cfg(test)]
+mod tests;
+
+pub use keeper::KeeperStats;
+pub use registrar::{Changes, DeregisterError, RegisterError, Registered, ReportError};
+pub use registration::{
+    FIELDS, FieldProblem, PORT_NAME_DEFAULT, Registration, duration_text, parse_duration, parse_reported,
+    reported_word,
+};
+pub use view::{CatalogService, CatalogView, ServicePort, World};
+
+use table::Table;
+
+/// The catalog of one registry process.
+pub struct Catalog {
+    store: Arc<dyn Store>,
+    table: RwLock<Table>,
+    world: ArcSwap<World>,
+    applied: watch::Sender<u64>,
+    leases: Leases,
+    stats: KeeperStats,
+    started: Instant,
+}
+
+impl Catalog {
+    /// Loads what the store holds. Nobody who was registered expires before they had time to find
+    /// this process.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store cannot be read.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+        let state = store.load().await?;
+        let (table, world) = Table::load(&state);
+        let leases = Leases::default();
+        table.adopt_all(&leases, RECONNECT_WINDOW);
+        Ok(Arc::new(Self {
+            store,
+            table: RwLock::new(table),
+            applied: watch::Sender::new(world.revision),
+            world: ArcSwap::from_pointee(world),
+            leases,
+            stats: KeeperStats::default(),
+            started: Instant::now(),
+        }))
+    }
+
+    /// Everything readers need, as of one revision.
+    pub fn world(&self) -> Arc<World> {
+        self.world.load_full()
+    }
+
+    /// The revision of [`Catalog::world`], to wait for changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// The leases, for those who carry beats.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// What the keeper has done since the start.
+    pub fn stats(&self) -> &KeeperStats {
+        &self.stats
+    }
+
+    /// The clock of leases: time since this process opened the catalog.
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Commits and waits until the view has it: who reads after this sees it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`].
+    pub async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
+        let revision = self.store.commit(transaction).await?;
+        self.reach(revision).await;
+        Ok(revision)
+    }
+
+    /// Waits until the view is at `revision` or later.
+    async fn reach(&self, revision: u64) {
+        let mut applied = self.applied.subscribe();
+        // The sender lives in `self`: it cannot have gone.
+        drop(applied.wait_for(|&at| at >= revision).await);
+    }
+
+    /// Builds the view from the store's commits until `stop`.
+    pub async fn follow(&self, stop: CancellationToken) {
+        let mut watch = self.store.watch(self.world.load().revision);
+        while let Some(commits) = stop.run_until_cancelled(watch.next()).await {
+            match commits {
+                Ok(commits) => self.apply(&commits),
+                Err(lag) => {
+                    tracing::warn!(%lag, "catalog: loading again");
+                    match self.store.load().await {
+                        Ok(state) => {
+                            watch = self.store.watch(state.revision);
+                            self.replace(&state);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "catalog: cannot load, the view stays as it is");
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn apply(&self, commits: &[Arc<Commit>]) {
+        let world = {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            for commit in commits {
+                for Op { key, value } in &commit.ops {
+                    table.apply(commit.revision, key, value.as_deref(), &self.leases, self.now());
+                }
+            }
+            let revision = commits.last().map_or(0, |commit| commit.revision);
+            table.build(&self.world.load(), revision)
+        };
+        self.publish(world);
+    }
+
+    fn replace(&self, state: &crate::store::State) {
+        let (table, world) = Table::load(state);
+        // Instances that left meanwhile leave no verdict behind: their leases end with the table's.
+        self.leases.retain(|service, id| table.is_present(service, id));
+        table.adopt_all(&self.leases, self.now());
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        self.publish(world);
+    }
+
+    fn publish(&self, world: World) {
+        let revision = world.revision;
+        self.world.store(Arc::new(world));
+        self.applied.send_replace(revision);
+    }
+}

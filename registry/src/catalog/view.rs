@@ -6,10 +6,26 @@ use std::sync::Arc;
 use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
 
+/// Everything the registry knows, as of one revision.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// Name of the store's history.
+    pub epoch: Arc<str>,
+    /// The store revision this is as of.
+    pub revision: u64,
+    /// Services that left at or before this revision may be unknown by now: who follows from an
+    /// earlier one has to begin again.
+    pub floor: u64,
+    /// Services and instances.
+    pub catalog: Arc<CatalogView>,
+    /// The stable index of every known service.
+    pub indexes: Arc<BTreeMap<ServiceName, u16>>,
+}
+
 /// Everything registered, as of one revision.
 #[derive(Clone, Debug, Default)]
 pub struct CatalogView {
-    /// The store revision the view is as of. Rises with every change; gaps mean nothing.
+    /// The store revision of the last change. Rises; gaps mean nothing.
     pub revision: u64,
     /// Services that instances have registered, whether or not a Service resource exists.
     pub services: BTreeMap<ServiceName, Arc<CatalogService>>,
@@ -24,7 +40,7 @@ pub struct CatalogService {
     pub revision: u64,
     /// Instances by id.
     pub instances: BTreeMap<InstanceId, Arc<Instance>>,
-    /// Ports by name as instances declared them first; stay when the last instance has gone.
+    /// Ports by name as instances declared them; stay when the last instance has gone.
     pub ports: BTreeMap<String, ServicePort>,
 }
 

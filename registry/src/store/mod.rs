@@ -38,6 +38,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Conflict`] if a precondition does not hold: nothing was changed.
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError>;
 
+    /// The last committed revision.
+    fn revision(&self) -> u64;
+
     /// Follows the commits after revision `from`, each once and in order.
     fn watch(&self, from: u64) -> Watch;
 }

@@ -117,6 +117,10 @@ impl Store for RedbStore {
         answer.await.map_err(|_| closed())?
     }
 
+    fn revision(&self) -> u64 {
+        self.log.latest()
+    }
+
     fn watch(&self, from: u64) -> Watch {
         self.log.watch(from)
     }

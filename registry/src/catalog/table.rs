@@ -1,0 +1,188 @@
+//! What the store holds about services and instances, decoded, with the revisions that writers
+//! need; and the making of the next view from the last one and what was touched.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_model::instance::Instance;
+use pillion_model::name::{InstanceId, ServiceName};
+
+use super::record::{GoneRecord, ServiceRecord, Stored, parse_instance, parse_service};
+use super::view::{CatalogService, CatalogView, World};
+use crate::lease::Leases;
+use crate::store::{Key, Space, State};
+
+/// Name of the value that tells since when the traces of departures are complete.
+pub(super) const FLOOR: &str = "watch-floor";
+
+#[derive(Default)]
+pub(super) struct Table {
+    pub(super) instances: HashMap<(ServiceName, InstanceId), (u64, Known)>,
+    pub(super) services: BTreeMap<ServiceName, (u64, ServiceRecord)>,
+    /// Who has which index.
+    pub(super) indexes: HashMap<u16, ServiceName>,
+    floor: u64,
+    touched: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
+    indexes_touched: bool,
+    /// Revision of the last change to each touched service.
+    revisions: HashMap<ServiceName, u64>,
+}
+
+/// An instance as the store knows it.
+#[derive(Clone, Debug)]
+pub(super) enum Known {
+    Present(Arc<Instance>),
+    Gone(GoneRecord),
+}
+
+impl Table {
+    pub(super) fn load(state: &State) -> (Self, World) {
+        let mut table = Self::default();
+        for (key, entry) in &state.entries {
+            table.put(entry.revision, key, &entry.value);
+        }
+        let empty = World { epoch: state.epoch.as_str().into(), ..World::default() };
+        let world = table.build(&empty, state.revision);
+        (table, world)
+    }
+
+    /// Starts the leases of everybody who is registered, running from `armed`.
+    pub(super) fn adopt_all(&self, leases: &Leases, armed: Duration) {
+        for ((service, id), (_, known)) in &self.instances {
+            if let Known::Present(instance) = known {
+                leases.adopt(service, id, instance.ttl, instance.health.lease, armed);
+            }
+        }
+    }
+
+    pub(super) fn is_present(&self, service: &ServiceName, id: &InstanceId) -> bool {
+        let key = (service.clone(), id.clone());
+        matches!(self.instances.get(&key), Some((_, Known::Present(_))))
+    }
+
+    /// Takes in one write; leases follow it.
+    pub(super) fn apply(
+        &mut self,
+        revision: u64,
+        key: &Key,
+        value: Option<&[u8]>,
+        leases: &Leases,
+        now: Duration,
+    ) {
+        match value {
+            Some(value) => self.put(revision, key, value),
+            None => self.delete(revision, key),
+        }
+        if key.space != Space::Instance {
+            return;
+        }
+        let Some((service, id)) = parse_instance(&key.name) else { return };
+        match self.instances.get(&(service.clone(), id.clone())) {
+            Some((_, Known::Present(instance))) => {
+                leases.insert(&service, &id, instance.ttl, instance.health.lease, now);
+            }
+            _ => leases.remove(&service, &id),
+        }
+    }
+
+    fn put(&mut self, revision: u64, key: &Key, value: &[u8]) {
+        let unreadable = |what: &str| tracing::error!(%key, what, "catalog: an entry cannot be read");
+        match key.space {
+            Space::Instance => {
+                let Some((service, id)) = parse_instance(&key.name) else { return unreadable("name") };
+                let Ok(stored) = serde_json::from_slice::<Stored>(value) else { return unreadable("value") };
+                self.touch(&service, Some(&id), revision);
+                let known = match stored {
+                    Stored::Instance(record) => {
+                        Known::Present(Arc::new(record.instance(service.clone(), id.clone())))
+                    }
+                    Stored::Gone(gone) => Known::Gone(gone),
+                };
+                self.instances.insert((service, id), (revision, known));
+            }
+            Space::Service => {
+                let Some(service) = parse_service(&key.name) else { return unreadable("name") };
+                let Ok(record) = serde_json::from_slice::<ServiceRecord>(value) else {
+                    return unreadable("value");
+                };
+                self.touch(&service, None, revision);
+                self.indexes.insert(record.index, service.clone());
+                self.indexes_touched = true;
+                self.services.insert(service, (revision, record));
+            }
+            Space::Meta if key.name == FLOOR => {
+                self.floor =
+                    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(revision);
+            }
+            Space::Meta | Space::Resource | Space::Index | Space::Ca | Space::Token => {}
+        }
+    }
+
+    fn delete(&mut self, revision: u64, key: &Key) {
+        match key.space {
+            Space::Instance => {
+                if let Some((service, id)) = parse_instance(&key.name) {
+                    self.instances.remove(&(service, id));
+                }
+            }
+            Space::Service => {
+                let Some(service) = parse_service(&key.name) else { return };
+                self.touch(&service, None, revision);
+                self.indexes_touched = true;
+                if let Some((_, record)) = self.services.remove(&service) {
+                    self.indexes.remove(&record.index);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn touch(&mut self, service: &ServiceName, id: Option<&InstanceId>, revision: u64) {
+        self.touched.entry(service.clone()).or_default().extend(id.cloned());
+        let last = self.revisions.entry(service.clone()).or_default();
+        *last = revision.max(*last);
+    }
+
+    /// The next view: what was touched since the last one is made anew, the rest is shared.
+    pub(super) fn build(&mut self, last: &World, revision: u64) -> World {
+        let mut world = World { revision, floor: self.floor, ..last.clone() };
+        if self.indexes_touched {
+            let indexes = self.services.iter().map(|(service, (_, record))| (service.clone(), record.index));
+            world.indexes = Arc::new(indexes.collect());
+            self.indexes_touched = false;
+        }
+        if self.touched.is_empty() {
+            return world;
+        }
+        let mut catalog = CatalogView { revision, services: last.catalog.services.clone() };
+        for (name, ids) in std::mem::take(&mut self.touched) {
+            let changed_at = self.revisions.remove(&name).unwrap_or(revision);
+            match self.services.get(&name) {
+                Some((_, record)) if record.registered => {
+                    let last = catalog.services.get(&name);
+                    let mut service = last.map(|last| CatalogService::clone(last)).unwrap_or_default();
+                    service.revision = changed_at;
+                    service.ports =
+                        record.ports.iter().map(|(n, port)| (n.clone(), (*port).into())).collect();
+                    for id in ids {
+                        match self.instances.get(&(name.clone(), id.clone())) {
+                            Some((_, Known::Present(instance))) => {
+                                service.instances.insert(id, Arc::clone(instance));
+                            }
+                            _ => {
+                                service.instances.remove(&id);
+                            }
+                        }
+                    }
+                    catalog.services.insert(name, Arc::new(service));
+                }
+                _ => {
+                    catalog.services.remove(&name);
+                }
+            }
+        }
+        world.catalog = Arc::new(catalog);
+        world
+    }
+}

@@ -1,0 +1,203 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_model::health::{Health, Reported};
+use pillion_model::name::{InstanceId, ServiceName};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::store::redb::RedbStore;
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    catalog: Arc<Catalog>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        Self::open(tempfile::tempdir().expect("tempdir")).await
+    }
+
+    async fn open(directory: tempfile::TempDir) -> Self {
+        let store = Arc::new(RedbStore::open(directory.path()).expect("opens"));
+        let catalog = Catalog::open(store).await.expect("loads");
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (following, token) = (Arc::clone(&catalog), stop.clone());
+        tasks.spawn(async move { following.follow(token).await });
+        Self { directory, catalog, stop, tasks }
+    }
+
+    async fn restart(self) -> Self {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        drop(self.catalog);
+        Self::open(self.directory).await
+    }
+
+    async fn register(&self, body: Value) -> Result<u64, String> {
+        let registration = Registration::parse(orders(), id("a"), &body).expect("valid");
+        let registered = self.catalog.register(&registration).await.map_err(|error| error.to_string())?;
+        Ok(registered.instance.generation)
+    }
+
+    fn health(&self) -> Option<Health> {
+        let world = self.catalog.world();
+        world.catalog.instance(&orders(), &id("a")).map(|instance| Health::combine(instance.health))
+    }
+}
+
+fn orders() -> ServiceName {
+    ServiceName::new("shop", "orders").expect("valid")
+}
+
+fn id(text: &str) -> InstanceId {
+    InstanceId::parse(text).expect("valid")
+}
+
+#[tokio::test]
+async fn a_registration_is_seen_at_once_and_survives_a_restart() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.register(json!({"address": "10.0.0.5", "port": 8080})).await, Ok(1));
+    assert_eq!(fixture.health(), Some(Health::Serving));
+    let before = fixture.catalog.world();
+    let fixture = fixture.restart().await;
+    let after = fixture.catalog.world();
+    assert_eq!((&after.epoch, after.revision), (&before.epoch, before.revision));
+    let seen = |world: &World| world.catalog.instance(&orders(), &id("a")).cloned();
+    assert_eq!(seen(&after), seen(&before));
+    assert_eq!(after.indexes, before.indexes);
+    assert!(after.catalog.services[&orders()].ports.contains_key("http"));
+}
+
+#[tokio::test]
+async fn the_same_registration_again_writes_nothing() {
+    let fixture = Fixture::new().await;
+    let body = json!({"address": "10.0.0.5", "port": 8080, "labels": {"version": "1"}});
+    fixture.register(body.clone()).await.expect("registers");
+    let revision = fixture.catalog.world().revision;
+    assert_eq!(fixture.register(body).await, Ok(1));
+    assert_eq!(fixture.catalog.world().revision, revision);
+    let changed = json!({"address": "10.0.0.6", "port": 8080});
+    assert_eq!(fixture.register(changed).await, Ok(2), "a change without a generation is a newer one");
+}
+
+#[tokio::test]
+async fn older_generations_are_refused_and_what_left_does_not_return() {
+    let fixture = Fixture::new().await;
+    let body = |generation: u64| json!({"address": "10.0.0.5", "port": 8080, "generation": generation});
+    fixture.register(body(7)).await.expect("registers");
+    let error = fixture.register(body(6)).await.expect_err("older");
+    assert!(error.contains("generation 6") && error.contains("7, which is registered"), "{error}");
+    let older = fixture.catalog.deregister(&orders(), &id("a"), Some(6)).await;
+    assert!(matches!(older, Err(ReportError::Older { got: 6, have: 7 })));
+    fixture.catalog.deregister(&orders(), &id("a"), Some(7)).await.expect("leaves");
+    fixture.catalog.deregister(&orders(), &id("a"), Some(7)).await.expect("leaves twice");
+    assert_eq!(fixture.health(), None);
+
+    let fixture = fixture.restart().await;
+    let error = fixture.register(body(7)).await.expect_err("left");
+    assert!(error.contains("has left"), "{error}");
+    assert_eq!(fixture.health(), None);
+    assert_eq!(fixture.register(body(8)).await, Ok(8));
+}
+
+#[tokio::test]
+async fn the_registry_assigns_generations_above_those_it_knows() {
+    let fixture = Fixture::new().await;
+    let body = json!({"address": "10.0.0.5", "port": 8080});
+    assert_eq!(fixture.register(body.clone()).await, Ok(1));
+    fixture.catalog.deregister(&orders(), &id("a"), None).await.expect("leaves");
+    assert_eq!(fixture.register(body).await, Ok(2));
+}
+
+#[tokio::test]
+async fn whoever_was_only_silent_returns_with_the_same_generation() {
+    let fixture = Fixture::new().await;
+    let body = json!({"address": "10.0.0.5", "port": 8080, "ttl": "3s", "generation": 5});
+    fixture.register(body.clone()).await.expect("registers");
+    let lease = fixture.catalog.leases().find(&orders(), &id("a")).expect("has a lease");
+    for step in 1..=14 {
+        fixture.catalog.judge(fixture.catalog.now() + Duration::from_millis(250 * step)).await;
+    }
+    assert_eq!(fixture.health(), None, "silent for its whole lease");
+    assert!(lease.has_ended());
+    assert_eq!(fixture.register(body).await, Ok(5));
+    assert_eq!(fixture.health(), Some(Health::Serving));
+}
+
+#[tokio::test]
+async fn reports_change_health_and_beats_write_nothing() {
+    let fixture = Fixture::new().await;
+    fixture.register(json!({"address": "10.0.0.5", "port": 8080, "health": "starting"})).await.expect("ok");
+    assert_eq!(fixture.health(), Some(Health::Down));
+    let ready = Changes { reported: Some(Reported::Ready), ..Changes::default() };
+    fixture.catalog.report(&orders(), &id("a"), None, ready).await.expect("reports");
+    assert_eq!(fixture.health(), Some(Health::Serving));
+    let revision = fixture.catalog.world().revision;
+    for _ in 0..100 {
+        fixture.catalog.report(&orders(), &id("a"), None, ready).await.expect("beats");
+    }
+    assert_eq!(fixture.catalog.world().revision, revision);
+    let unknown = fixture.catalog.report(&orders(), &id("b"), None, ready).await;
+    assert!(matches!(unknown, Err(ReportError::Unknown(..))));
+}
+
+#[tokio::test]
+async fn another_protocol_on_a_known_port_is_refused_while_others_speak_the_first() {
+    let fixture = Fixture::new().await;
+    let body = |protocol: &str| json!({"address": "10.0.0.5", "ports": {"main": {"port": 80, "protocol": protocol}}});
+    fixture.register(body("http")).await.expect("registers");
+    let other = Registration::parse(orders(), id("b"), &body("tcp")).expect("valid");
+    let error = fixture.catalog.register(&other).await.expect_err("conflict").to_string();
+    assert!(error.contains("port `main` of orders.shop is http"), "{error}");
+    // Alone, an instance may change what it speaks.
+    fixture.register(body("tcp")).await.expect("registers");
+    fixture.catalog.register(&other).await.expect("registers");
+}
+
+#[tokio::test]
+async fn many_registrations_at_once_all_arrive_with_distinct_indexes() {
+    let fixture = Fixture::new().await;
+    let registrations = (0..200).map(|n| {
+        let service = ServiceName::new("shop", &format!("s{}", n % 50)).expect("valid");
+        let body = json!({"address": "10.0.0.5", "port": 8080});
+        Registration::parse(service, id(&format!("i{n}")), &body).expect("valid")
+    });
+    let registrations: Vec<_> = registrations.collect();
+    let attempts = registrations.iter().map(|registration| fixture.catalog.register(registration));
+    for result in futures_util::future::join_all(attempts).await {
+        result.expect("registers");
+    }
+    let world = fixture.catalog.world();
+    assert_eq!((world.catalog.instance_count(), world.catalog.services.len()), (200, 50));
+    let indexes: std::collections::BTreeSet<u16> = world.indexes.values().copied().collect();
+    assert_eq!(indexes.len(), 50);
+    assert!(!indexes.contains(&0));
+}
+
+#[tokio::test]
+async fn old_traces_and_empty_services_are_forgotten() {
+    let fixture = Fixture::new().await;
+    fixture.register(json!({"address": "10.0.0.5", "port": 8080, "generation": 5})).await.expect("ok");
+    assert!(!fixture.catalog.forget_service(&orders()).await.expect("asks"), "not while it has instances");
+    fixture.catalog.deregister(&orders(), &id("a"), None).await.expect("leaves");
+    let left_at = fixture.catalog.world().revision;
+    assert!(fixture.catalog.world().catalog.services.contains_key(&orders()), "its name stays");
+    fixture.catalog.forget(registrar::unix_seconds() + 3600).await;
+    assert_eq!(fixture.catalog.world().revision, left_at, "an hour is not enough");
+    fixture.catalog.forget(registrar::unix_seconds() + 25 * 3600).await;
+    assert_eq!(fixture.catalog.world().floor, left_at);
+    assert!(fixture.catalog.forget_service(&orders()).await.expect("forgets"));
+    let world = fixture.catalog.world();
+    assert!(world.catalog.services.is_empty() && world.indexes.is_empty());
+    assert_eq!(world.floor, world.revision);
+    let mut generation = fixture.register(json!({"address": "10.0.0.5", "port": 8080})).await;
+    assert_eq!(generation, Ok(1));
+    generation = fixture.register(json!({"address": "10.0.0.5", "port": 8080, "generation": 9})).await;
+    assert_eq!(generation, Ok(9));
+}

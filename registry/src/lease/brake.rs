@@ -1,0 +1,62 @@
+//! The brake on mass expiry.
+//!
+//! When many instances fall silent at once, the fault is likelier in the network or in the registry
+//! than in all of them. So silence alone takes only a budget per minute, per service and overall.
+//! A small failure always fits: the last instance of a service may leave, and so may one of two.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use pillion_model::name::ServiceName;
+
+const WINDOW: Duration = Duration::from_secs(60);
+const OF_SERVICE: Budget = Budget { at_least: 1, percent: 15 };
+const OVERALL: Budget = Budget { at_least: 10, percent: 10 };
+
+#[derive(Clone, Copy)]
+struct Budget {
+    at_least: usize,
+    percent: usize,
+}
+
+/// Departures of the last minute, and whether another one fits.
+#[derive(Debug, Default)]
+pub struct Brake {
+    services: HashMap<ServiceName, Departures>,
+    overall: Departures,
+}
+
+#[derive(Debug, Default)]
+struct Departures(VecDeque<Duration>);
+
+impl Brake {
+    /// Whether an instance of `service` may leave now for silence alone; counts it if so.
+    /// `of_service` and `overall` are the numbers of instances registered now.
+    pub fn admit(&mut self, service: &ServiceName, of_service: usize, overall: usize, now: Duration) -> bool {
+        self.services.retain(|_, departures| departures.forget(now) > 0);
+        self.overall.forget(now);
+        let in_service = self.services.get(service).map_or(0, |departures| departures.0.len());
+        if !OF_SERVICE.allows(in_service, of_service) || !OVERALL.allows(self.overall.0.len(), overall) {
+            return false;
+        }
+        self.services.entry(service.clone()).or_default().0.push_back(now);
+        self.overall.0.push_back(now);
+        true
+    }
+}
+
+impl Budget {
+    /// `recent` left within the window, `now` are still there: those alive at its start were both.
+    fn allows(self, recent: usize, now: usize) -> bool {
+        recent < self.at_least.max((recent + now) * self.percent / 100)
+    }
+}
+
+impl Departures {
+    fn forget(&mut self, now: Duration) -> usize {
+        while self.0.front().is_some_and(|&at| at + WINDOW <= now) {
+            self.0.pop_front();
+        }
+        self.0.len()
+    }
+}

@@ -1,0 +1,376 @@
+//! Leases: who was heard when, and what silence means.
+//!
+//! A beat is one atomic store; no lock is shared by beats of different instances, and nothing is
+//! written to disk. A judge looks at all leases a few times a second and says what changed: late
+//! after two missed beats, silent after three. Silence alone takes only so many instances per
+//! minute ([`brake`]); the others are protected. Time is monotonic and passed in; time that this
+//! process slept through counts against nobody.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use pillion_model::health::Lease as LeaseState;
+use pillion_model::name::{InstanceId, ServiceName};
+
+mod brake;
+
+#[cfg(test)]
+mod tests;
+
+pub use brake::Brake;
+
+/// Shortest lease an instance may ask for.
+pub const TTL_MIN: Duration = Duration::from_secs(2);
+/// Longest lease an instance may ask for.
+pub const TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// The lease of an instance that asks for none: beats every 10 s, late at 20 s, silent at 30 s.
+pub const TTL_DEFAULT: Duration = Duration::from_secs(30);
+/// After a start of the registry, instances have this long to find it again before their leases
+/// begin to run.
+pub const RECONNECT_WINDOW: Duration = Duration::from_secs(30);
+/// A silent instance that the brake holds is kept this long at most.
+pub const PROTECT_MAX: Duration = Duration::from_secs(10 * 60);
+/// How often leases are judged.
+pub const JUDGE_EVERY: Duration = Duration::from_millis(250);
+/// A judge that comes this much later than its last visit was asleep, and so may everybody's beats
+/// have been.
+const ASLEEP_AFTER: Duration = Duration::from_secs(1);
+
+const SHARDS: usize = 64;
+
+/// How often an instance with this lease is to be heard: a third of it.
+pub fn beat_interval(ttl: Duration) -> Duration {
+    ttl / 3
+}
+
+/// One instance's lease. Whoever carries its beats holds it.
+#[derive(Debug)]
+pub struct Lease {
+    service: ServiceName,
+    id: InstanceId,
+    /// Milliseconds.
+    ttl: AtomicU64,
+    /// Milliseconds on the registry's clock.
+    heard: AtomicU64,
+    /// Whether it was really heard, rather than given time to reconnect.
+    met: AtomicBool,
+    /// Since when the brake holds it; meaningful only while the state is protected.
+    protected_since: AtomicU64,
+    /// As last committed.
+    state: AtomicU8,
+    ended: AtomicBool,
+}
+
+impl Lease {
+    /// The instance's service.
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// The instance's id.
+    pub fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    /// How long the lease lives unrenewed.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_millis(self.ttl.load(Ordering::Relaxed))
+    }
+
+    /// Whether the instance has left: whoever still sends its beats has to register it again.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Notes that the instance was heard.
+    pub fn beat(&self, now: Duration) {
+        self.heard.fetch_max(millis(now), Ordering::Relaxed);
+        if !self.met.load(Ordering::Relaxed) {
+            self.met.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// How long ago it was heard.
+    pub fn silence(&self, now: Duration) -> Duration {
+        Duration::from_millis(millis(now).saturating_sub(self.heard.load(Ordering::Relaxed)))
+    }
+
+    fn state(&self) -> LeaseState {
+        match self.state.load(Ordering::Relaxed) {
+            1 => LeaseState::Late,
+            2 => LeaseState::Silent,
+            3 => LeaseState::Protected,
+            _ => LeaseState::Heard,
+        }
+    }
+
+    fn settle(&self, state: LeaseState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// What its silence amounts to, before the brake.
+    fn judge(&self, now: Duration) -> LeaseState {
+        let silence = self.silence(now);
+        if silence >= self.ttl() {
+            return LeaseState::Silent;
+        }
+        if silence >= beat_interval(self.ttl()) * 2 {
+            return LeaseState::Late;
+        }
+        // Nobody is better than it was for having been given time to reconnect.
+        if self.met.load(Ordering::Relaxed) { LeaseState::Heard } else { self.state() }
+    }
+}
+
+/// What the judge found about one instance.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Whose.
+    pub lease: Arc<Lease>,
+    /// What is to become of it.
+    pub outcome: Outcome,
+}
+
+/// What is to become of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its lease is in another state now.
+    Becomes(LeaseState),
+    /// It was silent for its whole lease, and is to leave.
+    Expires,
+}
+
+/// All leases.
+#[derive(Debug)]
+pub struct Leases {
+    shards: Vec<RwLock<HashMap<(ServiceName, InstanceId), Arc<Lease>>>>,
+    judge: Mutex<Judge>,
+}
+
+#[derive(Debug, Default)]
+struct Judge {
+    seen: Option<Duration>,
+    brake: Brake,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
+        Self { shards, judge: Mutex::default() }
+    }
+}
+
+impl Leases {
+    /// Follows a write of the catalog: starts the lease of an instance that is new at `now`, or
+    /// notes how long the lease is and in what state.
+    pub fn insert(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        ttl: Duration,
+        state: LeaseState,
+        now: Duration,
+    ) -> Arc<Lease> {
+        self.put(service, id, ttl, state, now, true)
+    }
+
+    /// Takes over the lease of an instance that an earlier run of the registry knew: it runs from
+    /// `armed`, and the instance stays in `state` until it is heard.
+    pub fn adopt(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        ttl: Duration,
+        state: LeaseState,
+        armed: Duration,
+    ) -> Arc<Lease> {
+        self.put(service, id, ttl, state, armed, false)
+    }
+
+    fn put(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        ttl: Duration,
+        state: LeaseState,
+        heard: Duration,
+        met: bool,
+    ) -> Arc<Lease> {
+        let key = (service.clone(), id.clone());
+        let mut shard = self.shard(&key).write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lease) = shard.get(&key) {
+            lease.ttl.store(millis(ttl), Ordering::Relaxed);
+            lease.settle(state);
+            return Arc::clone(lease);
+        }
+        let lease = Arc::new(Lease {
+            service: service.clone(),
+            id: id.clone(),
+            ttl: AtomicU64::new(millis(ttl)),
+            heard: AtomicU64::new(millis(heard)),
+            met: AtomicBool::new(met),
+            protected_since: AtomicU64::new(millis(heard)),
+            state: AtomicU8::new(state as u8),
+            ended: AtomicBool::new(false),
+        });
+        shard.insert(key, Arc::clone(&lease));
+        lease
+    }
+
+    /// Ends a lease.
+    pub fn remove(&self, service: &ServiceName, id: &InstanceId) {
+        let key = (service.clone(), id.clone());
+        let ended = self.shard(&key).write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        if let Some(lease) = ended {
+            lease.ended.store(true, Ordering::Release);
+        }
+    }
+
+    /// The lease of an instance, if it is registered.
+    pub fn find(&self, service: &ServiceName, id: &InstanceId) -> Option<Arc<Lease>> {
+        let key = (service.clone(), id.clone());
+        self.shard(&key).read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    /// Ends the leases of those that `keep` refuses.
+    pub fn retain(&self, keep: impl Fn(&ServiceName, &InstanceId) -> bool) {
+        for shard in &self.shards {
+            shard.write().unwrap_or_else(PoisonError::into_inner).retain(|(service, id), lease| {
+                let kept = keep(service, id);
+                if !kept {
+                    lease.ended.store(true, Ordering::Release);
+                }
+                kept
+            });
+        }
+    }
+
+    /// Number of leases.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    /// Whether there are no leases.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tells the judge that time passes; says how much of it this process slept through. To be
+    /// called at least every [`JUDGE_EVERY`], also while a judgement is being written.
+    pub fn pulse(&self, now: Duration) -> Duration {
+        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wake(&mut judge, now)
+    }
+
+    /// Judges every lease. The outcomes are proposals: a lease keeps its state until the caller
+    /// has committed them and [`Leases::insert`] notes it.
+    pub fn judge(&self, now: Duration) -> Vec<Verdict> {
+        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wake(&mut judge, now);
+        let (mut verdicts, mut silent) = (Vec::new(), Vec::new());
+        let mut alive: HashMap<ServiceName, usize> = HashMap::new();
+        for shard in &self.shards {
+            for lease in shard.read().unwrap_or_else(PoisonError::into_inner).values() {
+                match lease.judge(now) {
+                    LeaseState::Silent => silent.push(Arc::clone(lease)),
+                    next if next != lease.state() => {
+                        verdicts.push(Verdict { lease: Arc::clone(lease), outcome: Outcome::Becomes(next) })
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if silent.is_empty() {
+            return verdicts;
+        }
+        let mut overall = 0;
+        for shard in &self.shards {
+            for (service, _) in shard.read().unwrap_or_else(PoisonError::into_inner).keys() {
+                overall += 1;
+                *alive.entry(service.clone()).or_default() += 1;
+            }
+        }
+        // The longest silent leave first; ties in a stable order.
+        silent.sort_by(|a, b| {
+            let key = |lease: &Arc<Lease>| std::cmp::Reverse(lease.silence(now).saturating_sub(lease.ttl()));
+            (key(a), a.service(), a.id()).cmp(&(key(b), b.service(), b.id()))
+        });
+        for lease in silent {
+            let of_service = alive.entry(lease.service.clone()).or_default();
+            let outcome = if lease.protected_for(now) >= PROTECT_MAX
+                || judge.brake.admit(&lease.service, *of_service, overall, now)
+            {
+                *of_service -= 1;
+                overall -= 1;
+                Outcome::Expires
+            } else if lease.state() == LeaseState::Protected {
+                continue;
+            } else {
+                lease.protected_since.store(millis(now), Ordering::Relaxed);
+                Outcome::Becomes(LeaseState::Protected)
+            };
+            verdicts.push(Verdict { lease, outcome });
+        }
+        verdicts
+    }
+
+    /// How many instances the brake holds.
+    pub fn protected(&self) -> usize {
+        let mut count = 0;
+        for shard in &self.shards {
+            for lease in shard.read().unwrap_or_else(PoisonError::into_inner).values() {
+                count += usize::from(lease.state() == LeaseState::Protected);
+            }
+        }
+        count
+    }
+
+    /// Gives everybody the time that this process slept through.
+    fn wake(&self, judge: &mut Judge, now: Duration) -> Duration {
+        let gap = now.saturating_sub(judge.seen.replace(now).unwrap_or(now));
+        if gap <= ASLEEP_AFTER {
+            return Duration::ZERO;
+        }
+        for shard in &self.shards {
+            for lease in shard.read().unwrap_or_else(PoisonError::into_inner).values() {
+                // A beat that comes in at the same moment may add to this: its lease then runs
+                // longer by the gap, once.
+                let heard = lease.heard.load(Ordering::Relaxed);
+                if heard < millis(now) {
+                    let moved = (heard + millis(gap)).min(millis(now));
+                    lease.heard.fetch_max(moved, Ordering::Relaxed);
+                }
+                lease.protected_since.fetch_add(millis(gap), Ordering::Relaxed);
+            }
+        }
+        gap
+    }
+
+    fn shard(
+        &self,
+        key: &(ServiceName, InstanceId),
+    ) -> &RwLock<HashMap<(ServiceName, InstanceId), Arc<Lease>>> {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(key.0.namespace().as_bytes());
+        hash.update(key.0.service().as_bytes());
+        hash.update(key.1.as_str().as_bytes());
+        &self.shards[(hash.digest() % SHARDS as u64) as usize]
+    }
+}
+
+impl Lease {
+    fn protected_for(&self, now: Duration) -> Duration {
+        match self.state() {
+            LeaseState::Protected => Duration::from_millis(
+                millis(now).saturating_sub(self.protected_since.load(Ordering::Relaxed)),
+            ),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
