@@ -15,7 +15,13 @@
 //! - A refused (NACKed) resource is not sent again until it changes or the client asks again.
 
 mod delta;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod simulation;
 mod sotw;
+#[cfg(test)]
+mod tests;
 mod track;
 
 use std::time::Duration;
