@@ -7,8 +7,8 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use envoy_types::pb::google::rpc::Status;
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 use tokio::time::Instant;
 
 use super::fixture::{Shelf, is_listed, options};
@@ -22,10 +22,23 @@ const NAMES: [&str; 5] = ["a", "b", "c", "hidden-d", "hidden-e"];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Set { kind: usize, name: usize, version: u8 },
-    Remove { kind: usize, name: usize },
-    Subscribe { kind: usize, name: usize },
-    Unsubscribe { kind: usize, name: usize },
+    Set {
+        kind: usize,
+        name: usize,
+        version: u8,
+    },
+    Remove {
+        kind: usize,
+        name: usize,
+    },
+    Subscribe {
+        kind: usize,
+        name: usize,
+    },
+    Unsubscribe {
+        kind: usize,
+        name: usize,
+    },
     /// The client sends one request that is due.
     ClientSends,
     /// The server reads one request.
@@ -173,7 +186,9 @@ impl<P: Peer> World<P> {
     fn server_reads(&mut self) -> bool {
         let request = self.requests.pop_front();
         let read = request.is_some();
-        request.into_iter().for_each(|request| self.server.on_request(request, &self.view).expect("within bounds"));
+        request
+            .into_iter()
+            .for_each(|request| self.server.on_request(request, &self.view).expect("within bounds"));
         read
     }
 
@@ -208,7 +223,8 @@ impl<P: Peer> World<P> {
         let cache = self.client.cache();
         for ((url, name), body) in &self.view.0 {
             let text = Body::decode(body.as_slice()).expect("ours").text;
-            let wanted = self.names.contains(&(*url, name.clone())) || (self.wildcard.contains(url) && is_listed(name));
+            let wanted = self.names.contains(&(*url, name.clone()))
+                || (self.wildcard.contains(url) && is_listed(name));
             let held = cache.get(&(*url, name.clone()));
             if wanted && !is_bad(&text) {
                 assert_eq!(held, Some(&text), "{url} {name}");

@@ -194,14 +194,18 @@ fn delta_initial_versions_spare_what_is_held_and_tell_what_is_gone() {
     it.send(DeltaDiscoveryRequest {
         type_url: SERVICE.into(),
         resource_names_subscribe: texts(&["same", "changed", "gone", "new"]),
-        initial_resource_versions: held.iter().map(|(name, text)| ((*name).to_owned(), version(text))).collect(),
+        initial_resource_versions: held
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), version(text)))
+            .collect(),
         ..DeltaDiscoveryRequest::default()
     });
     it.gets(&["changed=2", "-gone", "-new"]);
     it.quiet("the rest is held");
     it.send(DeltaDiscoveryRequest {
         type_url: CLUSTER.into(),
-        initial_resource_versions: [("same".to_owned(), version("1")), ("gone".to_owned(), version("1"))].into(),
+        initial_resource_versions: [("same".to_owned(), version("1")), ("gone".to_owned(), version("1"))]
+            .into(),
         ..DeltaDiscoveryRequest::default()
     });
     it.gets(&[]);
@@ -301,7 +305,8 @@ fn endpoints_are_sent_again_after_their_cluster_unless_the_client_keeps_them() {
 
 #[test]
 fn a_push_makes_before_it_breaks() {
-    let mut it = delta(&[(CLUSTER, "old", "1"), (ENDPOINTS, "old", "1"), (LISTENER, "l", "1"), (ROUTE, "r", "old")]);
+    let mut it =
+        delta(&[(CLUSTER, "old", "1"), (ENDPOINTS, "old", "1"), (LISTENER, "l", "1"), (ROUTE, "r", "old")]);
     for url in [ROUTE, LISTENER, ENDPOINTS, CLUSTER] {
         it.subscribe(url, &["*"]);
     }
@@ -309,14 +314,24 @@ fn a_push_makes_before_it_breaks() {
         it.answer(&response, None);
     }
     it.change(|view| {
-        *view = Shelf::of(&[(CLUSTER, "new", "1"), (ENDPOINTS, "new", "1"), (LISTENER, "l", "2"), (ROUTE, "r", "new")]);
+        *view = Shelf::of(&[
+            (CLUSTER, "new", "1"),
+            (ENDPOINTS, "new", "1"),
+            (LISTENER, "l", "2"),
+            (ROUTE, "r", "new"),
+        ]);
     });
     let mut order = Vec::new();
     while let Some(response) = it.next() {
-        order.extend(shown(&response).into_iter().map(|what| format!("{} {what}", type_url::label(&response.type_url))));
+        order.extend(
+            shown(&response)
+                .into_iter()
+                .map(|what| format!("{} {what}", type_url::label(&response.type_url))),
+        );
         it.answer(&response, None);
     }
-    let want = ["cluster new=1", "endpoints new=1", "listener l=2", "route r=new", "cluster -old", "endpoints -old"];
+    let want =
+        ["cluster new=1", "endpoints new=1", "listener l=2", "route r=new", "cluster -old", "endpoints -old"];
     assert_eq!(order, want);
 }
 
@@ -346,7 +361,10 @@ fn routes_wait_for_clusters_in_flight_but_not_for_ever() {
 #[test]
 fn large_pushes_are_cut_and_go_on_after_the_ack() {
     let mut it = delta(&[]);
-    it.stream = DeltaStream::new(StreamOptions { limits: Limits { response_bytes: 1500, ..options().limits }, ..options() });
+    it.stream = DeltaStream::new(StreamOptions {
+        limits: Limits { response_bytes: 1500, ..options().limits },
+        ..options()
+    });
     for name in ["a", "b", "c", "d"] {
         it.view.set(CLUSTER, name, vec![b'x'; 1000]);
     }
@@ -365,7 +383,12 @@ fn requests_over_a_bound_end_the_stream() {
     let many: Vec<String> = (0..51).map(|n| n.to_string()).collect();
     for (case, url, names, want) in [
         ("names", SERVICE.to_owned(), many, "resource names on one stream: got 51, want at most 50"),
-        ("length", SERVICE.to_owned(), vec!["x".repeat(21)], "bytes of a resource name: got 21, want at most 20"),
+        (
+            "length",
+            SERVICE.to_owned(),
+            vec!["x".repeat(21)],
+            "bytes of a resource name: got 21, want at most 20",
+        ),
         ("type", String::new(), vec![], "type_url is empty: an aggregated stream needs it in every request"),
     ] {
         let delta = DeltaDiscoveryRequest {
