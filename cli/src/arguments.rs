@@ -13,7 +13,7 @@ const STYLES: Styles = Styles::styled()
 
 /// A service mesh in one binary: a registry that knows what is alive, and a proxy beside each instance.
 #[derive(Debug, Parser)]
-#[command(name = "pillion", version, styles = STYLES, propagate_version = true, max_term_width = 100)]
+#[command(name = "pillion", version, styles = STYLES, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -26,6 +26,10 @@ pub(crate) enum Command {
     Ready(commands::ready::ReadyArguments),
     /// Wait until the registry or proxy on this machine is ready.
     Wait(commands::ready::WaitArguments),
+    /// Check resource files: every mistake, with its place.
+    Validate(commands::validate::Arguments),
+    /// Print the JSON Schema of resources, for editors.
+    Schema(commands::schema::Arguments),
     /// Print a completion script for a shell.
     Completions(commands::completions::Arguments),
     /// One of the demo's sample services.

@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client for the commands: one request per connection, deadlines on everything.
 //!
-//! Names are resolved by hickory (with the hosts file), never by the C library, which a static
-//! binary lacks; only IP addresses are dialled.
+//! Names are resolved without the C library, which a static binary lacks; only IP addresses are
+//! dialled.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use pillion_net::resolve::Resolver;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -131,7 +132,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn connect(origin: &Origin, tls: Option<Arc<rustls::ClientConfig>>) -> anyhow::Result<Box<dyn Stream>> {
     let work = async {
-        let addresses = resolve(&origin.host).await?;
+        let addresses = Resolver::system().addresses(&origin.host).await?;
         let stream = dial(&addresses, origin.port).await?;
         if !origin.tls {
             return Ok(Box::new(stream) as Box<dyn Stream>);
@@ -144,21 +145,6 @@ async fn connect(origin: &Origin, tls: Option<Arc<rustls::ClientConfig>>) -> any
     tokio::time::timeout(CONNECT_TIMEOUT, work)
         .await
         .with_context(|| format!("no connection within {CONNECT_TIMEOUT:?}"))?
-}
-
-/// The addresses of a host: itself if it is one, loopback for `localhost`, else what DNS says.
-pub(crate) async fn resolve(host: &str) -> anyhow::Result<Vec<IpAddr>> {
-    if let Ok(address) = host.parse() {
-        return Ok(vec![address]);
-    }
-    if host.eq_ignore_ascii_case("localhost") {
-        return Ok(vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)]);
-    }
-    let resolver = hickory_resolver::TokioResolver::builder_tokio()
-        .and_then(hickory_resolver::ResolverBuilder::build)
-        .context("read /etc/resolv.conf")?;
-    let found = resolver.lookup_ip(host).await.with_context(|| format!("resolve {host}"))?;
-    Ok(found.iter().collect())
 }
 
 async fn dial(addresses: &[IpAddr], port: u16) -> anyhow::Result<TcpStream> {

@@ -6,6 +6,7 @@ mod arguments;
 mod commands;
 mod demo;
 mod exit;
+mod files;
 mod http;
 mod output;
 

@@ -1,1 +1,5 @@
-//! Placeholder.
+//! End-to-end tests: the built binary driven from outside, with real programs on the other side.
+//!
+//! The tests stand in `tests/tests/`; what they share is in [`support`].
+
+pub mod support;

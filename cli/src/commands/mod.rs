@@ -2,6 +2,8 @@
 
 pub(crate) mod completions;
 pub(crate) mod ready;
+pub(crate) mod schema;
+pub(crate) mod validate;
 
 use std::future::Future;
 
@@ -14,6 +16,8 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Ready(arguments) => block_on(ready::ready(arguments)),
         Command::Wait(arguments) => block_on(ready::wait(arguments)),
+        Command::Validate(arguments) => validate::run(&arguments),
+        Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::DemoService(service) => block_on(crate::demo::services::run(service)),
     }

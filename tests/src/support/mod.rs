@@ -1,0 +1,12 @@
+//! Builders that start real processes on free ports and wait for conditions with deadlines.
+
+pub mod binary;
+pub mod http;
+pub mod peer;
+pub mod process;
+pub mod wait;
+
+pub use binary::pillion;
+pub use peer::peer;
+pub use process::Process;
+pub use wait::{DEADLINE, eventually};

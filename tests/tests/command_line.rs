@@ -1,0 +1,46 @@
+//! The command line from outside: exit codes, help, completions, and what `ready` says.
+
+use pillion_tests::support::process::run;
+use pillion_tests::support::{Process, http};
+
+#[tokio::test]
+async fn wrong_usage_is_exit_code_2_and_says_what_would_be_right() {
+    for (arguments, want) in [
+        (&["no-such-command"][..], "unrecognized subcommand"),
+        (&["completions", "no-such-shell"], "possible values"),
+        (&["wait", "--timeout", "soon"], "invalid value 'soon'"),
+        (&[], "Usage: pillion"),
+    ] {
+        let finished = run(arguments).await;
+        assert_eq!(finished.code, 2, "{arguments:?}: {finished:?}");
+        assert!(finished.stderr.contains(want), "{arguments:?}: {finished:?}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_is_not_ready() {
+    let finished = run(["ready", "--address", "127.0.0.1:1"]).await;
+    assert_eq!(finished.code, 1, "{finished:?}");
+    assert!(finished.stderr.contains("cannot reach http://127.0.0.1:1"), "{finished:?}");
+}
+
+#[tokio::test]
+async fn completions_know_the_commands() {
+    let finished = run(["completions", "bash"]).await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    assert!(finished.stdout.contains("wait"), "{finished:?}");
+}
+
+#[tokio::test]
+async fn a_sample_service_serves_and_fails_when_told_to() {
+    let arguments = ["demo-service", "orders", "--instance", "orders-1", "--version", "v2"];
+    let orders = Process::pillion("orders", arguments);
+    let address = orders.bound("listening on").await;
+    let page = http::get(address, "orders", "/orders").await.expect("served");
+    assert_eq!((page.status, page.json()["version"].as_str()), (200, Some("v2")), "{page:?}");
+    let told = ::http::Request::put("/fail?percent=100").header("host", "orders").body(bytes::Bytes::new());
+    let told = http::send(address, told.expect("valid")).await.expect("told");
+    assert_eq!(told.status, 200, "{told:?}");
+    let page = http::get(address, "orders", "/orders").await.expect("served");
+    assert_eq!(page.status, 503, "{page:?}");
+}
