@@ -1,0 +1,135 @@
+//! The one body type that crosses the proxy: an enum, so that forwarding a body allocates nothing
+//! and names its type everywhere.
+//!
+//! Frames are forwarded as they come, trailers included. What a body does not do: count bytes for
+//! logs, enforce timeouts or change content; whoever needs that wraps it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+
+pub mod replay;
+
+pub use replay::{Replay, ReplayBuffer};
+
+use crate::upstream::UpstreamBody;
+
+/// A request's or a response's body.
+#[derive(Default)]
+pub enum Body {
+    /// No bytes, no trailers.
+    #[default]
+    Empty,
+    /// Bytes in hand.
+    Full(Bytes),
+    /// What a downstream connection sends, as it comes.
+    Incoming(Incoming),
+    /// A request's body of which a copy is kept for a retry or a mirror.
+    Replay(Replay),
+    /// What an upstream sends; holds its connection and its place among the active requests until
+    /// the last frame, or until dropped.
+    Upstream(UpstreamBody),
+}
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection it came from failed; keeps the HTTP/2 reason in its chain.
+    #[error(transparent)]
+    Connection(#[from] hyper::Error),
+    /// The source of a replayed body failed for another reader.
+    #[error("the request body ended early")]
+    Source,
+    /// A second reader needs bytes that were let go.
+    #[error("the request body is larger than the replay buffer")]
+    NotKept,
+}
+
+impl Body {
+    /// A body of these bytes; empty bytes make an empty body.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        if bytes.is_empty() { Self::Empty } else { Self::Full(bytes) }
+    }
+
+    /// A second body with the same content, if that needs no reading.
+    pub fn try_clone(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Full(bytes) => Some(Self::Full(bytes.clone())),
+            Self::Incoming(incoming) if http_body::Body::is_end_stream(incoming) => Some(Self::Empty),
+            Self::Replay(replay) => replay.restart().map(Self::Replay),
+            Self::Incoming(_) | Self::Upstream(_) => None,
+        }
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        if http_body::Body::is_end_stream(&incoming) { Self::Empty } else { Self::Incoming(incoming) }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::full(bytes)
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        match this {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *this = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Replay(replay) => replay.poll_frame(cx),
+            Self::Upstream(upstream) => upstream.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(_) => false,
+            Self::Incoming(incoming) => http_body::Body::is_end_stream(incoming),
+            Self::Replay(replay) => replay.is_end_stream(),
+            Self::Upstream(upstream) => upstream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Incoming(incoming) => http_body::Body::size_hint(incoming),
+            Self::Replay(replay) => replay.size_hint(),
+            Self::Upstream(upstream) => upstream.size_hint(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "Empty",
+            Self::Full(_) => "Full",
+            Self::Incoming(_) => "Incoming",
+            Self::Replay(_) => "Replay",
+            Self::Upstream(_) => "Upstream",
+        })
+    }
+}

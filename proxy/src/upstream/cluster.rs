@@ -1,0 +1,128 @@
+//! One cluster as the request path holds it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use pillion_model::cluster::{CircuitBreakers, Cluster as Config};
+use pillion_model::endpoint::LoadAssignment;
+use pillion_model::retry;
+
+use super::hosts::HostSet;
+use super::state::{ClusterState, Priority, next_id};
+use super::tls::Transport;
+
+/// A cluster under one configuration. Routes hold it by `Arc`; endpoints are swapped inside.
+pub struct Cluster {
+    /// Unique in the process, another one for each configuration.
+    pub(super) id: u64,
+    /// What it was made from.
+    pub config: Config,
+    /// What outlives this configuration.
+    pub state: Arc<ClusterState>,
+    /// In order of choice; the last one matches every endpoint.
+    pub(super) transports: Vec<Arc<Transport>>,
+    hosts: ArcSwap<HostSet>,
+    version: AtomicU64,
+    retired: AtomicBool,
+}
+
+impl Cluster {
+    pub(super) fn new(config: Config, state: Arc<ClusterState>, transports: Vec<Arc<Transport>>) -> Self {
+        Self {
+            id: next_id(),
+            config,
+            state,
+            transports,
+            hosts: ArcSwap::from_pointee(HostSet::default()),
+            version: AtomicU64::new(0),
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &str {
+        &self.state.name
+    }
+
+    /// The limits at `priority`.
+    pub fn limits(&self, priority: Priority) -> &CircuitBreakers {
+        match priority {
+            Priority::Default => &self.config.limits,
+            Priority::High => &self.config.limits_high,
+        }
+    }
+
+    /// The present endpoints.
+    pub fn hosts(&self) -> Arc<HostSet> {
+        self.hosts.load_full()
+    }
+
+    /// Changes with every new set of endpoints.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Puts the endpoints of `assignment` in place; addresses only, names must have been resolved.
+    pub(super) fn set_endpoints(&self, assignment: &LoadAssignment) {
+        let old = self.hosts.load_full();
+        let new = HostSet::build(self, assignment);
+        if old.is_other_membership(&new) {
+            self.state.stats.membership_change.fetch_add(1, Ordering::Relaxed);
+        }
+        for host in &new.hosts {
+            host.endpoint.removed.store(false, Ordering::Relaxed);
+        }
+        for host in &old.hosts {
+            if !new.contains(host.endpoint.id) {
+                host.endpoint.removed.store(true, Ordering::Relaxed);
+            }
+        }
+        self.hosts.store(Arc::new(new));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// No longer in the configuration: its pools are drained.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Takes a place among the retries in flight, if there is one: under a budget its share of
+    /// active and pending requests, else `max_retries`.
+    pub fn retry_permit(self: &Arc<Self>, priority: Priority) -> Option<RetryPermit> {
+        let limits = self.limits(priority);
+        let max = match limits.retry_budget {
+            Some(budget) => retry::budget_limit(budget, self.state.active_and_pending()),
+            None => u64::from(limits.retries_max),
+        };
+        let retries = &self.state.usage(priority).retries;
+        if u64::from(retries.fetch_add(1, Ordering::Relaxed)) >= max {
+            retries.fetch_sub(1, Ordering::Relaxed);
+            self.state.stats.upstream_rq_retry_overflow.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(RetryPermit { state: Arc::clone(&self.state), priority })
+    }
+}
+
+/// A place among the retries in flight, until dropped.
+pub struct RetryPermit {
+    state: Arc<ClusterState>,
+    priority: Priority,
+}
+
+impl Drop for RetryPermit {
+    fn drop(&mut self) {
+        self.state.usage(self.priority).retries.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Cluster").field(&self.state.name).finish()
+    }
+}

@@ -1,0 +1,145 @@
+//! Why a try gave no response headers, in Envoy's words.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+
+use http::Request;
+use pillion_model::retry::Reset;
+
+use super::state::EndpointState;
+use crate::body::Body;
+
+/// A try without response headers.
+#[derive(Debug)]
+pub struct Failure {
+    /// What happened.
+    pub cause: Cause,
+    /// Whether any byte of the request may have been handed to the upstream.
+    pub request_sent: bool,
+    /// A kept-alive connection had been closed by the peer, as far as can be told before it saw
+    /// the request: one more try on a fresh connection does not count as a retry if it is safe to
+    /// repeat the request.
+    pub stale_connection: bool,
+    /// The request, if it was never handed to a connection.
+    pub request: Option<Box<Request<Body>>>,
+    /// Transport failure reason: the text of the socket's or the TLS layer's error; may be empty.
+    pub detail: Cow<'static, str>,
+    /// The endpoint tried, if one was chosen.
+    pub endpoint: Option<Arc<EndpointState>>,
+}
+
+/// What kept a try from response headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No endpoint could be chosen.
+    NoHealthyUpstream,
+    /// Dropped on purpose, by the endpoints' `drop_overloads`.
+    Dropped,
+    /// A reset.
+    Reset(Reset),
+}
+
+impl Cause {
+    /// The reset, if it is one.
+    pub fn reset(self) -> Option<Reset> {
+        match self {
+            Self::Reset(reset) => Some(reset),
+            Self::NoHealthyUpstream | Self::Dropped => None,
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn new(cause: Cause) -> Self {
+        Self {
+            cause,
+            request_sent: false,
+            stale_connection: false,
+            request: None,
+            detail: Cow::Borrowed(""),
+            endpoint: None,
+        }
+    }
+
+    pub(super) fn reset(reset: Reset) -> Self {
+        Self::new(Cause::Reset(reset))
+    }
+
+    pub(super) fn hand_back(mut self, request: Request<Body>) -> Self {
+        self.request = Some(Box::new(request));
+        self
+    }
+
+    pub(super) fn at(mut self, endpoint: &Arc<EndpointState>) -> Self {
+        self.endpoint = Some(Arc::clone(endpoint));
+        self
+    }
+
+    pub(super) fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+}
+
+/// Envoy's reset reason string.
+pub fn reset_reason(reset: Reset) -> &'static str {
+    match reset {
+        Reset::ConnectFailure => "remote connection failure",
+        Reset::ConnectTimeout => "connection timeout",
+        Reset::ConnectionTermination => "connection termination",
+        Reset::RemoteReset => "remote reset",
+        Reset::RefusedStream => "remote refused stream reset",
+        Reset::LocalReset | Reset::PerTryTimeout => "local reset",
+        Reset::Overflow => "overflow",
+        Reset::ProtocolError => "protocol error",
+    }
+}
+
+/// Maps hyper's error of a request that was handed to a connection.
+pub(super) fn classify(error: &hyper::Error) -> Reset {
+    if let Some(h2) = find::<h2::Error>(error) {
+        return classify_h2(h2);
+    }
+    if error.is_parse() {
+        return Reset::ProtocolError;
+    }
+    if error.is_user() {
+        return Reset::LocalReset;
+    }
+    Reset::ConnectionTermination
+}
+
+fn classify_h2(error: &h2::Error) -> Reset {
+    if error.is_go_away() && error.is_remote() {
+        // Only streams above the last one the peer has worked on end this way.
+        return Reset::RefusedStream;
+    }
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Reset::RefusedStream,
+        Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => Reset::ProtocolError,
+        Some(_) if error.is_remote() => Reset::RemoteReset,
+        Some(_) if error.is_library() => Reset::ProtocolError,
+        _ => Reset::ConnectionTermination,
+    }
+}
+
+/// The first error of type `E` in the chain.
+pub(super) fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The text of a failed connect as Envoy shows it: the system's words, without Rust's number.
+pub(super) fn io_detail(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    if error.raw_os_error().is_some() { format!("delayed connect error: {text}") } else { text.to_owned() }
+}

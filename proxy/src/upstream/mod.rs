@@ -1,0 +1,39 @@
+//! The upstream side: clusters and their endpoints, choosing one, connections to it, and what is
+//! known about how it behaves.
+//!
+//! [`Clusters`] is process-wide and takes configuration. [`Pools`] is one worker's; it owns that
+//! worker's connections and makes one try at a time. Retrying is the caller's.
+
+mod cluster;
+mod clusters;
+mod connect;
+mod ewma;
+mod failure;
+mod handshake;
+mod hosts;
+mod io;
+mod lease;
+mod message;
+mod outlier;
+mod pool;
+mod send;
+mod state;
+mod tls;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use cluster::{Cluster, RetryPermit};
+pub use clusters::{ClusterMap, Clusters, Rejected};
+pub use failure::{Cause, Failure, reset_reason};
+pub use hosts::{Host, HostSet};
+pub use io::Io;
+pub use lease::{TunnelGuard, UpstreamBody};
+pub use outlier::OutlierStats;
+pub use send::{Attempt, Sent, StaleReplay, grpc_to_http};
+pub use state::{
+    Address, ClusterState, ClusterStats, EndpointState, EndpointStats, Outcome, Priority, Usage,
+};
+pub use tls::Transport;
+pub use worker::Pools;

@@ -1,0 +1,453 @@
+//! Connections of one worker to one endpoint.
+//!
+//! HTTP/1 connections are kept last in, first out; HTTP/2 connections are shared, further ones are
+//! opened under stream pressure. A request that finds neither waits in a queue; whichever
+//! connection is ready first serves the queue's head.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use hyper::client::conn::http1;
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use pillion_model::retry::Reset;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::cluster::Cluster;
+use super::connect::{ConnectError, dial};
+use super::handshake::{LocalExecutor, http1_builder, http2_builder};
+use super::hosts::Host;
+use super::io::{ConnectionGuard, Io};
+use super::lease::Connection;
+use super::state::{EndpointState, Priority};
+use super::tls::Transport;
+use super::worker::Worker;
+use crate::body::Body;
+
+/// One worker's connections to one endpoint over one transport.
+pub(super) struct EndpointPool {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) endpoint: Arc<EndpointState>,
+    pub(super) transport: Arc<Transport>,
+    wanted: Wanted,
+    worker: Rc<Worker>,
+    /// Most recently used last.
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
+    waiting: RefCell<VecDeque<Waiter>>,
+    connecting: Cell<usize>,
+    /// Connections of this pool, in use or not.
+    open: Cell<usize>,
+    /// No connection is kept any more.
+    draining: Cell<bool>,
+}
+
+/// An HTTP/1 connection in use by one request.
+pub(super) struct Http1 {
+    pub(super) send: http1::SendRequest<Body>,
+    /// Requests served before this one.
+    pub(super) served: u32,
+    generation: u64,
+}
+
+struct Idle {
+    connection: Http1,
+    since: Instant,
+}
+
+/// An HTTP/2 connection shared by many requests.
+pub(super) struct Http2 {
+    pub(super) send: RefCell<http2::SendRequest<Body>>,
+    driver: Rc<RefCell<http2::Connection<TokioIo<Io>, Body, LocalExecutor>>>,
+    pub(super) streams: Cell<usize>,
+    pub(super) served: Cell<u32>,
+    generation: u64,
+    idle_since: Cell<Instant>,
+}
+
+/// One stream's place on a shared connection, until dropped.
+pub(super) struct Stream {
+    pool: Rc<EndpointPool>,
+    pub(super) connection: Rc<Http2>,
+}
+
+type Waiter = oneshot::Sender<Result<Connection, ConnectError>>;
+
+/// Which protocol a pool's connections speak, unless ALPN says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Http1,
+    Http2,
+}
+
+/// Why no connection was given.
+pub(super) enum Refusal {
+    /// A limit of ours.
+    Overflow,
+    Connect(ConnectError),
+}
+
+impl EndpointPool {
+    pub(super) fn new(worker: &Rc<Worker>, cluster: &Arc<Cluster>, host: &Host, wanted: Wanted) -> Self {
+        Self {
+            cluster: Arc::clone(cluster),
+            endpoint: Arc::clone(&host.endpoint),
+            transport: Arc::clone(&host.transport),
+            wanted,
+            worker: Rc::clone(worker),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            waiting: RefCell::default(),
+            connecting: Cell::new(0),
+            open: Cell::new(0),
+            draining: Cell::new(false),
+        }
+    }
+
+    /// A connection ready to send on, waiting for one if need be.
+    pub(super) async fn acquire(self: &Rc<Self>, priority: Priority) -> Result<Connection, Refusal> {
+        if let Some(connection) = self.ready() {
+            return Ok(connection);
+        }
+        let _pending = Pending::acquire(self, priority).ok_or(Refusal::Overflow)?;
+        let (waiter, answer) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(waiter);
+        self.open_for_waiting(priority);
+        match answer.await {
+            Ok(answer) => answer.map_err(Refusal::Connect),
+            Err(_closed) => Err(Refusal::Connect(ConnectError {
+                reset: Reset::LocalReset,
+                detail: "the worker is shutting down".into(),
+            })),
+        }
+    }
+
+    /// A connection that can take a request at once.
+    fn ready(self: &Rc<Self>) -> Option<Connection> {
+        if let Some(connection) = self.ready_http1() {
+            return Some(Connection::Http1(connection));
+        }
+        self.ready_http2().map(Connection::Http2)
+    }
+
+    fn ready_http1(&self) -> Option<Http1> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(Idle { connection, .. }) = idle.pop() {
+            if connection.send.is_ready() && connection.generation == self.transport.generation() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// The shared connection with the fewest streams. Under pressure another one is opened beside.
+    fn ready_http2(self: &Rc<Self>) -> Option<Stream> {
+        let shared = self.shared.borrow();
+        let least = shared.iter().filter(|it| self.takes_streams(it)).min_by_key(|it| it.streams.get())?;
+        let connection = Rc::clone(least);
+        let connections = shared.len() + self.connecting.get();
+        drop(shared);
+        if connection.streams.get() >= STREAMS_PRESSURE && connections < HTTP2_CONNECTIONS_MAX {
+            self.open_one(Priority::Default);
+        }
+        connection.streams.set(connection.streams.get() + 1);
+        Some(Stream { pool: Rc::clone(self), connection })
+    }
+
+    fn takes_streams(&self, connection: &Http2) -> bool {
+        let max = self.cluster.config.requests_per_connection_max;
+        !connection.send.borrow().is_closed()
+            && connection.generation == self.transport.generation()
+            && (max == 0 || connection.served.get() < max)
+            && connection.streams.get() < connection.streams_max()
+    }
+
+    /// Opens a connection if more requests wait than connections are being opened.
+    fn open_for_waiting(self: &Rc<Self>, priority: Priority) {
+        let waiting = self.waiting.borrow().len();
+        let connecting = self.connecting.get();
+        let expected = if self.speaks_http2() { connecting * STREAMS_PRESSURE } else { connecting };
+        if expected < waiting {
+            self.open_one(priority);
+        }
+    }
+
+    fn speaks_http2(&self) -> bool {
+        self.wanted == Wanted::Http2 || !self.shared.borrow().is_empty()
+    }
+
+    fn open_one(self: &Rc<Self>, priority: Priority) {
+        let max = self.cluster.limits(priority).connections_max;
+        let first = self.open.get() + self.connecting.get() == 0;
+        let Some(counted) = ConnectionGuard::acquire(&self.endpoint, priority, max, first) else { return };
+        self.connecting.set(self.connecting.get() + 1);
+        self.worker.spawn(connect(Rc::clone(self), counted));
+    }
+
+    /// Hands ready connections to waiting requests, first come first served.
+    fn serve_waiting(self: &Rc<Self>) {
+        loop {
+            self.forget_gone();
+            if self.waiting.borrow().is_empty() {
+                return;
+            }
+            let Some(connection) = self.ready() else { return };
+            self.hand_over(connection);
+        }
+    }
+
+    /// Gives a connection to the first request that still waits, else keeps it.
+    fn hand_over(self: &Rc<Self>, connection: Connection) {
+        let mut connection = Ok(connection);
+        loop {
+            let Some(waiter) = self.waiting.borrow_mut().pop_front() else { break };
+            match waiter.send(connection) {
+                Ok(()) => return,
+                Err(back) => connection = back,
+            }
+        }
+        if let Ok(Connection::Http1(connection)) = connection {
+            self.idle.borrow_mut().push(Idle { connection, since: self.worker.now() });
+        }
+    }
+
+    /// Requests that gave up waiting.
+    fn forget_gone(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        while waiting.front().is_some_and(oneshot::Sender::is_closed) {
+            waiting.pop_front();
+        }
+    }
+
+    fn fail_waiting(&self, error: &ConnectError) {
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        if !waiting.is_empty() {
+            let eject = &self.endpoint.cluster.stats.upstream_rq_pending_failure_eject;
+            eject.fetch_add(waiting.len() as u64, Relaxed);
+        }
+        for waiter in waiting {
+            let _ = waiter.send(Err(error.clone()));
+        }
+    }
+
+    /// A request is done with its connection.
+    pub(super) fn give_back(self: &Rc<Self>, mut connection: Http1) {
+        connection.served += 1;
+        if !self.keeps(&connection) {
+            return;
+        }
+        if connection.send.is_ready() {
+            self.hand_over(Connection::Http1(connection));
+            return;
+        }
+        // The request's body is still being sent, or the connection has not come round yet.
+        let pool = Rc::clone(self);
+        self.worker.spawn(async move {
+            if connection.send.ready().await.is_ok() && pool.keeps(&connection) {
+                pool.hand_over(Connection::Http1(connection));
+            }
+        });
+    }
+
+    /// An unused connection goes back as it is.
+    pub(super) fn put_back(self: &Rc<Self>, connection: Http1) {
+        if self.keeps(&connection) {
+            self.hand_over(Connection::Http1(connection));
+        }
+    }
+
+    fn keeps(&self, connection: &Http1) -> bool {
+        let max = self.cluster.config.requests_per_connection_max;
+        if max != 0 && connection.served >= max {
+            self.endpoint.cluster.stats.upstream_cx_max_requests.fetch_add(1, Relaxed);
+            return false;
+        }
+        !self.is_draining()
+            && !connection.send.is_closed()
+            && connection.generation == self.transport.generation()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.get() || self.endpoint.is_removed() || self.cluster.is_retired()
+    }
+
+    /// Closes what is idle; what is in use ends with its request.
+    pub(super) fn drain(&self) {
+        self.draining.set(true);
+        self.idle.borrow_mut().clear();
+        self.shared.borrow_mut().clear();
+    }
+
+    /// Closes connections that idled too long, belong to an older identity or were closed by the
+    /// peer. Whether nothing is left is told.
+    pub(super) fn sweep(&self, now: Instant) -> bool {
+        let timeout = self.cluster.config.idle_timeout;
+        let expired =
+            |since: Instant| timeout.is_some_and(|timeout| now.saturating_duration_since(since) >= timeout);
+        let generation = self.transport.generation();
+        let timed_out = Cell::new(0);
+        self.idle.borrow_mut().retain(|idle| {
+            let late = expired(idle.since);
+            timed_out.set(timed_out.get() + u64::from(late));
+            !late && !idle.connection.send.is_closed() && idle.connection.generation == generation
+        });
+        self.shared.borrow_mut().retain(|connection| {
+            let late = connection.streams.get() == 0 && expired(connection.idle_since.get());
+            timed_out.set(timed_out.get() + u64::from(late));
+            !late && !connection.send.borrow().is_closed() && connection.generation == generation
+        });
+        if timed_out.get() > 0 {
+            self.endpoint.cluster.stats.upstream_cx_idle_timeout.fetch_add(timed_out.get(), Relaxed);
+        }
+        self.open.get() == 0 && self.connecting.get() == 0
+    }
+
+    /// A connection has ended, for whatever reason.
+    fn closed(self: &Rc<Self>) {
+        self.open.set(self.open.get() - 1);
+        self.idle.borrow_mut().retain(|idle| !idle.connection.send.is_closed());
+        self.shared.borrow_mut().retain(|connection| !connection.send.borrow().is_closed());
+        self.serve_waiting();
+        if !self.waiting.borrow().is_empty() {
+            self.open_for_waiting(Priority::Default);
+        }
+    }
+}
+
+/// Opens a connection and puts it to use.
+async fn connect(pool: Rc<EndpointPool>, counted: ConnectionGuard) {
+    let generation = pool.transport.generation();
+    let opened = open(&pool, counted, generation).await;
+    pool.connecting.set(pool.connecting.get() - 1);
+    match opened {
+        Ok(Opened::Http1(send, driver)) => {
+            pool.open.set(pool.open.get() + 1);
+            let ended = Rc::clone(&pool);
+            pool.worker.spawn(async move {
+                let _ = driver.with_upgrades().await;
+                ended.closed();
+            });
+            pool.hand_over(Connection::Http1(Http1 { send, served: 0, generation }));
+        }
+        Ok(Opened::Http2(connection)) => {
+            pool.open.set(pool.open.get() + 1);
+            let (ended, driver) = (Rc::clone(&pool), Rc::clone(&connection.driver));
+            pool.worker.spawn(async move {
+                let _ = poll_fn(|cx| Pin::new(&mut *driver.borrow_mut()).poll(cx)).await;
+                ended.closed();
+            });
+            if !pool.is_draining() || !pool.waiting.borrow().is_empty() {
+                pool.shared.borrow_mut().push(Rc::new(connection));
+            }
+            pool.serve_waiting();
+        }
+        Err(error) => pool.fail_waiting(&error),
+    }
+}
+
+enum Opened {
+    Http1(http1::SendRequest<Body>, http1::Connection<TokioIo<Io>, Body>),
+    Http2(Http2),
+}
+
+async fn open(
+    pool: &EndpointPool,
+    counted: ConnectionGuard,
+    generation: u64,
+) -> Result<Opened, ConnectError> {
+    let io = dial(&pool.cluster, &pool.endpoint, &pool.transport, counted).await?;
+    let broken = |error: hyper::Error| ConnectError::refused(error.to_string());
+    let wanted = match io.tls().and_then(|session| session.alpn_protocol()) {
+        Some(b"h2") => Wanted::Http2,
+        Some(b"http/1.1") => Wanted::Http1,
+        _ => pool.wanted,
+    };
+    if wanted == Wanted::Http1 {
+        let (send, driver) = http1_builder().handshake(TokioIo::new(io)).await.map_err(broken)?;
+        return Ok(Opened::Http1(send, driver));
+    }
+    let executor = LocalExecutor(Rc::clone(&pool.worker));
+    let (send, driver) = http2_builder(executor).handshake(TokioIo::new(io)).await.map_err(broken)?;
+    Ok(Opened::Http2(Http2 {
+        send: RefCell::new(send),
+        driver: Rc::new(RefCell::new(driver)),
+        streams: Cell::new(0),
+        served: Cell::new(0),
+        generation,
+        idle_since: Cell::new(pool.worker.now()),
+    }))
+}
+
+impl Http2 {
+    /// Streams the peer allows at once.
+    fn streams_max(&self) -> usize {
+        self.driver.try_borrow().map_or(1, |driver| driver.current_max_send_streams())
+    }
+
+    /// Whether the peer takes extended CONNECT. Its SETTINGS tell, which may still be under way on
+    /// a new connection.
+    pub(super) async fn wait_extended_connect(&self) -> bool {
+        let enabled = || self.driver.try_borrow().is_ok_and(|it| it.is_extended_connect_protocol_enabled());
+        let deadline = Instant::now() + SETTINGS_WAIT_MAX;
+        while !enabled() {
+            if Instant::now() >= deadline || self.send.borrow().is_closed() {
+                return false;
+            }
+            tokio::time::sleep(SETTINGS_POLL).await;
+        }
+        true
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let streams = &self.connection.streams;
+        streams.set(streams.get() - 1);
+        if streams.get() == 0 {
+            self.connection.idle_since.set(self.pool.worker.now());
+        }
+        if !self.pool.waiting.borrow().is_empty() {
+            self.pool.serve_waiting();
+        }
+    }
+}
+
+/// A place among the requests that wait for a connection.
+struct Pending<'a> {
+    pool: &'a EndpointPool,
+    priority: Priority,
+}
+
+impl<'a> Pending<'a> {
+    fn acquire(pool: &'a EndpointPool, priority: Priority) -> Option<Self> {
+        let cluster = &pool.endpoint.cluster;
+        let pending = &cluster.usage(priority).pending;
+        if pending.fetch_add(1, Relaxed) >= pool.cluster.limits(priority).pending_max {
+            pending.fetch_sub(1, Relaxed);
+            cluster.stats.upstream_rq_pending_overflow.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(Self { pool, priority })
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.pool.endpoint.cluster.usage(self.priority).pending.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Streams on the least used connection from which on another connection is opened beside it.
+const STREAMS_PRESSURE: usize = 64;
+/// Shared connections of one worker to one endpoint opened for pressure alone.
+const HTTP2_CONNECTIONS_MAX: usize = 4;
+/// How long SETTINGS may take to arrive; asked for at this pace.
+const SETTINGS_WAIT_MAX: Duration = Duration::from_secs(1);
+const SETTINGS_POLL: Duration = Duration::from_millis(1);

@@ -1,0 +1,356 @@
+//! One try of one request: choose an endpoint, take a connection, send, hand the response on.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use http::header::UPGRADE;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use pillion_model::cluster::UpstreamProtocol;
+use pillion_model::retry::{Reset, is_idempotent};
+use tokio::time::Instant;
+
+use super::cluster::Cluster;
+use super::failure::{Cause, Failure, classify};
+use super::lease::{Connection, Lease, RequestGuard, TunnelGuard, UpstreamBody};
+use super::message;
+use super::pool::{EndpointPool, Refusal, Wanted};
+use super::state::{EndpointState, Outcome, Priority};
+use super::worker::Pools;
+use crate::body::Body;
+
+/// What one request brings to its tries; kept from one try to the next.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Which limits apply.
+    pub priority: Priority,
+    /// Consistent hash of the request; `None`: random.
+    pub hash: Option<u64>,
+    /// HTTP version of the downstream request, for clusters that follow it.
+    pub downstream: Version,
+    /// Draws made to avoid endpoints tried before; 0: they are not avoided.
+    pub redraws: u32,
+    /// Who repeats a request that met a stale connection.
+    pub stale: StaleReplay,
+    /// The endpoint of the present or last try.
+    pub endpoint: Option<Arc<EndpointState>>,
+    tried: Tried,
+    started: Option<Instant>,
+}
+
+/// Who repeats a request that died on a kept-alive connection the peer had closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StaleReplay {
+    /// `send`, which keeps a copy of an idempotent request's head for it.
+    #[default]
+    Pool,
+    /// The caller, who has a copy anyway: [`Failure::stale_connection`] tells.
+    Caller,
+}
+
+/// Endpoints tried before, by id; the latest few.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    ids: [u64; 8],
+    count: usize,
+}
+
+/// Response headers have come.
+#[derive(Debug)]
+pub struct Sent {
+    /// The response; its body holds connection and counters until its end. The answer to an upgrade
+    /// is in HTTP/1 form (101 with `upgrade`) whatever the upstream speaks, and carries hyper's
+    /// `OnUpgrade`.
+    pub response: Response<Body>,
+    /// Who answered.
+    pub endpoint: Arc<EndpointState>,
+    /// Of a tunnel (CONNECT, upgrade): to be kept while it is open.
+    pub tunnel: Option<TunnelGuard>,
+}
+
+impl Default for Attempt {
+    fn default() -> Self {
+        Self {
+            priority: Priority::Default,
+            hash: None,
+            downstream: Version::HTTP_11,
+            redraws: 0,
+            stale: StaleReplay::Pool,
+            endpoint: None,
+            tried: Tried::default(),
+            started: None,
+        }
+    }
+}
+
+impl Attempt {
+    /// Reports that the try was given up for lack of an answer in time. The future of `send` must
+    /// have been dropped.
+    pub fn timed_out(&mut self) {
+        if let (Some(endpoint), Some(started)) = (&self.endpoint, self.started.take()) {
+            endpoint.report(Outcome::Timeout, started.elapsed());
+        }
+    }
+}
+
+impl Tried {
+    fn note(&mut self, id: u64) {
+        self.ids[self.count % self.ids.len()] = id;
+        self.count += 1;
+    }
+
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.ids.contains(&id)
+    }
+}
+
+impl Pools {
+    /// Sends `request` to an endpoint of `cluster`: one try. Response, resets and latency are
+    /// reported to the endpoint's passive health; a timeout is the caller's to find and report, by
+    /// dropping this future and [`Attempt::timed_out`].
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] tells why there are no response headers.
+    pub async fn send(
+        &self,
+        cluster: &Arc<Cluster>,
+        attempt: &mut Attempt,
+        request: Request<Body>,
+    ) -> Result<Sent, Failure> {
+        let now = self.tick();
+        attempt.endpoint = None;
+        let pool = match self.choose(cluster, attempt, now) {
+            Ok(pool) => pool,
+            Err(cause) => return Err(Failure::new(cause).hand_back(request)),
+        };
+        attempt.endpoint = Some(Arc::clone(&pool.endpoint));
+        attempt.started = Some(now);
+        attempt.tried.note(pool.endpoint.id);
+        let sent = try_pool(&pool, attempt, request).await;
+        attempt.started = None;
+        match &sent {
+            Ok(sent) => {
+                pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), now.elapsed())
+            }
+            Err(failure) if failure.cause != Cause::Reset(Reset::Overflow) => {
+                pool.endpoint.report(Outcome::Failure, now.elapsed());
+            }
+            Err(_overflow) => {}
+        }
+        sent
+    }
+
+    fn choose(
+        &self,
+        cluster: &Arc<Cluster>,
+        attempt: &Attempt,
+        now: Instant,
+    ) -> Result<Rc<EndpointPool>, Cause> {
+        let view = self.view(cluster);
+        let hosts = view.hosts();
+        let Some(at) = hosts.pick(attempt, now) else {
+            cluster.state.stats.upstream_cx_none_healthy.fetch_add(1, Relaxed);
+            return Err(Cause::NoHealthyUpstream);
+        };
+        let wanted = match cluster.config.protocol {
+            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => Wanted::Http1,
+            UpstreamProtocol::Http2 => Wanted::Http2,
+            UpstreamProtocol::Downstream if attempt.downstream == Version::HTTP_2 => Wanted::Http2,
+            UpstreamProtocol::Downstream => Wanted::Http1,
+        };
+        Ok(view.pool(&self.worker, at, wanted))
+    }
+}
+
+/// Sends on one endpoint; a request that a dying connection has certainly or safely not processed
+/// is sent once more.
+async fn try_pool(
+    pool: &Rc<EndpointPool>,
+    attempt: &Attempt,
+    mut request: Request<Body>,
+) -> Result<Sent, Failure> {
+    let mut repeats = REPEATS_MAX;
+    loop {
+        let connection = match pool.acquire(attempt.priority).await {
+            Ok(connection) => connection,
+            Err(refusal) => return Err(refused(refusal).at(&pool.endpoint).hand_back(request)),
+        };
+        let Some(guard) = RequestGuard::acquire(pool, attempt.priority) else {
+            pool.endpoint.cluster.stats.upstream_rq_active_overflow.fetch_add(1, Relaxed);
+            if let Connection::Http1(connection) = connection {
+                pool.put_back(connection);
+            }
+            return Err(Failure::reset(Reset::Overflow).at(&pool.endpoint).hand_back(request));
+        };
+        let failed = match connection {
+            Connection::Http1(connection) => send_http1(connection, guard, attempt, request).await,
+            Connection::Http2(stream) => send_http2(stream, guard, request).await,
+        };
+        let (failure, again) = match failed {
+            Ok(sent) => return Ok(sent),
+            Err(failed) => failed,
+        };
+        match again {
+            Some(again) if repeats > 0 => {
+                repeats -= 1;
+                pool.endpoint.cluster.stats.upstream_rq_stale_replay.fetch_add(1, Relaxed);
+                request = again;
+            }
+            Some(again) => return Err(failure.at(&pool.endpoint).hand_back(again)),
+            None => return Err(failure.at(&pool.endpoint)),
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    match refusal {
+        Refusal::Overflow => Failure::reset(Reset::Overflow),
+        Refusal::Connect(error) => Failure::reset(error.reset).detail(error.detail),
+    }
+}
+
+/// What failed, and the request if it may be sent once more.
+type Failed = (Failure, Option<Request<Body>>);
+
+async fn send_http1(
+    mut connection: super::pool::Http1,
+    guard: RequestGuard,
+    attempt: &Attempt,
+    mut request: Request<Body>,
+) -> Result<Sent, Failed> {
+    message::to_http1(&mut request);
+    let reused = connection.served > 0;
+    let tunnel = message::is_tunnel(&request);
+    let safe = reused && is_idempotent(request.method().as_str());
+    let copy = (safe && attempt.stale == StaleReplay::Pool).then(|| repeat(&request)).flatten();
+    match connection.send.try_send_request(request).await {
+        Ok(response) => {
+            Ok(answered(response, Lease::new(Connection::Http1(connection), guard), tunnel, None))
+        }
+        Err(mut error) => {
+            if let Some(unsent) = error.take_message() {
+                return Err((unsent_failure(&error.into_error()), Some(unsent)));
+            }
+            let error = error.into_error();
+            let reset = classify(&error);
+            let stale = reused && reset == Reset::ConnectionTermination;
+            let mut failure = Failure::reset(reset).detail(detail(&error));
+            failure.request_sent = true;
+            failure.stale_connection = stale;
+            Err((failure, copy.filter(|_| stale)))
+        }
+    }
+}
+
+async fn send_http2(
+    stream: super::pool::Stream,
+    guard: RequestGuard,
+    mut request: Request<Body>,
+) -> Result<Sent, Failed> {
+    let protocol = request.headers().get(UPGRADE).cloned();
+    let extended = message::to_http2(&mut request);
+    let tunnel = message::is_tunnel(&request);
+    let protocol = extended.then(|| {
+        let of_connect = request.extensions().get::<hyper::ext::Protocol>();
+        protocol.or_else(|| of_connect.and_then(|it| HeaderValue::from_str(it.as_str()).ok()))
+    });
+    if extended && !stream.connection.wait_extended_connect().await {
+        let failure = Failure::reset(Reset::RefusedStream)
+            .detail("the upstream does not take extended CONNECT (RFC 8441)");
+        return Err((failure, None));
+    }
+    let served = &stream.connection.served;
+    served.set(served.get() + 1);
+    let sent = stream.connection.send.borrow_mut().try_send_request(request);
+    match sent.await {
+        Ok(response) => {
+            let lease = Lease::new(Connection::Http2(stream), guard);
+            Ok(answered(response, lease, tunnel, protocol.flatten().as_ref()))
+        }
+        Err(mut error) => {
+            if let Some(unsent) = error.take_message() {
+                return Err((unsent_failure(&error.into_error()), Some(unsent)));
+            }
+            let error = error.into_error();
+            let mut failure = Failure::reset(classify(&error)).detail(detail(&error));
+            failure.request_sent = failure.cause != Cause::Reset(Reset::RefusedStream);
+            Err((failure, None))
+        }
+    }
+}
+
+/// Turns the response into what the caller gets.
+fn answered(
+    response: Response<Incoming>,
+    lease: Lease,
+    tunnel: bool,
+    protocol: Option<&HeaderValue>,
+) -> Sent {
+    let endpoint = Arc::clone(lease.endpoint());
+    let opened =
+        tunnel && (response.status() == StatusCode::SWITCHING_PROTOCOLS || response.status().is_success());
+    if opened && response.extensions().get::<hyper::upgrade::OnUpgrade>().is_some() {
+        let mut response = response.map(|_empty| Body::Empty);
+        if let Some(protocol) = protocol {
+            message::tunnel_response(&mut response, protocol);
+        }
+        return Sent { response, endpoint, tunnel: Some(TunnelGuard::new(lease)) };
+    }
+    let response = response.map(|incoming| {
+        if http_body::Body::is_end_stream(&incoming) {
+            lease.end();
+            Body::Empty
+        } else {
+            Body::Upstream(UpstreamBody::new(incoming, lease))
+        }
+    });
+    Sent { response, endpoint, tunnel: None }
+}
+
+/// A second request like this one, if its body can be had again.
+fn repeat(request: &Request<Body>) -> Option<Request<Body>> {
+    let mut copy = Request::new(request.body().try_clone()?);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+fn unsent_failure(error: &hyper::Error) -> Failure {
+    Failure::reset(Reset::ConnectionTermination).detail(detail(error))
+}
+
+fn detail(error: &hyper::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// The status passive health counts: a gRPC status in the headers is one of HTTP's in disguise.
+fn passive_status<B>(response: &Response<B>) -> u16 {
+    let grpc =
+        response.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    grpc.map_or(response.status().as_u16(), grpc_to_http)
+}
+
+/// Envoy's mapping of gRPC status codes to HTTP's.
+pub fn grpc_to_http(status: u32) -> u16 {
+    match status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
+/// A pool that hands out dying connections one after the other is left after this many.
+const REPEATS_MAX: u32 = 3;

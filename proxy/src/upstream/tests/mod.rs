@@ -1,0 +1,4 @@
+//! Behaviour against in-process origins.
+
+mod http1;
+mod support;

@@ -1,0 +1,188 @@
+//! Origins on loopback, and clusters that point at them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pillion_model::cluster::{
+    CircuitBreakers, Cluster as Config, Discovery, LoadBalancing, UpstreamProtocol,
+};
+use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, Locality, LocalityEndpoints};
+use pillion_model::health::Health;
+use pillion_net::tls::NoSecrets;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::LocalOptions;
+
+use crate::body::Body;
+use crate::upstream::{Attempt, Cluster, Clusters, Failure, Pools, Sent};
+
+/// Runs a test on a worker-like runtime.
+pub(super) fn on_worker<T>(test: impl Future<Output = T>) -> T {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build_local(LocalOptions::default()).expect("a runtime");
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(20), test).await.expect("the test ends within 20 s")
+    })
+}
+
+/// A configuration with Envoy's defaults.
+pub(super) fn config(name: &str) -> Config {
+    Config {
+        name: name.to_owned(),
+        discovery: Discovery::Eds { service_name: String::new() },
+        connect_timeout: Duration::from_secs(5),
+        load_balancing: LoadBalancing::Ewma,
+        limits: CircuitBreakers::default(),
+        limits_high: CircuitBreakers::default(),
+        outlier_detection: None,
+        panic_threshold_percent: 50,
+        protocol: UpstreamProtocol::Http1,
+        idle_timeout: Some(Duration::from_secs(3600)),
+        requests_per_connection_max: 0,
+        tls: None,
+        transports: Vec::new(),
+        destination: None,
+    }
+}
+
+/// An endpoint that serves.
+pub(super) fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint {
+        address: HostAddress::Socket(address),
+        hostname: String::new(),
+        weight: 1,
+        health: Health::Serving,
+        labels: BTreeMap::new(),
+        transport: BTreeMap::new(),
+    }
+}
+
+/// One locality with these endpoints.
+pub(super) fn assignment(addresses: &[SocketAddr]) -> LoadAssignment {
+    LoadAssignment {
+        cluster: String::new(),
+        localities: vec![LocalityEndpoints {
+            locality: Locality::default(),
+            weight: None,
+            priority: 0,
+            endpoints: addresses.iter().copied().map(endpoint).collect(),
+        }],
+        drops: Vec::new(),
+        overprovisioning: 140,
+    }
+}
+
+/// A process with one worker.
+pub(super) struct Proxy {
+    pub(super) clusters: Arc<Clusters>,
+    pub(super) pools: Pools,
+}
+
+impl Proxy {
+    pub(super) fn new() -> Self {
+        let clusters = Arc::new(Clusters::new());
+        Self { pools: Pools::new(Arc::clone(&clusters)), clusters }
+    }
+
+    /// Applies one cluster.
+    pub(super) fn cluster(&self, config: Config, addresses: &[SocketAddr]) -> Arc<Cluster> {
+        let name = config.name.clone();
+        let endpoints = BTreeMap::from([(name.clone(), assignment(addresses))]);
+        let (map, rejected) =
+            self.clusters.apply(&BTreeMap::from([(name.clone(), config)]), &endpoints, &NoSecrets);
+        assert_eq!(rejected, []);
+        Arc::clone(&map[&name])
+    }
+
+    pub(super) async fn get(&self, cluster: &Arc<Cluster>) -> Result<Sent, Failure> {
+        self.pools.send(cluster, &mut Attempt::default(), get("/")).await
+    }
+
+    /// Sends a GET and reads the answer to its end.
+    pub(super) async fn text(&self, cluster: &Arc<Cluster>) -> String {
+        read(self.get(cluster).await.expect("an answer")).await
+    }
+}
+
+pub(super) fn get(path: &str) -> Request<Body> {
+    Request::get(path).header("host", "test").body(Body::Empty).expect("a request")
+}
+
+pub(super) async fn read(sent: Sent) -> String {
+    let bytes = sent.response.into_body().collect().await.expect("a whole body").to_bytes();
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+/// Waits until `done`, with other tasks running meanwhile.
+pub(super) async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while !done() {
+        assert!(tokio::time::Instant::now() < deadline, "still waiting until {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What an origin has seen.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) connections: Cell<usize>,
+    pub(super) requests: RefCell<Vec<http::request::Parts>>,
+}
+
+/// An HTTP/1 origin that answers what `answer` says.
+pub(super) async fn http1_origin<F, R>(answer: F) -> (SocketAddr, Rc<Seen>)
+where
+    F: Fn(Request<Incoming>) -> R + Clone + 'static,
+    R: Future<Output = Response<Full<Bytes>>> + 'static,
+{
+    let seen = Rc::new(Seen::default());
+    let note = Rc::clone(&seen);
+    let address = origin(move |stream| {
+        note.connections.set(note.connections.get() + 1);
+        let (note, answer) = (Rc::clone(&note), answer.clone());
+        async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (parts, body) = request.into_parts();
+                note.requests.borrow_mut().push(parts.clone());
+                let answer = answer(Request::from_parts(parts, body));
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder.timer(TokioTimer::new());
+            let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+        }
+    })
+    .await;
+    (address, seen)
+}
+
+/// Accepts connections and runs `serve` on each.
+pub(super) async fn origin<F, R>(serve: F) -> SocketAddr
+where
+    F: Fn(TcpStream) -> R + 'static,
+    R: Future<Output = ()> + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound above");
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _peer)) = listener.accept().await {
+            tokio::task::spawn_local(serve(stream));
+        }
+    });
+    address
+}
+
+pub(super) fn ok(text: &'static str) -> Response<Full<Bytes>> {
+    Response::new(Full::from(text))
+}

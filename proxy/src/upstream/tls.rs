@@ -1,0 +1,147 @@
+//! Transport sockets of a cluster: plaintext, or TLS compiled when the configuration is applied and
+//! again when secrets rotate.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use arc_swap::ArcSwapOption;
+use pillion_model::cluster::Cluster as Config;
+use pillion_model::tls::UpstreamTls;
+use pillion_net::tls::{PeerError, Secrets, TlsError, client_config, server_name};
+use rustls::{CertificateError, ClientConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::connect::ConnectError;
+use super::failure::io_detail;
+use super::io::Stream;
+use super::state::{ClusterStats, next_id};
+
+/// How connections to some of a cluster's endpoints are secured.
+pub struct Transport {
+    /// Unique in the process: part of a pool's key.
+    pub(super) id: u64,
+    /// For people.
+    pub name: String,
+    criteria: BTreeMap<String, String>,
+    context: Option<UpstreamTls>,
+    /// Empty while a secret is not known yet.
+    config: ArcSwapOption<ClientConfig>,
+    /// Grows when the configuration is rebuilt: older connections are drained.
+    generation: AtomicU64,
+}
+
+/// The transports of a cluster in order of choice; the last one matches every endpoint.
+pub(super) fn compile(config: &Config, secrets: &dyn Secrets) -> Result<Vec<Arc<Transport>>, String> {
+    let mut transports = Vec::with_capacity(config.transports.len() + 1);
+    for (at, it) in config.transports.iter().enumerate() {
+        let transport = Transport::new(&it.name, it.criteria.clone(), it.tls.as_ref(), secrets)
+            .map_err(|error| format!("transport_socket_matches[{at}].transport_socket: {error}"))?;
+        transports.push(Arc::new(transport));
+    }
+    let default = Transport::new("", BTreeMap::new(), config.tls.as_ref(), secrets)
+        .map_err(|error| format!("transport_socket: {error}"))?;
+    transports.push(Arc::new(default));
+    Ok(transports)
+}
+
+impl Transport {
+    fn new(
+        name: &str,
+        criteria: BTreeMap<String, String>,
+        context: Option<&UpstreamTls>,
+        secrets: &dyn Secrets,
+    ) -> Result<Self, TlsError> {
+        let transport = Self {
+            id: next_id(),
+            name: name.to_owned(),
+            criteria,
+            context: context.cloned(),
+            config: ArcSwapOption::empty(),
+            generation: AtomicU64::new(0),
+        };
+        match transport.rebuild(secrets) {
+            // Connections fail until the secret comes with `Clusters::rotate`.
+            Ok(()) | Err(TlsError::MissingSecret { .. }) => Ok(transport),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the TLS configuration anew; connections made with the one before are drained.
+    pub(super) fn rebuild(&self, secrets: &dyn Secrets) -> Result<(), TlsError> {
+        let Some(context) = &self.context else { return Ok(()) };
+        self.config.store(Some(client_config(context, secrets)?));
+        self.generation.fetch_add(1, Release);
+        Ok(())
+    }
+
+    /// Whether connections are secured.
+    pub fn is_tls(&self) -> bool {
+        self.context.is_some()
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
+    }
+
+    /// Whether an endpoint with this metadata uses this transport.
+    pub(super) fn matches(&self, metadata: &BTreeMap<String, String>) -> bool {
+        self.criteria.iter().all(|(key, value)| metadata.get(key) == Some(value))
+    }
+
+    /// Secures a new TCP connection as configured.
+    pub(super) async fn secure(
+        &self,
+        stream: TcpStream,
+        address: IpAddr,
+        stats: &ClusterStats,
+    ) -> Result<Stream, ConnectError> {
+        let Some(context) = &self.context else { return Ok(Stream::Tcp(stream)) };
+        let Some(config) = self.config.load_full() else {
+            return Err(ConnectError::refused(
+                "TLS_error: a secret of the cluster's TLS context is not known yet",
+            ));
+        };
+        let connecting = TlsConnector::from(config).connect(server_name(&context.sni, address), stream);
+        match connecting.await {
+            Ok(stream) => {
+                stats.ssl_handshake.fetch_add(1, Relaxed);
+                Ok(Stream::Tls(Box::new(stream)))
+            }
+            Err(error) => {
+                if matches!(refused_certificate(&error), Some(PeerError::Name { .. })) {
+                    stats.ssl_fail_verify_san.fetch_add(1, Relaxed);
+                }
+                Err(ConnectError::refused(tls_detail(&error)))
+            }
+        }
+    }
+}
+
+/// Our own verifier's reason, if that is what failed.
+fn refused_certificate(error: &io::Error) -> Option<&PeerError> {
+    let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = tls_error(error) else {
+        return None;
+    };
+    other.0.downcast_ref()
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// What went wrong in a handshake: which names the peer presented and which were wanted, if that
+/// is it.
+fn tls_detail(error: &io::Error) -> String {
+    if let Some(refused) = refused_certificate(error) {
+        return format!("TLS_error: {refused}");
+    }
+    match tls_error(error) {
+        Some(error) => format!("TLS_error: {error}"),
+        None => format!("TLS_error: connection closed in the handshake: {}", io_detail(error)),
+    }
+}
