@@ -2,6 +2,8 @@
 //! their gRPC transport; Pillion's own protos.
 
 pub mod ads;
+#[expect(deprecated, reason = "older configurations have the older forms of fields")]
+pub mod decode;
 pub mod encode;
 mod pb;
 pub mod type_url;

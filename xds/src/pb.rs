@@ -7,13 +7,16 @@ pub(crate) use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 pub(crate) use envoy_types::pb::envoy::config::listener::v3 as listener;
 pub(crate) use envoy_types::pb::envoy::config::rbac::v3 as rbac;
 pub(crate) use envoy_types::pb::envoy::config::route::v3 as route;
-pub(crate) use envoy_types::pb::envoy::extensions::access_loggers::file::v3 as file_log;
+pub(crate) use envoy_types::pb::envoy::extensions::access_loggers::{
+    file::v3 as file_log, stream::v3 as stream_log,
+};
 pub(crate) use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::http::{
     cors::v3 as cors, fault::v3 as fault, rbac::v3 as http_rbac, router::v3 as router,
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::listener::{
-    original_dst::v3 as original_dst, tls_inspector::v3 as tls_inspector,
+    http_inspector::v3 as http_inspector, original_dst::v3 as original_dst,
+    tls_inspector::v3 as tls_inspector,
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::network::{
     http_connection_manager::v3 as hcm, rbac::v3 as network_rbac, tcp_proxy::v3 as tcp_proxy,

@@ -31,6 +31,9 @@ use pillion_model::mesh::MeshService;
 use pillion_model::route::RouteConfiguration;
 use prost::{Message, Name};
 
+pub(crate) use listener::MARK_LOCAL_REPLIES;
+pub(crate) use route::RETRY_ONLY_SAFE;
+
 use crate::ads::Encoded;
 use crate::pb;
 use crate::type_url;

@@ -1,0 +1,514 @@
+//! Clusters.
+
+use std::mem::take;
+use std::time::Duration;
+
+use pillion_model::cluster::{
+    CircuitBreakers, Cluster, Destination, Discovery, LoadBalancing, OutlierDetection, RetryBudget,
+    TransportMatch, UpstreamProtocol,
+};
+use pillion_model::endpoint::LoadAssignment;
+
+use super::Context;
+use super::context::{ignored, inert, is, type_name};
+use super::http::{http1_options, http2_options};
+use super::matcher::{our_metadata, text};
+use crate::pb;
+use pb::cluster::cluster::common_lb_config::LocalityConfigSpecifier;
+use pb::cluster::cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy};
+use pb::upstream_http::http_protocol_options::UpstreamProtocolOptions as Options;
+use pb::upstream_http::http_protocol_options::explicit_http_config::ProtocolConfig;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const DNS_REFRESH: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+const PANIC_THRESHOLD: u32 = 50;
+const RING_SIZE_MIN: u64 = 1024;
+const RING_SIZE_MAX: u64 = 8 << 20;
+const MAGLEV_SIZE: u64 = 65_537;
+
+pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster {
+    ignored!(
+        cx,
+        m,
+        alt_stat_name,
+        stats_matcher,
+        lrs_server,
+        lrs_report_endpoint_metrics,
+        track_timeout_budgets,
+        track_cluster_stats,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        cleanup_interval,
+        wait_for_warm_on_init,
+        ignore_health_on_host_removal,
+        preconnect_policy,
+        upstream_connection_options,
+    );
+    let ours = our_metadata(cx, m.metadata.take());
+    let name = take(&mut m.name);
+    if name.is_empty() {
+        cx.missing("name");
+    }
+    let discovery = discovery(cx, &mut m);
+    let connect_timeout = cx.duration("connect_timeout", m.connect_timeout.take()).unwrap_or(CONNECT_TIMEOUT);
+    let load_balancing = balancing(cx, &mut m, &discovery);
+    let (limits, limits_high) =
+        cx.some("circuit_breakers", m.circuit_breakers.take(), circuit_breakers).unwrap_or_default();
+    let outlier_detection = cx.some("outlier_detection", m.outlier_detection.take(), outlier_detection);
+    let panic = cx.some("common_lb_config", m.common_lb_config.take(), common_lb).unwrap_or(PANIC_THRESHOLD);
+    let http = http(cx, &mut m);
+    let tls = cx.some("transport_socket", m.transport_socket.take(), super::tls::upstream).flatten();
+    let transports =
+        cx.each("transport_socket_matches", take(&mut m.transport_socket_matches), transport_match);
+    if !take(&mut m.health_checks).is_empty() {
+        cx.refuse_at("health_checks", "is not supported: the registry checks; passive: outlier_detection");
+    }
+    cx.rest(&m);
+    Cluster {
+        name,
+        discovery,
+        connect_timeout,
+        load_balancing,
+        limits,
+        limits_high,
+        outlier_detection,
+        panic_threshold_percent: panic,
+        protocol: http.protocol,
+        idle_timeout: http.idle_timeout,
+        requests_per_connection_max: http.requests_max,
+        tls,
+        transports,
+        destination: destination(&ours),
+    }
+}
+
+fn destination(ours: &pb::Struct) -> Option<Destination> {
+    let part = |name| text(ours, name).unwrap_or_default().to_owned();
+    text(ours, "service").map(|service| Destination {
+        service: service.to_owned(),
+        subset: part("subset"),
+        port: part("port"),
+    })
+}
+
+fn discovery(cx: &mut Context, m: &mut pb::cluster::Cluster) -> Discovery {
+    // Names are resolved at the refresh rate, into both address families.
+    ignored!(cx, m, dns_lookup_family, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl);
+    let kind = match m.cluster_discovery_type.take() {
+        Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(kind).unwrap_or_else(|_| {
+            cx.refuse_at("type", format!("got {kind}, want a known value"));
+            DiscoveryType::Static
+        }),
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            let any = custom.typed_config.unwrap_or_default();
+            cx.at("cluster_type.typed_config", |cx| {
+                cx.unsupported_type(&any, "type: STATIC, STRICT_DNS, LOGICAL_DNS, EDS or ORIGINAL_DST");
+            });
+            DiscoveryType::Static
+        }
+        None => DiscoveryType::Static,
+    };
+    let is_dns = matches!(kind, DiscoveryType::StrictDns | DiscoveryType::LogicalDns);
+    let mut assignment = |cx: &mut Context| match m.load_assignment.take() {
+        Some(given) if is_dns => cx.at("load_assignment", |cx| super::endpoint::assignment(cx, given)),
+        Some(given) => cx.at("load_assignment", |cx| super::endpoint::dialable(cx, given)),
+        None => {
+            cx.missing("load_assignment");
+            LoadAssignment::default()
+        }
+    };
+    let discovery = match kind {
+        DiscoveryType::Static => Discovery::Static(assignment(cx)),
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
+            let assignment = assignment(cx);
+            let refresh = cx.duration("dns_refresh_rate", m.dns_refresh_rate.take()).unwrap_or(DNS_REFRESH);
+            if refresh.is_zero() {
+                cx.refuse_at("dns_refresh_rate", "got 0s, want more");
+            }
+            if kind == DiscoveryType::StrictDns {
+                Discovery::StrictDns { assignment, refresh }
+            } else {
+                if assignment.localities.iter().map(|group| group.endpoints.len()).sum::<usize>() != 1 {
+                    cx.refuse_at("load_assignment", "want exactly one endpoint in a LOGICAL_DNS cluster");
+                }
+                Discovery::LogicalDns { assignment, refresh }
+            }
+        }
+        DiscoveryType::Eds => eds(cx, m.eds_cluster_config.take()),
+        DiscoveryType::OriginalDst => Discovery::OriginalDst,
+    };
+    // What is left of these has no meaning for the type.
+    ignored!(cx, m, dns_refresh_rate);
+    discovery
+}
+
+fn eds(cx: &mut Context, config: Option<pb::cluster::cluster::EdsClusterConfig>) -> Discovery {
+    use pb::core::config_source::ConfigSourceSpecifier as Source;
+    let Some(config) = config else {
+        cx.missing("eds_cluster_config");
+        return Discovery::Eds { service_name: String::new() };
+    };
+    let source = config.eds_config.and_then(|source| source.config_source_specifier);
+    if !matches!(source, Some(Source::Ads(_) | Source::Self_(_))) {
+        cx.refuse_at("eds_cluster_config.eds_config", "is not supported; supported: ads, self");
+    }
+    Discovery::Eds { service_name: config.service_name }
+}
+
+fn balancing(cx: &mut Context, m: &mut pb::cluster::Cluster, discovery: &Discovery) -> LoadBalancing {
+    let old = take(&mut m.lb_policy);
+    let config = m.lb_config.take();
+    if *discovery == Discovery::OriginalDst {
+        if LbPolicy::try_from(old) != Ok(LbPolicy::ClusterProvided) {
+            cx.refuse_at("lb_policy", "want CLUSTER_PROVIDED in an ORIGINAL_DST cluster");
+        }
+        if config.is_some() {
+            cx.refuse_at("original_dst_lb_config", "is not supported");
+        }
+        return LoadBalancing::default();
+    }
+    match m.load_balancing_policy.take() {
+        Some(policies) => cx.at("load_balancing_policy", |cx| policy(cx, policies)),
+        None => old_balancing(cx, old, config),
+    }
+}
+
+/// The first policy of the list that is known here.
+fn policy(cx: &mut Context, list: pb::cluster::LoadBalancingPolicy) -> LoadBalancing {
+    for (index, one) in list.policies.into_iter().enumerate() {
+        let any = one.typed_extension_config.and_then(|config| config.typed_config).unwrap_or_default();
+        let path = format!("policies[{index}].typed_extension_config.typed_config");
+        if let Some(policy) = cx.at(path, |cx| known_policy(cx, &any)) {
+            return policy;
+        }
+    }
+    cx.refuse_at(
+        "policies",
+        "has none that is supported; supported: round_robin, least_request, random, ring_hash, maglev",
+    );
+    LoadBalancing::default()
+}
+
+fn known_policy(cx: &mut Context, any: &pb::Any) -> Option<LoadBalancing> {
+    if is::<pb::TypedStruct>(any) {
+        let message: pb::TypedStruct = cx.unpack(any);
+        return (message.type_url == pb::EWMA).then_some(LoadBalancing::Ewma);
+    }
+    if is::<pb::lb::least_request::v3::LeastRequest>(any) {
+        let mut config: pb::lb::least_request::v3::LeastRequest = cx.unpack(any);
+        let choices = config.choice_count.take().map_or(2, |count| count.value);
+        locality(cx, config.locality_lb_config.take());
+        cx.rest(&config);
+        return Some(least_request(cx, choices));
+    }
+    if is::<pb::lb::round_robin::v3::RoundRobin>(any) {
+        let mut config: pb::lb::round_robin::v3::RoundRobin = cx.unpack(any);
+        locality(cx, config.locality_lb_config.take());
+        cx.rest(&config);
+        return Some(LoadBalancing::RoundRobin);
+    }
+    if is::<pb::lb::random::v3::Random>(any) {
+        let config: pb::lb::random::v3::Random = cx.unpack(any);
+        locality(cx, config.locality_lb_config);
+        return Some(LoadBalancing::Random);
+    }
+    if is::<pb::lb::ring_hash::v3::RingHash>(any) {
+        let mut config: pb::lb::ring_hash::v3::RingHash = cx.unpack(any);
+        inert!(config, hash_function = pb::lb::ring_hash::v3::ring_hash::HashFunction::XxHash as i32);
+        config.locality_weighted_lb_config = None;
+        let size_min = config.minimum_ring_size.take().map_or(RING_SIZE_MIN, |size| size.value);
+        let size_max = config.maximum_ring_size.take().map_or(RING_SIZE_MAX, |size| size.value);
+        cx.rest(&config);
+        return Some(LoadBalancing::RingHash { size_min, size_max });
+    }
+    if is::<pb::lb::maglev::v3::Maglev>(any) {
+        let mut config: pb::lb::maglev::v3::Maglev = cx.unpack(any);
+        config.locality_weighted_lb_config = None;
+        let table_size = config.table_size.take().map_or(MAGLEV_SIZE, |size| size.value);
+        cx.rest(&config);
+        return Some(LoadBalancing::Maglev { table_size });
+    }
+    if type_name(any).is_empty() {
+        cx.missing("@type");
+    }
+    None
+}
+
+fn least_request(cx: &mut Context, choices: u32) -> LoadBalancing {
+    if choices < 2 {
+        cx.refuse_at("choice_count", format!("got {choices}, want at least 2"));
+    }
+    LoadBalancing::LeastRequest { choices }
+}
+
+/// Weights of localities count where there are any; zones need a local cluster, which there is not.
+fn locality(cx: &mut Context, config: Option<pb::lb::common::v3::LocalityLbConfig>) {
+    use pb::lb::common::v3::locality_lb_config::LocalityConfigSpecifier as Specifier;
+    if let Some(Specifier::ZoneAwareLbConfig(_)) = config.and_then(|config| config.locality_config_specifier)
+    {
+        cx.ignore("locality_lb_config.zone_aware_lb_config");
+    }
+}
+
+fn old_balancing(cx: &mut Context, policy: i32, config: Option<LbConfig>) -> LoadBalancing {
+    match (LbPolicy::try_from(policy), config) {
+        (Ok(LbPolicy::RoundRobin), None) => LoadBalancing::RoundRobin,
+        (Ok(LbPolicy::RoundRobin), Some(LbConfig::RoundRobinLbConfig(config))) => {
+            cx.at("round_robin_lb_config", |cx| cx.rest(&config));
+            LoadBalancing::RoundRobin
+        }
+        (Ok(LbPolicy::Random), None) => LoadBalancing::Random,
+        (Ok(LbPolicy::LeastRequest), None) => LoadBalancing::LeastRequest { choices: 2 },
+        (Ok(LbPolicy::LeastRequest), Some(LbConfig::LeastRequestLbConfig(mut config))) => {
+            cx.at("least_request_lb_config", |cx| {
+                let choices = config.choice_count.take().map_or(2, |count| count.value);
+                cx.rest(&config);
+                least_request(cx, choices)
+            })
+        }
+        (Ok(LbPolicy::RingHash), None) => {
+            LoadBalancing::RingHash { size_min: RING_SIZE_MIN, size_max: RING_SIZE_MAX }
+        }
+        (Ok(LbPolicy::RingHash), Some(LbConfig::RingHashLbConfig(mut config))) => {
+            cx.at("ring_hash_lb_config", |cx| {
+                let size_min = config.minimum_ring_size.take().map_or(RING_SIZE_MIN, |size| size.value);
+                let size_max = config.maximum_ring_size.take().map_or(RING_SIZE_MAX, |size| size.value);
+                cx.rest(&config);
+                LoadBalancing::RingHash { size_min, size_max }
+            })
+        }
+        (Ok(LbPolicy::Maglev), None) => LoadBalancing::Maglev { table_size: MAGLEV_SIZE },
+        (Ok(LbPolicy::Maglev), Some(LbConfig::MaglevLbConfig(config))) => {
+            LoadBalancing::Maglev { table_size: config.table_size.map_or(MAGLEV_SIZE, |size| size.value) }
+        }
+        (Ok(_), Some(_)) => {
+            cx.refuse_at("lb_policy", "does not go with the lb_config given");
+            LoadBalancing::default()
+        }
+        _ => {
+            cx.refuse_at(
+                "lb_policy",
+                "is not supported; supported: ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV",
+            );
+            LoadBalancing::default()
+        }
+    }
+}
+
+fn common_lb(cx: &mut Context, mut m: pb::cluster::cluster::CommonLbConfig) -> u32 {
+    ignored!(cx, m, update_merge_window, ignore_new_hosts_until_first_hc);
+    let panic = m.healthy_panic_threshold.take();
+    let panic = panic.map_or(PANIC_THRESHOLD, |share| cx.percent("healthy_panic_threshold", share));
+    match m.locality_config_specifier.take() {
+        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(_)) => cx.ignore("zone_aware_lb_config"),
+        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) | None => {}
+    }
+    cx.rest(&m);
+    panic
+}
+
+fn circuit_breakers(
+    cx: &mut Context,
+    mut m: pb::cluster::CircuitBreakers,
+) -> (CircuitBreakers, CircuitBreakers) {
+    use pb::core::RoutingPriority;
+    let mut limits = (CircuitBreakers::default(), CircuitBreakers::default());
+    let mut seen = (false, false);
+    cx.each("thresholds", take(&mut m.thresholds), |cx, mut one| {
+        let priority = RoutingPriority::try_from(take(&mut one.priority));
+        let given = thresholds(cx, one);
+        let (target, seen) = match priority {
+            Ok(RoutingPriority::Default) => (&mut limits.0, &mut seen.0),
+            Ok(RoutingPriority::High) => (&mut limits.1, &mut seen.1),
+            Err(_) => return cx.refuse_at("priority", "want DEFAULT or HIGH"),
+        };
+        // Of several for one priority Envoy takes the first.
+        if !std::mem::replace(seen, true) {
+            *target = given;
+        }
+    });
+    cx.rest(&m);
+    limits
+}
+
+fn thresholds(cx: &mut Context, mut m: pb::cluster::circuit_breakers::Thresholds) -> CircuitBreakers {
+    ignored!(cx, m, track_remaining, max_connection_pools);
+    let standard = CircuitBreakers::default();
+    let value = |field: Option<pb::UInt32Value>, default| field.map_or(default, |field| field.value);
+    let limits = CircuitBreakers {
+        connections_max: value(m.max_connections.take(), standard.connections_max),
+        pending_max: value(m.max_pending_requests.take(), standard.pending_max),
+        requests_max: value(m.max_requests.take(), standard.requests_max),
+        retries_max: value(m.max_retries.take(), standard.retries_max),
+        retry_budget: cx.some("retry_budget", m.retry_budget.take(), |cx, mut budget| {
+            let given = RetryBudget {
+                percent: budget.budget_percent.take().map_or(20.0, |share| share.value),
+                concurrency_min: value(budget.min_retry_concurrency.take(), 3),
+            };
+            if !(0.0..=100.0).contains(&given.percent) {
+                cx.refuse_at("budget_percent", format!("got {}, want 0 to 100", given.percent));
+            }
+            cx.rest(&budget);
+            given
+        }),
+    };
+    cx.rest(&m);
+    limits
+}
+
+fn outlier_detection(cx: &mut Context, mut m: pb::cluster::OutlierDetection) -> OutlierDetection {
+    // Errors of our own are not counted apart, and there are no active health checks.
+    ignored!(
+        cx,
+        m,
+        consecutive_local_origin_failure,
+        enforcing_consecutive_local_origin_failure,
+        enforcing_local_origin_success_rate,
+        enforcing_failure_percentage_local_origin,
+        successful_active_health_check_uneject_host,
+    );
+    inert!(m, detect_degraded_hosts = Some(pb::BoolValue { value: false }));
+    let mut outlier = OutlierDetection::default();
+    let set = |field: &mut u32, value: Option<pb::UInt32Value>| {
+        if let Some(value) = value {
+            *field = value.value;
+        }
+    };
+    set(&mut outlier.consecutive_5xx, m.consecutive_5xx.take());
+    set(&mut outlier.enforcing_consecutive_5xx, m.enforcing_consecutive_5xx.take());
+    set(&mut outlier.consecutive_gateway_failure, m.consecutive_gateway_failure.take());
+    set(&mut outlier.enforcing_consecutive_gateway_failure, m.enforcing_consecutive_gateway_failure.take());
+    set(&mut outlier.max_ejection_percent, m.max_ejection_percent.take());
+    let rate = &mut outlier.success_rate;
+    set(&mut rate.enforcing, m.enforcing_success_rate.take());
+    set(&mut rate.minimum_hosts, m.success_rate_minimum_hosts.take());
+    set(&mut rate.request_volume, m.success_rate_request_volume.take());
+    set(&mut rate.stdev_factor, m.success_rate_stdev_factor.take());
+    let share = &mut outlier.failure_percentage;
+    set(&mut share.enforcing, m.enforcing_failure_percentage.take());
+    set(&mut share.threshold, m.failure_percentage_threshold.take());
+    set(&mut share.minimum_hosts, m.failure_percentage_minimum_hosts.take());
+    set(&mut share.request_volume, m.failure_percentage_request_volume.take());
+    outlier.always_eject_one = m.always_eject_one_host.take().is_some_and(|on| on.value);
+    let mut time = |field, value: Option<pb::Duration>, default| {
+        let given = cx.duration(field, value).unwrap_or(default);
+        if given.is_zero() {
+            cx.refuse_at(field, "got 0s, want more");
+        }
+        given
+    };
+    outlier.interval = time("interval", m.interval.take(), outlier.interval);
+    outlier.base_ejection = time("base_ejection_time", m.base_ejection_time.take(), outlier.base_ejection);
+    let longest = outlier.max_ejection.max(outlier.base_ejection);
+    outlier.max_ejection = time("max_ejection_time", m.max_ejection_time.take(), longest);
+    cx.rest(&m);
+    outlier
+}
+
+fn transport_match(cx: &mut Context, mut m: pb::cluster::cluster::TransportSocketMatch) -> TransportMatch {
+    let name = take(&mut m.name);
+    let criteria = cx.some("match", m.r#match.take(), super::endpoint::texts).unwrap_or_default();
+    if m.transport_socket.is_none() {
+        cx.missing("transport_socket");
+    }
+    let tls = cx.some("transport_socket", m.transport_socket.take(), super::tls::upstream).flatten();
+    TransportMatch { name, criteria, tls }
+}
+
+struct Http {
+    protocol: UpstreamProtocol,
+    idle_timeout: Option<Duration>,
+    requests_max: u32,
+}
+
+/// HTTP settings, in the form of today or as fields of the cluster.
+fn http(cx: &mut Context, m: &mut pb::cluster::Cluster) -> Http {
+    let mut http =
+        Http { protocol: UpstreamProtocol::Http1, idle_timeout: Some(IDLE_TIMEOUT), requests_max: 0 };
+    if let Some(requests) = m.max_requests_per_connection.take() {
+        http.requests_max = requests.value;
+    }
+    let common = m.common_http_protocol_options.take();
+    cx.some("common_http_protocol_options", common, |cx, common| http.common(cx, common));
+    cx.some("http_protocol_options", m.http_protocol_options.take(), http1_options);
+    cx.some("http2_protocol_options", m.http2_protocol_options.take(), |cx, options| {
+        http.protocol = UpstreamProtocol::Http2;
+        http2(cx, options);
+    });
+    if m.protocol_selection
+        == i32::from(pb::cluster::cluster::ClusterProtocolSelection::UseDownstreamProtocol)
+    {
+        http.protocol = UpstreamProtocol::Downstream;
+        m.protocol_selection = 0;
+    }
+    let extension = m.typed_extension_protocol_options.remove(pb::names::UPSTREAM_HTTP);
+    let path = format!("typed_extension_protocol_options[\"{}\"]", pb::names::UPSTREAM_HTTP);
+    cx.some(&path, extension, |cx, any| {
+        if is::<pb::upstream_http::HttpProtocolOptions>(&any) {
+            let options = cx.unpack(&any);
+            http.options(cx, options);
+        } else {
+            cx.unsupported_type(&any, "HttpProtocolOptions");
+        }
+    });
+    http
+}
+
+fn http2(cx: &mut Context, mut options: pb::core::Http2ProtocolOptions) {
+    // Upgrades always travel as RFC 8441 has it.
+    options.allow_connect = false;
+    ignored!(cx, options, max_concurrent_streams);
+    http2_options(cx, options);
+}
+
+impl Http {
+    fn common(&mut self, cx: &mut Context, mut common: pb::core::HttpProtocolOptions) {
+        self.idle_timeout = cx.limit("idle_timeout", common.idle_timeout.take(), self.idle_timeout);
+        if let Some(requests) = common.max_requests_per_connection.take() {
+            self.requests_max = requests.value;
+        }
+        cx.rest(&common);
+    }
+
+    fn options(&mut self, cx: &mut Context, mut m: pb::upstream_http::HttpProtocolOptions) {
+        let common = m.common_http_protocol_options.take();
+        cx.some("common_http_protocol_options", common, |cx, common| self.common(cx, common));
+        match m.upstream_protocol_options.take() {
+            Some(Options::ExplicitHttpConfig(explicit)) => cx.at("explicit_http_config", |cx| match explicit
+                .protocol_config
+            {
+                Some(ProtocolConfig::HttpProtocolOptions(options)) => {
+                    self.protocol = UpstreamProtocol::Http1;
+                    cx.at("http_protocol_options", |cx| http1_options(cx, options));
+                }
+                Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                    self.protocol = UpstreamProtocol::Http2;
+                    cx.at("http2_protocol_options", |cx| http2(cx, options));
+                }
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    cx.refuse_at("http3_protocol_options", "is not supported; supported: HTTP/1.1, HTTP/2");
+                }
+                None => cx.missing("http_protocol_options"),
+            }),
+            Some(Options::AutoConfig(mut auto)) => cx.at("auto_config", |cx| {
+                self.protocol = UpstreamProtocol::Auto;
+                cx.some("http_protocol_options", auto.http_protocol_options.take(), http1_options);
+                cx.some("http2_protocol_options", auto.http2_protocol_options.take(), http2);
+                cx.rest(&auto);
+            }),
+            Some(Options::UseDownstreamProtocolConfig(mut same)) => {
+                cx.at("use_downstream_protocol_config", |cx| {
+                    self.protocol = UpstreamProtocol::Downstream;
+                    cx.some("http_protocol_options", same.http_protocol_options.take(), http1_options);
+                    cx.some("http2_protocol_options", same.http2_protocol_options.take(), http2);
+                    cx.rest(&same);
+                });
+            }
+            None => cx.refuse(
+                "says no protocol; want explicit_http_config, auto_config or use_downstream_protocol_config",
+            ),
+        }
+        cx.rest(&m);
+    }
+}

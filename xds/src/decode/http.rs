@@ -1,0 +1,436 @@
+//! The HTTP connection manager and its filters.
+
+use std::mem::take;
+use std::time::Duration;
+
+use pillion_model::http::{
+    AccessLog, ClientCertDetails, Codec, EscapedSlashes, FaultPolicy, ForwardClientCert,
+    HttpConnectionManager, HttpFilter, LogFormat, RouteSource, ServerHeader,
+};
+use pillion_model::route::RouteConfiguration;
+
+use super::Context;
+use super::context::{ignored, inert, is, type_name};
+use super::matcher::header;
+use crate::pb;
+use pb::hcm::http_connection_manager as manager;
+
+const SUPPORTED: &str = "router, rbac, fault, cors";
+const OFF: Option<pb::BoolValue> = Some(pb::BoolValue { value: false });
+
+pub(super) fn connection_manager(
+    cx: &mut Context,
+    mut m: pb::hcm::HttpConnectionManager,
+) -> HttpConnectionManager {
+    ignored!(
+        cx,
+        m,
+        tracing,
+        access_log_options,
+        request_id_extension,
+        delayed_close_timeout,
+        stream_flush_timeout,
+        drain_timeout_jitter,
+        proxy_status_config,
+    );
+    ignored_log_flushes(cx, &mut m);
+    inert!(m, add_user_agent = OFF, stream_error_on_invalid_http_message = OFF);
+    let routes = routes(cx, m.route_specifier.take());
+    let mut http = HttpConnectionManager::new(take(&mut m.stat_prefix), routes);
+    http.codec = codec(cx, take(&mut m.codec_type));
+    http.filters = filters(cx, take(&mut m.http_filters));
+    http.upgrades = cx.each("upgrade_configs", take(&mut m.upgrade_configs), |cx, mut upgrade| {
+        inert!(upgrade, enabled = Some(pb::BoolValue { value: true }));
+        let protocol = take(&mut upgrade.upgrade_type);
+        cx.rest(&upgrade);
+        protocol
+    });
+    http.access_logs = access_logs(cx, take(&mut m.access_log));
+    http.use_remote_address = m.use_remote_address.take().is_some_and(|on| on.value);
+    http.xff_trusted_hops = take(&mut m.xff_num_trusted_hops);
+    http.skip_xff_append = take(&mut m.skip_xff_append);
+    http.client_cert = client_cert(cx, take(&mut m.forward_client_cert_details));
+    http.client_cert_details = cx
+        .some(
+            "set_current_client_cert_details",
+            m.set_current_client_cert_details.take(),
+            client_cert_details,
+        )
+        .unwrap_or_default();
+    let server_name = take(&mut m.server_name);
+    if !server_name.is_empty() {
+        http.server_name = server_name;
+    }
+    http.server_header = server_header(cx, take(&mut m.server_header_transformation));
+    http.generate_request_id = m.generate_request_id.take().is_none_or(|on| on.value);
+    http.preserve_external_request_id = take(&mut m.preserve_external_request_id);
+    http.always_set_request_id_in_response = take(&mut m.always_set_request_id_in_response);
+    http.normalize_path = m.normalize_path.take().is_some_and(|on| on.value);
+    http.merge_slashes = take(&mut m.merge_slashes);
+    http.escaped_slashes = escaped_slashes(cx, take(&mut m.path_with_escaped_slashes_action));
+    let strip = m.strip_port_mode.take();
+    http.strip_any_host_port = matches!(strip, Some(manager::StripPortMode::StripAnyHostPort(true)));
+    timeouts(cx, &mut m, &mut http);
+    cx.rest(&m);
+    http
+}
+
+fn timeouts(cx: &mut Context, m: &mut pb::hcm::HttpConnectionManager, http: &mut HttpConnectionManager) {
+    http.stream_idle_timeout =
+        cx.limit("stream_idle_timeout", m.stream_idle_timeout.take(), http.stream_idle_timeout);
+    http.request_timeout = cx.limit("request_timeout", m.request_timeout.take(), None);
+    http.request_headers_timeout =
+        cx.limit("request_headers_timeout", m.request_headers_timeout.take(), None);
+    if let Some(drain) = cx.duration("drain_timeout", m.drain_timeout.take()) {
+        http.drain_timeout = drain;
+    }
+    if let Some(kib) = m.max_request_headers_kb.take() {
+        http.max_request_headers_kb = kib.value;
+    }
+    let common = m.common_http_protocol_options.take();
+    cx.some("common_http_protocol_options", common, |cx, mut common| {
+        http.idle_timeout = cx.limit("idle_timeout", common.idle_timeout.take(), http.idle_timeout);
+        http.max_connection_duration =
+            cx.limit("max_connection_duration", common.max_connection_duration.take(), None);
+        cx.rest(&common);
+    });
+    let http1 = m.http_protocol_options.take();
+    cx.some("http_protocol_options", http1, |cx, options| http1_options(cx, options));
+    let http2 = m.http2_protocol_options.take();
+    cx.some("http2_protocol_options", http2, |cx, mut http2| {
+        if let Some(streams) = http2.max_concurrent_streams.take() {
+            http.max_concurrent_streams = streams.value;
+        }
+        // Only what is listed in upgrade_configs is taken, whatever the codec allows.
+        http2.allow_connect = false;
+        http2_options(cx, http2);
+    });
+}
+
+/// HTTP/1 settings: what is left after taking those that change nothing.
+pub(super) fn http1_options(cx: &mut Context, mut options: pb::core::Http1ProtocolOptions) {
+    inert!(options, allow_absolute_url = Some(pb::BoolValue { value: true }));
+    options.use_balsa_parser = None;
+    cx.rest(&options);
+}
+
+/// HTTP/2 settings: windows and frame limits are our own.
+pub(super) fn http2_options(cx: &mut Context, mut options: pb::core::Http2ProtocolOptions) {
+    options.use_oghttp2_codec = None;
+    ignored!(
+        cx,
+        options,
+        hpack_table_size,
+        initial_stream_window_size,
+        initial_connection_window_size,
+        max_outbound_frames,
+        max_outbound_control_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
+        connection_keepalive,
+        enable_huffman_encoding,
+        stream_reset_burst,
+        stream_reset_rate,
+    );
+    cx.rest(&options);
+}
+
+fn ignored_log_flushes(cx: &mut Context, m: &mut pb::hcm::HttpConnectionManager) {
+    ignored!(cx, m, access_log_flush_interval, flush_access_log_on_new_request);
+}
+
+fn routes(cx: &mut Context, specifier: Option<manager::RouteSpecifier>) -> RouteSource {
+    use pb::core::config_source::ConfigSourceSpecifier as Source;
+    match specifier {
+        Some(manager::RouteSpecifier::RouteConfig(routes)) => {
+            RouteSource::Inline(cx.at("route_config", |cx| super::route::configuration(cx, routes)))
+        }
+        Some(manager::RouteSpecifier::Rds(rds)) => cx.at("rds", |cx| {
+            let source = rds.config_source.and_then(|source| source.config_source_specifier);
+            if !matches!(source, Some(Source::Ads(_) | Source::Self_(_))) {
+                cx.refuse_at("config_source", "is not supported; supported: ads, self");
+            }
+            if rds.route_config_name.is_empty() {
+                cx.missing("route_config_name");
+            }
+            RouteSource::Rds(rds.route_config_name)
+        }),
+        Some(manager::RouteSpecifier::ScopedRoutes(_)) => {
+            cx.refuse_at("scoped_routes", "is not supported; supported: rds, route_config");
+            RouteSource::Inline(RouteConfiguration::default())
+        }
+        None => {
+            cx.missing("route_config");
+            RouteSource::Inline(RouteConfiguration::default())
+        }
+    }
+}
+
+fn codec(cx: &mut Context, value: i32) -> Codec {
+    match manager::CodecType::try_from(value) {
+        Ok(manager::CodecType::Auto) => Codec::Auto,
+        Ok(manager::CodecType::Http1) => Codec::Http1,
+        Ok(manager::CodecType::Http2) => Codec::Http2,
+        Ok(manager::CodecType::Http3) | Err(_) => {
+            cx.refuse_at("codec_type", "is not supported; supported: AUTO, HTTP1, HTTP2");
+            Codec::Auto
+        }
+    }
+}
+
+fn client_cert(cx: &mut Context, value: i32) -> ForwardClientCert {
+    use manager::ForwardClientCertDetails as F;
+    match F::try_from(value) {
+        Ok(F::Sanitize) => ForwardClientCert::Sanitize,
+        Ok(F::ForwardOnly) => ForwardClientCert::ForwardOnly,
+        Ok(F::AppendForward) => ForwardClientCert::AppendForward,
+        Ok(F::SanitizeSet) => ForwardClientCert::SanitizeSet,
+        Ok(F::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
+        Err(_) => {
+            cx.refuse_at("forward_client_cert_details", format!("got {value}, want a known value"));
+            ForwardClientCert::Sanitize
+        }
+    }
+}
+
+fn client_cert_details(
+    cx: &mut Context,
+    mut details: manager::SetCurrentClientCertDetails,
+) -> ClientCertDetails {
+    let taken = ClientCertDetails {
+        subject: details.subject.take().is_some_and(|on| on.value),
+        cert: take(&mut details.cert),
+        chain: take(&mut details.chain),
+        dns: take(&mut details.dns),
+        uri: take(&mut details.uri),
+    };
+    cx.rest(&details);
+    taken
+}
+
+fn server_header(cx: &mut Context, value: i32) -> ServerHeader {
+    use manager::ServerHeaderTransformation as S;
+    match S::try_from(value) {
+        Ok(S::Overwrite) => ServerHeader::Overwrite,
+        Ok(S::AppendIfAbsent) => ServerHeader::AppendIfAbsent,
+        Ok(S::PassThrough) => ServerHeader::PassThrough,
+        Err(_) => {
+            cx.refuse_at("server_header_transformation", format!("got {value}, want a known value"));
+            ServerHeader::Overwrite
+        }
+    }
+}
+
+fn escaped_slashes(cx: &mut Context, value: i32) -> EscapedSlashes {
+    use manager::PathWithEscapedSlashesAction as P;
+    match P::try_from(value) {
+        Ok(P::ImplementationSpecificDefault | P::KeepUnchanged) => EscapedSlashes::Keep,
+        Ok(P::RejectRequest) => EscapedSlashes::Reject,
+        Ok(P::UnescapeAndRedirect) => EscapedSlashes::UnescapeAndRedirect,
+        Ok(P::UnescapeAndForward) => EscapedSlashes::UnescapeAndForward,
+        Err(_) => {
+            cx.refuse_at("path_with_escaped_slashes_action", format!("got {value}, want a known value"));
+            EscapedSlashes::Reject
+        }
+    }
+}
+
+fn filters(cx: &mut Context, filters: Vec<pb::hcm::HttpFilter>) -> Vec<HttpFilter> {
+    let filters: Vec<HttpFilter> = cx.each("http_filters", filters, filter).into_iter().flatten().collect();
+    let routers = filters.iter().filter(|filter| matches!(filter, HttpFilter::Router { .. })).count();
+    if routers != 1 || !matches!(filters.last(), Some(HttpFilter::Router { .. })) {
+        cx.refuse_at("http_filters", "want exactly one envoy.filters.http.router, as the last");
+    }
+    filters
+}
+
+fn filter(cx: &mut Context, mut filter: pb::hcm::HttpFilter) -> Option<HttpFilter> {
+    use pb::hcm::http_filter::ConfigType;
+    let name = take(&mut filter.name);
+    // An unknown filter is refused whether it calls itself optional or not.
+    filter.is_optional = false;
+    let any = match filter.config_type.take() {
+        Some(ConfigType::TypedConfig(any)) => any,
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            cx.refuse_at("config_discovery", "is not supported; use typed_config");
+            return None;
+        }
+        None => {
+            cx.missing("typed_config");
+            return None;
+        }
+    };
+    cx.rest(&filter);
+    let (filter, canonical) = cx.at("typed_config", |cx| typed_filter(cx, &any))?;
+    if canonical.is_some_and(|canonical| canonical != name) {
+        let canonical = canonical.unwrap_or_default();
+        cx.refuse_at(
+            "name",
+            format!("got `{name}`, want `{canonical}`: settings of routes find the filter by it"),
+        );
+    }
+    Some(filter)
+}
+
+/// The filter, and the name under which routes may have settings for it.
+fn typed_filter(cx: &mut Context, any: &pb::Any) -> Option<(HttpFilter, Option<&'static str>)> {
+    if is::<pb::router::Router>(any) {
+        let message = cx.unpack(any);
+        Some((router(cx, message), None))
+    } else if is::<pb::http_rbac::Rbac>(any) {
+        let message = cx.unpack(any);
+        let (rules, shadow_rules) = rbac(cx, message);
+        Some((HttpFilter::Rbac { rules, shadow_rules }, Some(pb::names::RBAC)))
+    } else if is::<pb::fault::HttpFault>(any) {
+        let message = cx.unpack(any);
+        Some((HttpFilter::Fault(fault(cx, message)), Some(pb::names::FAULT)))
+    } else if is::<pb::cors::Cors>(any) {
+        Some((HttpFilter::Cors, Some(pb::names::CORS)))
+    } else if type_name(any) == "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" {
+        cx.ignore("@type");
+        None
+    } else {
+        cx.unsupported_type(any, SUPPORTED);
+        None
+    }
+}
+
+fn router(cx: &mut Context, mut router: pb::router::Router) -> HttpFilter {
+    ignored!(
+        cx,
+        router,
+        dynamic_stats,
+        start_child_span,
+        upstream_log,
+        upstream_log_options,
+        suppress_grpc_request_failure_code_stats,
+    );
+    let suppress_envoy_headers = take(&mut router.suppress_envoy_headers);
+    cx.rest(&router);
+    HttpFilter::Router { suppress_envoy_headers }
+}
+
+pub(super) type Rules = Option<pillion_model::rbac::Rbac>;
+
+pub(super) fn rbac(cx: &mut Context, mut rbac: pb::http_rbac::Rbac) -> (Rules, Rules) {
+    ignored!(cx, rbac, rules_stat_prefix, shadow_rules_stat_prefix, shadow_matcher, track_per_rule_stats);
+    let rules = cx.some("rules", rbac.rules.take(), super::rbac::rules);
+    let shadow = cx.some("shadow_rules", rbac.shadow_rules.take(), super::rbac::rules);
+    cx.rest(&rbac);
+    (rules, shadow)
+}
+
+pub(super) fn fault(cx: &mut Context, mut fault: pb::fault::HttpFault) -> FaultPolicy {
+    use pb::common_fault::fault_delay::FaultDelaySecifier;
+    use pb::fault::fault_abort::ErrorType;
+    ignored!(cx, fault, disable_downstream_cluster_stats, filter_metadata);
+    let never = pillion_model::endpoint::Fraction { numerator: 0, denominator: 100 };
+    let delay = cx.some("delay", fault.delay.take(), |cx, delay| {
+        let share = cx.some("percentage", delay.percentage, Context::fraction).unwrap_or(never);
+        let time = match delay.fault_delay_secifier {
+            Some(FaultDelaySecifier::FixedDelay(time)) => cx.duration("fixed_delay", Some(time)),
+            _ => {
+                cx.refuse("is not supported; supported: fixed_delay");
+                None
+            }
+        };
+        (time.unwrap_or(Duration::ZERO), share)
+    });
+    let abort = cx.some("abort", fault.abort.take(), |cx, mut abort| {
+        let share = cx.some("percentage", abort.percentage.take(), Context::fraction).unwrap_or(never);
+        let status = match abort.error_type.take() {
+            Some(ErrorType::HttpStatus(status)) => status,
+            _ => {
+                cx.refuse("is not supported; supported: http_status");
+                503
+            }
+        };
+        if !(200..600).contains(&status) {
+            cx.refuse_at("http_status", format!("got {status}, want 200 to 599"));
+        }
+        cx.rest(&abort);
+        (u16::try_from(status).unwrap_or(503), share)
+    });
+    let headers = cx.each("headers", take(&mut fault.headers), header);
+    cx.rest(&fault);
+    FaultPolicy { delay, abort, headers }
+}
+
+pub(super) fn access_logs(cx: &mut Context, logs: Vec<pb::accesslog::AccessLog>) -> Vec<AccessLog> {
+    cx.each("access_log", logs, access_log).into_iter().flatten().collect()
+}
+
+/// An access log that is not supported is one that is not written: listed, not refused.
+fn access_log(cx: &mut Context, mut log: pb::accesslog::AccessLog) -> Option<AccessLog> {
+    use pb::accesslog::access_log::ConfigType;
+    use pb::file_log::file_access_log::AccessLogFormat;
+    use pb::stream_log::{stderr_access_log, stdout_access_log};
+    ignored!(cx, log, filter);
+    let Some(ConfigType::TypedConfig(any)) = log.config_type else {
+        cx.ignore("typed_config");
+        return None;
+    };
+    cx.at("typed_config", |cx| {
+        let (path, format) = if is::<pb::file_log::FileAccessLog>(&any) {
+            let file: pb::file_log::FileAccessLog = cx.unpack(&any);
+            (file.path, file.access_log_format)
+        } else if is::<pb::stream_log::StdoutAccessLog>(&any) {
+            let log: pb::stream_log::StdoutAccessLog = cx.unpack(&any);
+            let format =
+                log.access_log_format.map(|stdout_access_log::AccessLogFormat::LogFormat(format)| format);
+            ("/dev/stdout".to_owned(), format.map(AccessLogFormat::LogFormat))
+        } else if is::<pb::stream_log::StderrAccessLog>(&any) {
+            let log: pb::stream_log::StderrAccessLog = cx.unpack(&any);
+            let format =
+                log.access_log_format.map(|stderr_access_log::AccessLogFormat::LogFormat(format)| format);
+            ("/dev/stderr".to_owned(), format.map(AccessLogFormat::LogFormat))
+        } else {
+            cx.ignore("@type");
+            return None;
+        };
+        Some(AccessLog { path, format: log_format(cx, format) })
+    })
+}
+
+fn log_format(cx: &mut Context, format: Option<pb::file_log::file_access_log::AccessLogFormat>) -> LogFormat {
+    use pb::file_log::file_access_log::AccessLogFormat as F;
+    match format {
+        None => LogFormat::Text(None),
+        Some(F::Format(line)) if line.is_empty() => LogFormat::Text(None),
+        Some(F::Format(line)) => LogFormat::Text(Some(line)),
+        Some(F::JsonFormat(fields)) => cx.at("json_format", |cx| json_format(cx, fields)),
+        Some(F::TypedJsonFormat(fields)) => cx.at("typed_json_format", |cx| json_format(cx, fields)),
+        Some(F::LogFormat(format)) => cx.at("log_format", |cx| substitution(cx, format)),
+    }
+}
+
+fn substitution(cx: &mut Context, mut format: pb::core::SubstitutionFormatString) -> LogFormat {
+    use pb::core::substitution_format_string::Format;
+    ignored!(cx, format, omit_empty_values, content_type, formatters, json_format_options);
+    match format.format {
+        None => LogFormat::Text(None),
+        Some(Format::TextFormat(line)) => LogFormat::Text(Some(line)),
+        Some(Format::JsonFormat(fields)) => cx.at("json_format", |cx| json_format(cx, fields)),
+        Some(Format::TextFormatSource(source)) => match source.specifier {
+            Some(pb::core::data_source::Specifier::InlineString(line)) => LogFormat::Text(Some(line)),
+            _ => {
+                cx.ignore("text_format_source");
+                LogFormat::Text(None)
+            }
+        },
+    }
+}
+
+/// Keys in order; a protobuf map has none of its own.
+fn json_format(cx: &mut Context, fields: pb::Struct) -> LogFormat {
+    let mut all: Vec<(String, String)> = Vec::new();
+    for (key, value) in fields.fields {
+        match value.kind {
+            Some(pb::Kind::StringValue(format)) => all.push((key, format)),
+            _ => cx.ignore(key),
+        }
+    }
+    all.sort_unstable();
+    LogFormat::Json(all)
+}

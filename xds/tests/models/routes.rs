@@ -1,0 +1,232 @@
+//! Route configurations.
+
+use pillion_model::http::CorsPolicy;
+use pillion_model::retry::{RetryOn, RetryPolicy};
+use pillion_model::route::{
+    Append, ClusterChoice, FilterOverrides, Forward, HashPolicy, HashSource, HeaderChange, HeaderChanges,
+    HostRewrite, Mirror, PathMatch, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
+    RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+};
+use proptest::prelude::*;
+
+use super::http::fault;
+use super::matchers::{header, query, rbac, regex, string};
+use super::{duration, few, fraction, free, maybe, name, some, text, time};
+
+pub(crate) fn configuration() -> BoxedStrategy<RouteConfiguration> {
+    (name(), few(virtual_host()), changes(), any::<bool>())
+        .prop_map(|(name, virtual_hosts, headers, wins)| RouteConfiguration {
+            name,
+            virtual_hosts,
+            headers,
+            most_specific_header_mutations_wins: wins,
+        })
+        .boxed()
+}
+
+fn virtual_host() -> BoxedStrategy<VirtualHost> {
+    (name(), some(text()), few(route()), changes(), maybe(retry()), any::<(bool, bool)>(), overrides())
+        .prop_map(|(name, domains, routes, headers, retry, (include, in_response), filters)| VirtualHost {
+            name,
+            domains,
+            routes,
+            headers,
+            retry,
+            include_attempt_count: include,
+            include_attempt_count_in_response: in_response,
+            filters,
+        })
+        .boxed()
+}
+
+fn route() -> BoxedStrategy<Route> {
+    let action = prop_oneof![
+        4 => forward().prop_map(|forward| RouteAction::Forward(Box::new(forward))),
+        1 => redirect().prop_map(RouteAction::Redirect),
+        1 => (200_u16..600, proptest::collection::vec(any::<u8>(), 0..8))
+            .prop_map(|(status, body)| RouteAction::Respond { status, body }),
+        1 => Just(RouteAction::NonForwarding),
+    ];
+    (name(), route_match(), action, changes(), overrides())
+        .prop_map(|(name, matches, action, headers, filters)| Route {
+            name,
+            matches,
+            action,
+            headers,
+            filters,
+        })
+        .boxed()
+}
+
+fn route_match() -> BoxedStrategy<RouteMatch> {
+    let path = prop_oneof![
+        text().prop_map(PathMatch::Prefix),
+        text().prop_map(PathMatch::Exact),
+        text().prop_map(PathMatch::SegmentPrefix),
+        regex().prop_map(PathMatch::Regex),
+        Just(PathMatch::Connect),
+    ];
+    (path, any::<bool>(), few(header()), few(query()), any::<bool>(), maybe(fraction()))
+        .prop_map(|(path, case_sensitive, headers, query, grpc, share)| RouteMatch {
+            path,
+            case_sensitive,
+            headers,
+            query,
+            grpc,
+            share,
+        })
+        .boxed()
+}
+
+fn forward() -> BoxedStrategy<Forward> {
+    let weighted = (name(), 1_u32..1000, changes()).prop_map(|(cluster, weight, headers)| WeightedCluster {
+        cluster,
+        weight,
+        headers,
+    });
+    let to = prop_oneof![
+        name().prop_map(ClusterChoice::Cluster),
+        name().prop_map(ClusterChoice::Header),
+        some(weighted).prop_map(ClusterChoice::Weighted),
+    ];
+    let host_rewrite = prop_oneof![
+        text().prop_map(HostRewrite::Literal),
+        name().prop_map(HostRewrite::Header),
+        Just(HostRewrite::Auto),
+    ];
+    let mirror = (name(), maybe(fraction())).prop_map(|(cluster, share)| Mirror { cluster, share });
+    let missing = prop_oneof![Just(503), Just(404), Just(500)];
+    let times = (maybe(time()), maybe(duration()), maybe(time()), maybe(duration()));
+    (
+        (to, missing, maybe(rewrite()), maybe(host_rewrite), times),
+        (maybe(retry()), few(mirror), few(hash()), few((name(), any::<bool>())), any::<bool>()),
+    )
+        .prop_map(|((to, missing, rewrite, host_rewrite, times), (retry, mirrors, hash, upgrades, high))| {
+            Forward {
+                to,
+                cluster_missing_status: missing,
+                rewrite,
+                host_rewrite,
+                timeout: times.0,
+                idle_timeout: times.1,
+                max_stream_duration: times.2,
+                grpc_timeout_max: times.3,
+                retry,
+                mirrors,
+                hash,
+                upgrades,
+                high_priority: high,
+            }
+        })
+        .boxed()
+}
+
+fn rewrite() -> BoxedStrategy<PathRewrite> {
+    prop_oneof![
+        text().prop_map(PathRewrite::Prefix),
+        (regex(), free()).prop_map(|(pattern, substitution)| PathRewrite::Regex {
+            pattern: pattern.source().to_owned(),
+            substitution,
+        }),
+    ]
+    .boxed()
+}
+
+fn redirect() -> BoxedStrategy<Redirect> {
+    let status = prop_oneof![Just(301), Just(302), Just(303), Just(307), Just(308)];
+    let path = prop_oneof![free().prop_map(RedirectPath::Full), rewrite().prop_map(RedirectPath::Rewrite)];
+    (status, maybe(text()), maybe(text()), maybe(1_u16..), maybe(path), any::<bool>())
+        .prop_map(|(status, scheme, host, port, path, strip_query)| Redirect {
+            status,
+            scheme,
+            host,
+            port,
+            path,
+            strip_query,
+        })
+        .boxed()
+}
+
+fn hash() -> BoxedStrategy<HashPolicy> {
+    let source = prop_oneof![
+        name().prop_map(HashSource::Header),
+        (name(), maybe(duration()), free()).prop_map(|(name, ttl, path)| HashSource::Cookie {
+            name,
+            ttl,
+            path
+        }),
+        Just(HashSource::SourceIp),
+        name().prop_map(HashSource::Query),
+    ];
+    (source, any::<bool>()).prop_map(|(source, terminal)| HashPolicy { source, terminal }).boxed()
+}
+
+pub(crate) fn retry() -> BoxedStrategy<RetryPolicy> {
+    let on = proptest::sample::subsequence(RetryOn::ALL, 0..=RetryOn::ALL.len())
+        .prop_map(|all| all.into_iter().fold(RetryOn::empty(), |set, (one, _)| set.with(one)));
+    (
+        (on, few(100_u16..600), few(header()), any::<u32>(), maybe(time())),
+        (duration(), duration(), any::<bool>(), 1_u32..100, any::<bool>()),
+    )
+        .prop_map(
+            |((on, status_codes, headers, retries, per_try_timeout), (base, max, avoid, attempts, safe))| {
+                RetryPolicy {
+                    on,
+                    status_codes,
+                    headers,
+                    retries,
+                    per_try_timeout,
+                    backoff_base: base,
+                    backoff_max: max,
+                    avoid_previous_hosts: avoid,
+                    host_selection_attempts: attempts,
+                    only_safe: safe,
+                }
+            },
+        )
+        .boxed()
+}
+
+fn overrides() -> BoxedStrategy<FilterOverrides> {
+    (maybe(maybe(rbac())), maybe(fault()), maybe(cors()))
+        .prop_map(|(rbac, fault, cors)| FilterOverrides { rbac, fault, cors })
+        .boxed()
+}
+
+fn cors() -> BoxedStrategy<CorsPolicy> {
+    (few(string()), free(), free(), free(), free(), maybe(any::<bool>()))
+        .prop_map(
+            |(allow_origins, allow_methods, allow_headers, expose_headers, max_age, allow_credentials)| {
+                CorsPolicy {
+                    allow_origins,
+                    allow_methods,
+                    allow_headers,
+                    expose_headers,
+                    max_age,
+                    allow_credentials,
+                }
+            },
+        )
+        .boxed()
+}
+
+fn changes() -> BoxedStrategy<HeaderChanges> {
+    (side(), side()).prop_map(|(request, response)| HeaderChanges { request, response }).boxed()
+}
+
+fn side() -> BoxedStrategy<Vec<HeaderChange>> {
+    let append = prop_oneof![
+        Just(Append::AppendIfExistsOrAdd),
+        Just(Append::AddIfAbsent),
+        Just(Append::OverwriteIfExistsOrAdd),
+        Just(Append::OverwriteIfExists),
+    ];
+    let add = (name(), free(), append, any::<bool>())
+        .prop_map(|(name, value, append, keep_empty)| HeaderChange::Add { name, value, append, keep_empty });
+    (few(name().prop_map(HeaderChange::Remove)), few(add))
+        .prop_map(|(mut all, add)| {
+            all.extend(add);
+            all
+        })
+        .boxed()
+}
