@@ -157,6 +157,9 @@ fn holder(port: u16, tables: &[&str]) -> Option<String> {
         return None;
     }
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        if !process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue; // `self` and what are no processes
+        }
         let Ok(files) = std::fs::read_dir(process.path().join("fd")) else { continue };
         let holds = files.flatten().any(|file| {
             std::fs::read_link(file.path())

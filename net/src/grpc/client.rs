@@ -50,14 +50,14 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// TLS did not come about.
-    #[error("no TLS with {target} at {address}")]
+    #[error("no TLS with {target} at {address}: {}", crate::tls::explain(error))]
     Handshake {
         /// As configured.
         target: Target,
         /// The address tried.
         address: SocketAddr,
         /// rustls's error: why we refuse the server, or what the server's alert says.
-        source: io::Error,
+        error: io::Error,
     },
     /// There is no usable TLS configuration (yet).
     #[error("no TLS configuration for {target}")]
@@ -225,7 +225,7 @@ impl Inner {
             Some((config, name)) => {
                 let stream = handshake(config, name, tcp)
                     .await
-                    .map_err(|source| ConnectError::Handshake { target: target.clone(), address, source })?;
+                    .map_err(|error| ConnectError::Handshake { target: target.clone(), address, error })?;
                 Ok(Box::new(stream))
             }
         }

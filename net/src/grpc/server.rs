@@ -30,7 +30,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tower::ServiceExt as _;
 
 use crate::listen::pause_accept;
-use crate::tls::{PeerCertificate, ServerTls};
+use crate::tls::{self, PeerCertificate, ServerTls};
 
 /// How connections are protected.
 #[derive(Clone)]
@@ -119,7 +119,8 @@ impl Serve {
         let stream = match accepted {
             Some(Ok(Ok(stream))) => stream,
             Some(Ok(Err(error))) => {
-                return tracing::info!(server = self.name, %remote, %error, "TLS handshake refused");
+                let reason = tls::explain(&error);
+                return tracing::info!(server = self.name, %remote, reason, "no TLS with a client");
             }
             Some(Err(_)) | None => return,
         };

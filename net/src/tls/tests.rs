@@ -26,7 +26,7 @@ async fn shake(server: Arc<ServerConfig>, client: Arc<ClientConfig>, sni: &str) 
     let (near, far) = tokio::io::duplex(64 << 10);
     let name = ServerName::try_from(sni.to_owned()).expect("a name");
     let accept = async {
-        let stream = TlsAcceptor::from(server).accept(far).await.map_err(|error| error.to_string())?;
+        let stream = TlsAcceptor::from(server).accept(far).await.map_err(|error| explain(&error))?;
         let (_, session) = stream.get_ref();
         let client = session.peer_certificates().map(|chain| PeerCertificate::parse(chain).expect("parsed"));
         Ok(Agreed {
@@ -47,7 +47,7 @@ async fn shake(server: Arc<ServerConfig>, client: Arc<ClientConfig>, sni: &str) 
         }
     };
     let (accepted, connected) = tokio::join!(accept, connect);
-    let connected = connected.map_err(|error: std::io::Error| error.to_string());
+    let connected = connected.map_err(|error: std::io::Error| explain(&error));
     match (accepted, connected) {
         (Ok(agreed), Ok(())) => Ok(agreed),
         (accepted, connected) => Err((accepted.err(), connected.err())),
@@ -94,7 +94,7 @@ async fn clients_that_are_no_members_are_refused_with_the_reason() {
         |uris: &[&str]| Leaf { uris: uris.iter().map(|&uri| uri.to_owned()).collect(), ..Leaf::default() };
     let web = "spiffe://mesh.internal/ns/shop/svc/web";
     let cases: Vec<(&str, Box<dyn Secrets>, &str)> = vec![
-        ("another root", Box::new(WithRoots(other.secrets(uris(&[web])), ca.bundle())), "UnknownIssuer"),
+        ("another root", Box::new(WithRoots(other.secrets(uris(&[web])), ca.bundle())), "not signed by a root that we trust"),
         (
             "another trust domain",
             Box::new(ca.secrets(uris(&["spiffe://other.internal/ns/shop/svc/web"]))),
@@ -162,7 +162,7 @@ async fn servers_that_are_not_the_one_meant_are_refused_with_the_reason() {
             Box::new(ca.secrets(Leaf::service("shop", "payments"))),
             "want spiffe://mesh.internal/ns/shop/svc/orders",
         ),
-        ("another root", Box::new(other.secrets(orders())), "UnknownIssuer"),
+        ("another root", Box::new(other.secrets(orders())), "not signed by a root that we trust"),
         ("an authority", Box::new(ca.secrets(Leaf { ca: true, ..orders() })), "certificate authority"),
         (
             "expired",
@@ -210,7 +210,7 @@ async fn first_contact_trusts_only_the_pinned_registry() {
     for (case, server, want) in [
         ("a service", &service, "want the registry"),
         ("another mesh", &stranger, "is this token of another mesh?"),
-        ("a forged chain", &forged, "UnknownIssuer"),
+        ("a forged chain", &forged, "not signed by a root that we trust"),
     ] {
         let Err((_, client)) = shake(serve(server), pinned_client_config(pin), "localhost").await else {
             panic!("{case}: trusted")

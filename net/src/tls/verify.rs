@@ -5,6 +5,7 @@
 //! name, in the trust domain of these roots, on a leaf that signs nothing.
 
 use std::sync::Arc;
+use std::{fmt, io};
 
 use pillion_model::matcher::{Pattern, StringMatcher};
 use pillion_model::name::TrustDomain;
@@ -108,8 +109,43 @@ impl From<PeerError> for rustls::Error {
             PeerError::Expired { not_after, now, .. } => {
                 CertificateError::ExpiredContext { time: seconds(now), not_after: seconds(not_after) }
             }
-            other => CertificateError::Other(OtherError(Arc::new(other))),
+            other => CertificateError::Other(OtherError(Arc::new(Refusal(other)))),
         })
+    }
+}
+
+/// Carries our reason through rustls, which prints it by `Debug`.
+struct Refusal(PeerError);
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What a failed handshake means, for people: our own reason for refusing the peer, or what the peer
+/// said, or the system's error.
+pub fn explain(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => {
+            reason.to_string()
+        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            PeerError::UnknownIssuer.to_string()
+        }
+        Some(rustls::Error::InvalidCertificate(reason)) => reason.to_string(),
+        Some(rustls::Error::AlertReceived(alert)) => format!("the peer refuses us: {alert:?}"),
+        Some(other) => other.to_string(),
+        None => error.to_string(),
     }
 }
 
@@ -330,14 +366,14 @@ fn verify_chain(
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
     };
-    let certificate = EndEntityCert::try_from(leaf).map_err(|error| explain(error, role))?;
+    let certificate = EndEntityCert::try_from(leaf).map_err(|error| reason(error, role))?;
     certificate
         .verify_for_usage(algorithms.all, anchors, intermediates, now, usage, None, None)
-        .map_err(|error| explain(error, role))?;
+        .map_err(|error| reason(error, role))?;
     Ok(())
 }
 
-fn explain(error: webpki::Error, role: Role) -> PeerError {
+fn reason(error: webpki::Error, role: Role) -> PeerError {
     use webpki::Error as E;
     match error {
         E::UnknownIssuer | E::InvalidSignatureForPublicKey => PeerError::UnknownIssuer,
