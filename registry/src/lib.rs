@@ -3,6 +3,7 @@
 //! One direction: API calls, registration streams and silence become store commits; the store's
 //! watch builds the one immutable view; DNS, the watch API and the control plane only read it.
 
+pub mod ca;
 pub mod catalog;
 pub mod lease;
 pub mod store;

@@ -223,9 +223,11 @@ impl Inner {
         match tls {
             None => Ok(Box::new(tcp)),
             Some((config, name)) => {
-                let stream = handshake(config, name, tcp)
-                    .await
-                    .map_err(|error| ConnectError::Handshake { target: target.clone(), address, error })?;
+                let stream = handshake(config, name, tcp).await.map_err(|error| ConnectError::Handshake {
+                    target: target.clone(),
+                    address,
+                    error,
+                })?;
                 Ok(Box::new(stream))
             }
         }

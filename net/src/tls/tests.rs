@@ -94,7 +94,11 @@ async fn clients_that_are_no_members_are_refused_with_the_reason() {
         |uris: &[&str]| Leaf { uris: uris.iter().map(|&uri| uri.to_owned()).collect(), ..Leaf::default() };
     let web = "spiffe://mesh.internal/ns/shop/svc/web";
     let cases: Vec<(&str, Box<dyn Secrets>, &str)> = vec![
-        ("another root", Box::new(WithRoots(other.secrets(uris(&[web])), ca.bundle())), "not signed by a root that we trust"),
+        (
+            "another root",
+            Box::new(WithRoots(other.secrets(uris(&[web])), ca.bundle())),
+            "not signed by a root that we trust",
+        ),
         (
             "another trust domain",
             Box::new(ca.secrets(uris(&["spiffe://other.internal/ns/shop/svc/web"]))),

@@ -1,0 +1,244 @@
+//! The built-in certificate authority: who gets which name, for how long, on what proof.
+//!
+//! One ECDSA P-256 root, made at the first start and kept in the store, signs leaves of a day. A
+//! certificate request contributes its public key and nothing else. The proof is a join token, the
+//! caller's current SVID (for the same service), or, on a registry started with `--open`, the
+//! loopback interface. Issuing writes nothing to the store, except that a single-use token is marked
+//! used before the answer leaves.
+
+mod keep;
+mod root;
+mod service;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pillion_model::name::{DEFAULT_DOMAIN, ServiceName, SpiffeId, TrustDomain};
+use pillion_net::identity::{Identity, IdentityError, TrustBundle};
+use pillion_net::resolve::Target;
+use pillion_net::tls::{hex, public_key_sha256};
+use rcgen::KeyPair;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
+
+use crate::store::{Store, StoreError};
+use root::{Root, Subject};
+
+pub use keep::keep_identity;
+pub use service::IdentityService;
+pub use token::{Binding, NewToken, TokenError, TokenInfo, Tokens};
+
+/// What certificates say, and what answers say about the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The trust domain of identities.
+    pub trust_domain: TrustDomain,
+    /// The mesh's DNS zone.
+    pub zone: String,
+    /// Lifetime of leaves. Default 24 h.
+    pub leaf_lifetime: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            zone: DEFAULT_DOMAIN.to_owned(),
+            leaf_lifetime: LEAF_LIFETIME,
+        }
+    }
+}
+
+/// The authority: its root, its settings and its join tokens.
+pub struct Authority {
+    root: Root,
+    root_hash: [u8; 32],
+    settings: watch::Sender<Settings>,
+    tokens: Tokens,
+    clock: Clock,
+}
+
+type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// A signed leaf.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// Leaf first, DER.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Every root, DER.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// End of the leaf's validity.
+    pub not_after: SystemTime,
+    /// The leaf's serial number, hex.
+    pub serial: String,
+}
+
+/// What people may know of the authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// The trust domain of new identities.
+    pub trust_domain: TrustDomain,
+    /// SHA-256 of the root's public key, hex: the last part of join tokens.
+    pub root_sha256: String,
+    /// Start of the root's validity.
+    pub root_not_before: SystemTime,
+    /// End of the root's validity.
+    pub root_not_after: SystemTime,
+    /// The root certificate, PEM.
+    pub root_pem: String,
+    /// Lifetime of leaves.
+    pub leaf_lifetime: Duration,
+}
+
+/// Why the authority cannot start or sign.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The store refuses.
+    #[error("cannot read or write the certificate authority's material")]
+    Store(#[from] StoreError),
+    /// The material in the store is damaged or of another version.
+    #[error(
+        "the certificate authority's material in the store cannot be used: {0}; restore the store from a backup"
+    )]
+    Material(String),
+    /// Encoding or signing failed.
+    #[error("cannot make a certificate")]
+    Encode(#[from] rcgen::Error),
+    /// The certificate request cannot be used.
+    #[error("the certificate request cannot be used: {0}")]
+    Request(String),
+    /// Our own certificate is not usable, such as by a clock far off.
+    #[error("the registry's own certificate is not usable")]
+    Identity(#[from] IdentityError),
+}
+
+impl Authority {
+    /// Reads the authority from the store, or makes it there at the first start.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError`]: the store, or what is in it.
+    pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>, CaError> {
+        Self::open_with_clock(store, settings, Arc::new(SystemTime::now)).await
+    }
+
+    async fn open_with_clock(
+        store: Arc<dyn Store>,
+        settings: Settings,
+        clock: Clock,
+    ) -> Result<Arc<Self>, CaError> {
+        let root = Root::load_or_make(&*store, &settings.trust_domain, clock()).await?;
+        let root_hash =
+            public_key_sha256(&root.certificate).map_err(|error| CaError::Material(error.to_string()))?;
+        let tokens = Tokens::open(store, root_hash, Arc::clone(&clock)).await?;
+        Ok(Arc::new(Self { root, root_hash, settings: watch::Sender::new(settings), tokens, clock }))
+    }
+
+    /// The join tokens.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// Settings for what is issued from now on. The registry renews its own certificate at once.
+    pub fn configure(&self, settings: Settings) {
+        self.settings.send_if_modified(|current| {
+            let changed = *current != settings;
+            *current = settings;
+            changed
+        });
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Settings {
+        self.settings.borrow().clone()
+    }
+
+    /// What people may know.
+    pub fn info(&self) -> Info {
+        let settings = self.settings();
+        Info {
+            trust_domain: settings.trust_domain,
+            root_sha256: hex(&self.root_hash),
+            root_not_before: self.root.not_before,
+            root_not_after: self.root.not_after,
+            root_pem: pillion_net::identity::pem_text("CERTIFICATE", &self.root.certificate),
+            leaf_lifetime: settings.leaf_lifetime,
+        }
+    }
+
+    /// Every root of the trust domain.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.root.certificate.clone()]
+    }
+
+    /// Signs the public key of `csr` (PKCS#10, DER) for `service`. Whoever calls has seen the proof.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError::Request`] when the request is not one, its signature is wrong, or its key is of a
+    /// kind we do not sign.
+    pub fn issue(&self, service: &ServiceName, csr: &[u8]) -> Result<Issued, CaError> {
+        let settings = self.settings();
+        let key = root::public_key(csr).map_err(CaError::Request)?;
+        let id = SpiffeId::service(settings.trust_domain, service.clone());
+        let subject = Subject { id: &id, dns: &[], ips: &[] };
+        self.root.sign(&key, &subject, settings.leaf_lifetime, (self.clock)())
+    }
+
+    /// Makes the registry's own identity, with a new key: `spiffe://<trust-domain>/registry`, and
+    /// `names` so that browsers and `curl --cacert` accept it.
+    ///
+    /// Its chain includes the root, so that a sidecar that knows only the root's hash can verify it.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError`] when signing fails or the result is not usable.
+    pub fn registry_identity(&self, names: &RegistryNames) -> Result<Identity, CaError> {
+        let settings = self.settings();
+        let key = KeyPair::generate()?;
+        let id = SpiffeId::registry(settings.trust_domain.clone());
+        let subject = Subject { id: &id, dns: &names.dns, ips: &names.ips };
+        let issued = self.root.sign(&key, &subject, settings.leaf_lifetime, (self.clock)())?;
+        let mut chain = issued.chain;
+        chain.push(self.root.certificate.clone());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let bundle = TrustBundle { trust_domain: settings.trust_domain, roots: issued.roots };
+        Ok(Identity::new(chain, key, bundle, settings.zone)?)
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("root_sha256", &hex(&self.root_hash)).finish_non_exhaustive()
+    }
+}
+
+/// Names and addresses under which the registry is called by clients that check host names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryNames {
+    dns: Vec<String>,
+    ips: Vec<IpAddr>,
+}
+
+impl RegistryNames {
+    /// Loopback, `localhost` and the advertised names or addresses.
+    pub fn new(advertised: &[Target]) -> Self {
+        let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+        let mut names = Self { dns: vec!["localhost".to_owned()], ips: loopback.to_vec() };
+        for target in advertised {
+            match target.host.parse() {
+                Ok(ip) if !names.ips.contains(&ip) => names.ips.push(ip),
+                Err(_) if !names.dns.contains(&target.host) => names.dns.push(target.host.clone()),
+                _ => {}
+            }
+        }
+        names
+    }
+}
+
+const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);

@@ -1,0 +1,133 @@
+//! `pillion.mesh.v1.Identity`: issues certificates over gRPC.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use pillion_model::name::{NodeId, SpiffeId};
+use pillion_net::bootstrap::JoinToken;
+use pillion_xds::mesh::identity_server::{Identity, IdentityServer};
+use pillion_xds::mesh::{IssueRequest, IssueResponse};
+use tonic::{Request, Response, Status};
+
+use super::{Authority, CaError, TokenError};
+
+/// The service. The one call that is open to callers without a client certificate.
+pub struct IdentityService {
+    authority: Arc<Authority>,
+    /// Started with `--open`: loopback needs no token.
+    open: bool,
+}
+
+impl IdentityService {
+    /// A service of `authority`. `open`: callers on loopback need no token.
+    pub fn new(authority: Arc<Authority>, open: bool) -> Self {
+        Self { authority, open }
+    }
+
+    /// As tonic serves it.
+    pub fn into_server(self) -> IdentityServer<Self> {
+        IdentityServer::new(self).max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    /// What the caller proves its right with.
+    async fn authorize<T>(&self, request: &Request<T>, token: &str, node: &NodeId) -> Result<Proof, Status> {
+        if !token.is_empty() {
+            let token: JoinToken =
+                token.parse().map_err(|error| Status::invalid_argument(format!("join_token: {error}")))?;
+            self.authority.tokens().redeem(&token, &node.service).await.map_err(refusal)?;
+            return Ok(Proof::Token(token.id));
+        }
+        if let Some(id) = request.extensions().get::<SpiffeId>() {
+            return renewal(id, node);
+        }
+        let loopback = request.remote_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        match (self.open, loopback) {
+            (true, true) => Ok(Proof::Loopback),
+            (true, false) => Err(Status::unauthenticated(
+                "this registry was started with --open, which lets only this machine in without a join token",
+            )),
+            (false, _) => Err(Status::unauthenticated(
+                "a join token is needed: create one with `pillion token create` and pass it as PILLION_JOIN_TOKEN",
+            )),
+        }
+    }
+}
+
+/// For the audit line.
+enum Proof {
+    Token(String),
+    Renewal,
+    Loopback,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token(id) => write!(f, "token {id}"),
+            Self::Renewal => f.write_str("renewal"),
+            Self::Loopback => f.write_str("loopback"),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
+        let message = request.get_ref();
+        let node: NodeId =
+            message.node_id.parse().map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
+        // Signed first and handed out only when the proof is good: a request that cannot be signed
+        // must not use up a token.
+        let issued = self.authority.issue(&node.service, &message.csr).map_err(failure)?;
+        let proof = self.authorize(&request, &message.join_token, &node).await?;
+        tracing::info!(%node, %proof, serial = issued.serial, peer = ?request.remote_addr(), "issued a certificate");
+        let der =
+            |all: Vec<rustls_pki_types::CertificateDer<'_>>| all.iter().map(|one| one.to_vec()).collect();
+        Ok(Response::new(IssueResponse {
+            chain: der(issued.chain),
+            roots: der(issued.roots),
+            not_after: unix_seconds(issued.not_after),
+            zone: self.authority.settings().zone,
+        }))
+    }
+}
+
+/// The current SVID obtains the next one of the same service.
+fn renewal(id: &SpiffeId, node: &NodeId) -> Result<Proof, Status> {
+    match id.service_name() {
+        Some(service) if *service == node.service => Ok(Proof::Renewal),
+        _ => Err(Status::permission_denied(format!(
+            "{id} may renew its own certificate, not obtain one for {}; use a join token",
+            node.service
+        ))),
+    }
+}
+
+fn refusal(error: TokenError) -> Status {
+    match error {
+        TokenError::Binding { .. } => Status::permission_denied(error.to_string()),
+        TokenError::Store(_) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot redeem a join token");
+            Status::unavailable("the registry's store does not answer; try again")
+        }
+        _ => Status::unauthenticated(error.to_string()),
+    }
+}
+
+fn failure(error: CaError) -> Status {
+    match error {
+        CaError::Request(reason) => Status::invalid_argument(format!("csr: {reason}")),
+        other => {
+            tracing::error!(error = &other as &dyn std::error::Error, "cannot sign a certificate");
+            Status::internal("the certificate authority cannot sign; see the registry's log")
+        }
+    }
+}
+
+fn unix_seconds(at: SystemTime) -> i64 {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+const REQUEST_BYTES_MAX: usize = 64 * 1024;

@@ -1,0 +1,407 @@
+//! Join tokens: the right to obtain a first certificate.
+//!
+//! The store keeps a hash of the secret. A single-use token is marked used in the store, on the
+//! condition that nobody changed it meanwhile, before anybody is told that it was good: of two uses
+//! at once one wins, on one registry or on several.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use pillion_model::name::{NameError, ServiceName, check_name};
+use pillion_net::bootstrap::JoinToken;
+use pillion_net::tls::{hex, sha256};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::Clock;
+use crate::store::{Entry, Key, Op, Space, State, Store, StoreError, Transaction};
+
+/// For whom a token is good.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Binding {
+    /// Only services of this namespace; `None`: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Only the service of this name; `None`: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// A token to make.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewToken {
+    /// How long it is good; default 1 h, 1 min to 366 days.
+    pub ttl: Option<Duration>,
+    /// May be used any number of times.
+    pub reusable: bool,
+    /// For whom.
+    pub binding: Binding,
+}
+
+/// What people may know of a token: everything but the secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenInfo {
+    /// Its id.
+    pub id: String,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When it ends.
+    pub expires: SystemTime,
+    /// Whether it may be used more than once.
+    pub reusable: bool,
+    /// When a single-use token was used.
+    pub used: Option<SystemTime>,
+    /// For whom it is good.
+    pub binding: Binding,
+}
+
+/// Why a token is not made or not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// No such token, or not this secret: which of them is not told.
+    #[error("the join token is unknown; create one with `pillion token create`")]
+    Unknown,
+    /// It was good once.
+    #[error("the join token expired {ago:?} ago; create another with `pillion token create`")]
+    Expired {
+        /// How long ago.
+        ago: Duration,
+    },
+    /// Somebody used it.
+    #[error("the join token was used already; create one per sidecar, or one with --reusable")]
+    Used,
+    /// It is for others.
+    #[error("the join token is for {bound}, not for {asked}")]
+    Binding {
+        /// For whom it is.
+        bound: String,
+        /// Who asked.
+        asked: ServiceName,
+    },
+    /// A lifetime out of bounds.
+    #[error("ttl: got {got:?}, want 1 min to 366 days")]
+    Ttl {
+        /// As asked.
+        got: Duration,
+    },
+    /// The binding is no name.
+    #[error("{field}: {error}")]
+    Name {
+        /// `namespace` or `service`.
+        field: &'static str,
+        /// What is wrong.
+        error: NameError,
+    },
+    /// Too many tokens.
+    #[error("there are {TOKENS_MAX} join tokens already; delete some, or use one with --reusable")]
+    TooMany,
+    /// The store refuses.
+    #[error("cannot read or write join tokens")]
+    Store(#[from] StoreError),
+}
+
+/// The join tokens of the mesh.
+pub struct Tokens {
+    store: Arc<dyn Store>,
+    known: Mutex<Known>,
+    root_hash: [u8; 32],
+    clock: Clock,
+}
+
+/// The tokens as of a revision of the store.
+#[derive(Default)]
+struct Known {
+    revision: u64,
+    tokens: BTreeMap<String, Token>,
+}
+
+#[derive(Clone)]
+struct Token {
+    revision: u64,
+    kept: Kept,
+}
+
+/// A token as the store keeps it; moments in Unix milliseconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Kept {
+    secret_sha256: String,
+    created: u64,
+    expires: u64,
+    reusable: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used: Option<u64>,
+    #[serde(default)]
+    binding: Binding,
+}
+
+impl Tokens {
+    pub(super) async fn open(
+        store: Arc<dyn Store>,
+        root_hash: [u8; 32],
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        let known = Known::read(&store.load().await?);
+        Ok(Self { store, known: Mutex::new(known), root_hash, clock })
+    }
+
+    /// Makes a token. This is the only moment its secret can be seen.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`] about the lifetime, the binding, the number of tokens, or the store.
+    pub async fn create(&self, new: NewToken) -> Result<(JoinToken, TokenInfo), TokenError> {
+        let ttl = new.ttl.unwrap_or(TTL);
+        if !(TTL_MIN..=TTL_MAX).contains(&ttl) {
+            return Err(TokenError::Ttl { got: ttl });
+        }
+        for (field, name) in [("namespace", &new.binding.namespace), ("service", &new.binding.service)] {
+            if let Some(name) = name {
+                check_name(name).map_err(|error| TokenError::Name { field, error })?;
+            }
+        }
+        let now = (self.clock)();
+        let id = hex(&random::<6>());
+        let secret = URL_SAFE_NO_PAD.encode(random::<32>());
+        let kept = Kept {
+            secret_sha256: hex(&sha256(secret.as_bytes())),
+            created: millis(now),
+            expires: millis(now + ttl),
+            reusable: new.reusable,
+            used: None,
+            binding: new.binding,
+        };
+        let mut transaction = self.sweep(now)?;
+        transaction.push(Op::put(key(&id), encode(&kept))).require(key(&id), None);
+        let revision = self.store.commit(transaction.clone()).await?;
+        self.lock().apply(revision, &transaction.ops);
+        Ok((JoinToken { id: id.clone(), secret, pin: self.root_hash }, kept.info(&id)))
+    }
+
+    /// Every token that is not forgotten yet, in order of ids.
+    pub fn list(&self) -> Vec<TokenInfo> {
+        self.lock().tokens.iter().map(|(id, token)| token.kept.info(id)).collect()
+    }
+
+    /// Deletes a token; `false` if there is none of this id.
+    ///
+    /// # Errors
+    ///
+    /// The store's.
+    pub async fn delete(&self, id: &str) -> Result<bool, StoreError> {
+        if !self.lock().tokens.contains_key(id) {
+            return Ok(false);
+        }
+        let mut transaction = Transaction::default();
+        transaction.push(Op::delete(key(id)));
+        let revision = self.store.commit(transaction.clone()).await?;
+        self.lock().apply(revision, &transaction.ops);
+        Ok(true)
+    }
+
+    /// Uses a token for `service`. When this returns `Ok`, a single-use token is used up, durably.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`]: all that somebody without the secret learns is [`TokenError::Unknown`].
+    pub async fn redeem(&self, presented: &JoinToken, service: &ServiceName) -> Result<(), TokenError> {
+        // Each round that fails, another use of the same token has won.
+        for _ in 0..CONFLICTS_MAX {
+            let found = self.lock().tokens.get(&presented.id).cloned();
+            let now = (self.clock)();
+            let Token { revision, mut kept } = check(found, presented, service, now)?;
+            if kept.reusable {
+                return Ok(());
+            }
+            kept.used = Some(millis(now));
+            let mut transaction = Transaction::default();
+            let key = key(&presented.id);
+            transaction.push(Op::put(key.clone(), encode(&kept))).require(key, Some(revision));
+            match self.store.commit(transaction.clone()).await {
+                Ok(revision) => {
+                    self.lock().apply(revision, &transaction.ops);
+                    return Ok(());
+                }
+                Err(StoreError::Conflict { .. }) => self.reload().await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(TokenError::Used)
+    }
+
+    /// Follows what other registries on the same store do to tokens, until `stop`.
+    pub async fn follow(&self, stop: CancellationToken) {
+        let mut watch = self.store.watch(self.lock().revision);
+        while let Some(next) = stop.run_until_cancelled(watch.next()).await {
+            match next {
+                Ok(commits) => {
+                    let mut known = self.lock();
+                    for commit in commits {
+                        known.apply(commit.revision, &commit.ops);
+                    }
+                }
+                Err(compacted) => {
+                    tracing::debug!(%compacted, "reading the join tokens again");
+                    if let Err(error) = self.reload().await {
+                        tracing::warn!(%error, "cannot read the join tokens");
+                        tokio::time::sleep(RELOAD_PAUSE).await;
+                    }
+                    watch = self.store.watch(self.lock().revision);
+                }
+            }
+        }
+    }
+
+    async fn reload(&self) -> Result<(), StoreError> {
+        let state = self.store.load().await?;
+        let mut known = self.lock();
+        if state.revision > known.revision {
+            *known = Known::read(&state);
+        }
+        Ok(())
+    }
+
+    /// Forgets tokens that ended a day ago, and counts the rest.
+    fn sweep(&self, now: SystemTime) -> Result<Transaction, TokenError> {
+        let known = self.lock();
+        let over = |token: &Token| token.kept.expires < millis(now).saturating_sub(millis_of(KEPT_AFTER_END));
+        let mut transaction = Transaction::default();
+        for (id, _) in known.tokens.iter().filter(|(_, token)| over(token)).take(SWEEP_MAX) {
+            transaction.push(Op::delete(key(id)));
+        }
+        if known.tokens.len() - transaction.ops.len() >= TOKENS_MAX {
+            return Err(TokenError::TooMany);
+        }
+        Ok(transaction)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn read(state: &State) -> Self {
+        let tokens = state
+            .space(Space::Token)
+            .filter_map(|(id, Entry { revision, value })| {
+                Some((id.to_owned(), decode(id, *revision, value)?))
+            })
+            .collect();
+        Self { revision: state.revision, tokens }
+    }
+
+    fn apply(&mut self, revision: u64, ops: &[Op]) {
+        for op in ops.iter().filter(|op| op.key.space == Space::Token) {
+            let id = &op.key.name;
+            if self.tokens.get(id).is_some_and(|token| token.revision > revision) {
+                continue; // our own later write is known already
+            }
+            match op.value.as_ref().and_then(|value| decode(id, revision, value)) {
+                Some(token) => self.tokens.insert(id.clone(), token),
+                None => self.tokens.remove(id),
+            };
+        }
+        self.revision = self.revision.max(revision);
+    }
+}
+
+impl Kept {
+    fn info(&self, id: &str) -> TokenInfo {
+        TokenInfo {
+            id: id.to_owned(),
+            created: moment(self.created),
+            expires: moment(self.expires),
+            reusable: self.reusable,
+            used: self.used.map(moment),
+            binding: self.binding.clone(),
+        }
+    }
+}
+
+/// Decides about a use. The secret comes first: nothing else is told without it.
+fn check(
+    found: Option<Token>,
+    presented: &JoinToken,
+    service: &ServiceName,
+    now: SystemTime,
+) -> Result<Token, TokenError> {
+    let offered = hex(&sha256(presented.secret.as_bytes()));
+    // An id that does not exist costs the same comparison.
+    let want = found.as_ref().map_or(NO_HASH, |token| &token.kept.secret_sha256);
+    let same = verify_slices_are_equal(offered.as_bytes(), want.as_bytes()).is_ok();
+    let Some(token) = found.filter(|_| same) else { return Err(TokenError::Unknown) };
+    if token.kept.used.is_some() {
+        return Err(TokenError::Used);
+    }
+    let (now, expires) = (millis(now), token.kept.expires);
+    if now >= expires {
+        return Err(TokenError::Expired { ago: Duration::from_secs((now - expires) / 1000) });
+    }
+    let binding = &token.kept.binding;
+    let fits = |bound: &Option<String>, name: &str| bound.as_deref().is_none_or(|bound| bound == name);
+    if fits(&binding.namespace, service.namespace()) && fits(&binding.service, service.service()) {
+        return Ok(token);
+    }
+    let bound = match (&binding.service, &binding.namespace) {
+        (Some(service), Some(namespace)) => format!("{service}.{namespace}"),
+        (Some(service), None) => format!("services named {service}"),
+        (None, Some(namespace)) => format!("namespace {namespace}"),
+        (None, None) => "nobody".to_owned(),
+    };
+    Err(TokenError::Binding { bound, asked: service.clone() })
+}
+
+fn decode(id: &str, revision: u64, value: &[u8]) -> Option<Token> {
+    match serde_json::from_slice(value) {
+        Ok(kept) => Some(Token { revision, kept }),
+        Err(error) => {
+            tracing::warn!(id, %error, "a join token in the store cannot be read and is ignored");
+            None
+        }
+    }
+}
+
+fn encode(kept: &Kept) -> Vec<u8> {
+    serde_json::to_vec(kept).expect("plain fields have a JSON form")
+}
+
+fn key(id: &str) -> Key {
+    Key::new(Space::Token, id)
+}
+
+/// Random bytes for keys, from the system.
+pub(super) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has randomness");
+    bytes
+}
+
+fn millis(at: SystemTime) -> u64 {
+    millis_of(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis_of(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn moment(millis: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+const TTL: Duration = Duration::from_secs(3600);
+const TTL_MIN: Duration = Duration::from_secs(60);
+const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// So long an ended token is answered with "expired" or "used" instead of "unknown".
+const KEPT_AFTER_END: Duration = Duration::from_secs(24 * 3600);
+const TOKENS_MAX: usize = 10_000;
+const SWEEP_MAX: usize = 1000;
+const CONFLICTS_MAX: usize = 8;
+const RELOAD_PAUSE: Duration = Duration::from_secs(1);
+/// As long as a hash, and no hash.
+const NO_HASH: &str = "----------------------------------------------------------------";
