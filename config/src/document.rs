@@ -63,7 +63,7 @@ mod tests {
             ("a.yaml", yaml, "listeners[0].name", (4, 9)),
             ("a.yaml", yaml, "admin.port.deeper", (2, 9)),
             ("a.json", json, "listeners[0].chains[0].y[1]", (3, 32)),
-            ("a.json", json, "listeners[0].name", (2, 24)),
+            ("a.json", json, "listeners[0].name", (2, 25)),
         ] {
             let document = parse(text, name).expect(name);
             let Position { line, column } = document.locate(path).expect(path);

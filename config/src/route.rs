@@ -407,7 +407,7 @@ impl Rule {
         let rule = Self {
             rewrite: object.optional("rewrite", |field| Rewrite::read(field, can_replace)),
             timeout: object.optional("timeout", Timeouts::read),
-            retry: object.optional("retry", Retry::read),
+            retry: object.optional("retry", retry),
             mirror: object.optional("mirror", Mirror::read),
             fault: object.optional("fault", Fault::read),
             headers: object.optional("headers", Headers::read),
@@ -433,6 +433,15 @@ impl Rule {
         object.finish();
         Some(rule)
     }
+}
+
+/// Retries of one rule: the budget is shared by all calls of a service and stands there.
+fn retry(field: Field<'_>) -> Option<Retry> {
+    let retry = Retry::read(field.clone())?;
+    if retry.budget_percent.is_some() {
+        field.refuse("has budgetPercent, which belongs to the Service: all its routes share it");
+    }
+    Some(retry)
 }
 
 impl Match {

@@ -6,4 +6,5 @@
 pub mod ca;
 pub mod catalog;
 pub mod lease;
+pub mod resolve;
 pub mod store;
