@@ -1,4 +1,27 @@
-//! The data plane: the proxy that runs beside each instance, or at the edge.
+//! The data plane: listeners, mutual TLS, routing, authorization, retries, metrics and admin.
+//!
+//! [`runtime::Runtime`] runs a number of worker threads, each with its own accept queue, timers and
+//! upstream pools, and gives them [`model resources`](pillion_model::mesh::Resources) compiled into
+//! one immutable [`snapshot`]. The life of a request is the list in `chain.rs`.
 
+mod access_log;
 pub mod body;
+mod chain;
+mod downstream;
+mod exchange;
+mod filters;
+mod flags;
+mod headers;
+mod local_reply;
+mod metrics;
+mod record;
+mod request;
+mod response;
+mod router;
+pub mod runtime;
+mod snapshot;
 pub mod upstream;
+mod worker;
+
+pub use runtime::{Options, Published, Runtime, StartError};
+pub use snapshot::Rejected;

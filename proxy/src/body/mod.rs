@@ -15,6 +15,7 @@ pub mod replay;
 
 pub use replay::{Replay, ReplayBuffer};
 
+pub use crate::request::RequestBody;
 use crate::upstream::UpstreamBody;
 
 /// A request's or a response's body.
@@ -25,8 +26,10 @@ pub enum Body {
     Empty,
     /// Bytes in hand.
     Full(Bytes),
-    /// What a downstream connection sends, as it comes.
+    /// What a connection sends, as it comes.
     Incoming(Incoming),
+    /// What a downstream connection sends, counted.
+    Request(RequestBody),
     /// A request's body of which a copy is kept for a retry or a mirror.
     Replay(Replay),
     /// What an upstream sends; holds its connection and its place among the active requests until
@@ -62,7 +65,7 @@ impl Body {
             Self::Full(bytes) => Some(Self::Full(bytes.clone())),
             Self::Incoming(incoming) if http_body::Body::is_end_stream(incoming) => Some(Self::Empty),
             Self::Replay(replay) => replay.restart().map(Self::Replay),
-            Self::Incoming(_) | Self::Upstream(_) => None,
+            Self::Incoming(_) | Self::Request(_) | Self::Upstream(_) => None,
         }
     }
 }
@@ -96,6 +99,7 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Request(request) => request.poll_frame(cx),
             Self::Replay(replay) => replay.poll_frame(cx),
             Self::Upstream(upstream) => upstream.poll_frame(cx),
         }
@@ -106,6 +110,7 @@ impl http_body::Body for Body {
             Self::Empty => true,
             Self::Full(_) => false,
             Self::Incoming(incoming) => http_body::Body::is_end_stream(incoming),
+            Self::Request(request) => request.is_end_stream(),
             Self::Replay(replay) => replay.is_end_stream(),
             Self::Upstream(upstream) => upstream.is_end_stream(),
         }
@@ -116,6 +121,7 @@ impl http_body::Body for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Incoming(incoming) => http_body::Body::size_hint(incoming),
+            Self::Request(request) => request.size_hint(),
             Self::Replay(replay) => replay.size_hint(),
             Self::Upstream(upstream) => upstream.size_hint(),
         }
@@ -128,6 +134,7 @@ impl std::fmt::Debug for Body {
             Self::Empty => "Empty",
             Self::Full(_) => "Full",
             Self::Incoming(_) => "Incoming",
+            Self::Request(_) => "Request",
             Self::Replay(_) => "Replay",
             Self::Upstream(_) => "Upstream",
         })

@@ -97,6 +97,14 @@ pub fn reset_reason(reset: Reset) -> &'static str {
     }
 }
 
+/// Why a response body ended early.
+pub fn body_reset(error: &crate::body::BodyError) -> Reset {
+    match error {
+        crate::body::BodyError::Connection(error) => classify(error),
+        crate::body::BodyError::Source | crate::body::BodyError::NotKept => Reset::LocalReset,
+    }
+}
+
 /// Maps hyper's error of a request that was handed to a connection.
 pub(super) fn classify(error: &hyper::Error) -> Reset {
     if let Some(h2) = find::<h2::Error>(error) {

@@ -26,7 +26,7 @@ mod tests;
 
 pub use cluster::{Cluster, RetryPermit};
 pub use clusters::{ClusterMap, Clusters, Rejected};
-pub use failure::{Cause, Failure, reset_reason};
+pub use failure::{Cause, Failure, body_reset, reset_reason};
 pub use hosts::{Host, HostSet};
 pub use io::Io;
 pub use lease::{TunnelGuard, UpstreamBody};

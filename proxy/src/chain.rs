@@ -1,0 +1,87 @@
+//! The life of a request, in order.
+//!
+//! Every step either lets the exchange go on or answers; what an earlier step refuses has no route
+//! and therefore none of a route's headers or policies on its reply.
+
+use std::rc::Rc;
+
+use http::header::{CONNECTION, HeaderValue, SERVER};
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use pillion_model::http::ServerHeader;
+
+use crate::body::Body;
+use crate::downstream::Connection;
+use crate::exchange::Exchange;
+use crate::filters;
+use crate::headers::{client_cert, forwarded, hop, ids, names};
+use crate::local_reply::{Cause, LocalReply};
+use crate::response::ResponseBody;
+use crate::router;
+
+/// What every step gives: go on, or this answer.
+pub(crate) type Step<T = ()> = Result<T, LocalReply>;
+
+/// Answers one request.
+pub(crate) async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let mut exchange = Exchange::new(connection, request);
+    let answer = run(&mut exchange).await;
+    finish(exchange, answer)
+}
+
+/// The request path.
+async fn run(x: &mut Exchange) -> Step<Response<Body>> {
+    filters::validate::version(x)?;
+    filters::validate::upgrade_form(x)?;
+    filters::validate::host(x)?;
+    filters::validate::path(x)?;
+    hop::strip_request(&mut x.head.headers)
+        .map_err(|_bad| Cause::BadRequest("http1.connection_header_rejected"))?;
+    forwarded::apply(x);
+    client_cert::apply(x);
+    ids::apply(x);
+    filters::route::resolve(x)?;
+    filters::validate::upgrade_allowed(x)?;
+    filters::run(x).await?;
+    router::run(x).await
+}
+
+/// The way back: what every answer gets, whoever made it.
+fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBody> {
+    let mut close = x.connection.draining.get() || x.connection.drain.is_cancelled();
+    let mut response = match answer {
+        Ok(response) => response,
+        Err(reply) => {
+            close |= reply.close;
+            x.record.flags.add(reply.flags);
+            x.record.details = Some(reply.details.clone());
+            reply.into_response(&x.record.method, x.head.grpc, x.hcm.config.mark_local_replies)
+        }
+    };
+    filters::cors::annotate(&x, response.headers_mut());
+    if let Some(routed) = x.record.routed.clone() {
+        let record = &*x.record;
+        for changes in routed.changes(x.weighted_changes(&routed)) {
+            changes.response(response.headers_mut(), &record.request_headers, record);
+        }
+    }
+    let headers = response.headers_mut();
+    match x.hcm.config.server_header {
+        ServerHeader::Overwrite => {
+            headers.insert(SERVER, x.hcm.server_name.clone());
+        }
+        ServerHeader::AppendIfAbsent => {
+            headers.entry(SERVER).or_insert_with(|| x.hcm.server_name.clone());
+        }
+        ServerHeader::PassThrough => {}
+    }
+    if x.hcm.config.always_set_request_id_in_response
+        && let Some(id) = x.request_id.take()
+    {
+        headers.insert(&names::REQUEST_ID, id);
+    }
+    if close && x.record.version < Version::HTTP_2 && x.tunnel.is_none() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    x.respond(response)
+}

@@ -1,0 +1,194 @@
+//! HTTP connections: HTTP/1.1 or HTTP/2, their limits, and how they end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use pillion_model::http::Codec;
+use tokio::time::{Instant, sleep_until};
+
+use super::activity::{Activity, Waiting};
+use super::connection::Connection;
+use super::detect;
+use super::io::Io;
+use crate::chain;
+use crate::snapshot::Hcm;
+
+/// Headers of one request at most. Envoy: `max_headers_count`.
+const HEADERS_MAX: usize = 100;
+/// HTTP/2 window of one stream: what one slow upstream may hold in memory.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// HTTP/2 window of a connection; far above h2's floor for small DATA frames.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Bytes of one HTTP/2 response queued for a slow client.
+const SEND_BUFFER: usize = 256 << 10;
+/// Streams reset before they were answered that h2 holds.
+const RESET_STREAMS_MAX: usize = 50;
+
+/// Spawns a connection's streams on the worker's own thread.
+#[derive(Clone)]
+struct Streams(Rc<Connection>);
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let worker = &self.0.worker;
+        let cut = worker.cut.clone();
+        worker.tasks.spawn_local(async move {
+            cut.run_until_cancelled(stream).await;
+        });
+    }
+}
+
+/// Why a connection is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Drained, retired, or too old: finish what is there.
+    Finish,
+    /// Idle for too long, or abused: nothing is lost.
+    Close,
+}
+
+/// Carries requests until the connection ends.
+pub(crate) async fn serve_http(connection: Rc<Connection>, hcm: Arc<Hcm>, mut io: Io) {
+    let http2 = match (hcm.config.codec, connection.tls.as_ref().and_then(|tls| tls.alpn_http2)) {
+        (Codec::Http1, _) => false,
+        (Codec::Http2, _) => true,
+        (Codec::Auto, Some(http2)) => http2,
+        (Codec::Auto, None) => {
+            let watch = pin!(watch(&connection.activity, &hcm));
+            tokio::select! {
+                biased;
+                read = detect::http2(&mut io) => {
+                    let Ok((http2, bytes)) = read else { return };
+                    io.unread(bytes);
+                    http2
+                }
+                () = watch => return,
+                () = connection.drain.cancelled() => return,
+            }
+        }
+    };
+    if http2 {
+        connection.activity.speaks_frames();
+        serve_http2(connection, &hcm, io).await;
+    } else {
+        serve_http1(connection, &hcm, io).await;
+    }
+}
+
+async fn serve_http1(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
+    let mut builder = http1::Builder::new();
+    let head_max = hcm.config.max_request_headers_kb as usize * 1024;
+    builder
+        .max_headers(HEADERS_MAX)
+        .max_header_size(head_max)
+        .max_buf_size(head_max.max(64 << 10) * 2)
+        // Heads and idleness are timed by `watch`, with one timer for both.
+        .header_read_timeout(None);
+    let for_requests = Rc::clone(&connection);
+    let service = service_fn(move |request| {
+        let connection = Rc::clone(&for_requests);
+        async move { Ok::<_, Infallible>(chain::handle(connection, request).await) }
+    });
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
+    let end = tokio::select! {
+        biased;
+        // Errors are the peer's: a broken request was answered and a broken connection is gone.
+        _ = serving.as_mut() => return,
+        end = until_end(&connection, hcm) => end,
+    };
+    if end == End::Finish {
+        // Responses say `connection: close` from here on. An idle client gets time to use the
+        // connection once more, so that no request crosses our close on the wire.
+        let grace = hcm.config.drain_timeout;
+        tokio::select! {
+            biased;
+            _ = serving.as_mut() => return,
+            () = tokio::time::sleep(grace) => {}
+        }
+    }
+    serving.as_mut().graceful_shutdown();
+    let _ = serving.await;
+}
+
+async fn serve_http2(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
+    let mut builder = http2::Builder::new(Streams(Rc::clone(&connection)));
+    builder
+        .max_concurrent_streams(hcm.config.max_concurrent_streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(hcm.config.max_request_headers_kb.saturating_mul(1024))
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .enable_connect_protocol();
+    let for_requests = Rc::clone(&connection);
+    let service = service_fn(move |request| {
+        let connection = Rc::clone(&for_requests);
+        async move { Ok::<_, Infallible>(chain::handle(connection, request).await) }
+    });
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
+    let end = tokio::select! {
+        biased;
+        _ = serving.as_mut() => return,
+        end = until_end(&connection, hcm) => end,
+    };
+    if end == End::Close && connection.abused.get() {
+        return;
+    }
+    // GOAWAY with the largest id, and the final one after a round trip.
+    serving.as_mut().graceful_shutdown();
+    let _ = serving.await;
+}
+
+/// Waits until the connection should end, and says how.
+async fn until_end(connection: &Connection, hcm: &Hcm) -> End {
+    let age = async {
+        match hcm.config.max_connection_duration {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let certificate = async {
+        match connection.certificate_ends() {
+            Some(end) => sleep_until(end).await,
+            None => std::future::pending().await,
+        }
+    };
+    let chain = connection.chain();
+    let finish = tokio::select! {
+        () = connection.drain.cancelled() => End::Finish,
+        () = chain.retired.cancelled() => End::Finish,
+        () = age => End::Finish,
+        () = certificate => End::Finish,
+        () = connection.abuse.cancelled() => End::Close,
+        () = watch(&connection.activity, hcm) => End::Close,
+    };
+    connection.draining.set(true);
+    finish
+}
+
+/// Ends when a head takes too long or the connection was idle for too long.
+async fn watch(activity: &Activity, hcm: &Hcm) {
+    let idle_timeout = hcm.config.idle_timeout.unwrap_or(Duration::MAX);
+    loop {
+        let now = Instant::now();
+        let look_again = now + hcm.headers_timeout.min(idle_timeout);
+        let deadline = match activity.waiting() {
+            Waiting::Busy => None,
+            Waiting::Head(since) => Some(since + hcm.headers_timeout),
+            Waiting::Idle(since) => since.checked_add(idle_timeout),
+        };
+        match deadline {
+            Some(deadline) if deadline <= now => return,
+            Some(deadline) => sleep_until(deadline.min(look_again)).await,
+            None => sleep_until(look_again).await,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Everything between the socket and the request: accepting, sniffing, TLS, HTTP connections.
+
+mod activity;
+mod connection;
+mod detect;
+mod http;
+mod io;
+mod tcp;
+mod tls;
+
+pub(crate) use connection::{Connection, serve};
+pub(crate) use http::serve_http;
+pub(crate) use tcp::copy_both;

@@ -1,0 +1,230 @@
+//! One request on its way through the chain: its head in the one form every step reads, and what the
+//! steps leave for one another.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use pillion_model::matcher::RequestView;
+use tokio::time::Instant;
+
+use crate::body::Body;
+use crate::downstream::Connection;
+use crate::headers::changes::Changes;
+use crate::headers::hop;
+use crate::record::{Owner, Record};
+use crate::request::{Progress, RequestBody};
+use crate::response::ResponseBody;
+use crate::router::timeout::Timers;
+use crate::router::upgrade::Tunnel;
+use crate::snapshot::{Action, Hcm, RouteConfig, Routed, Snapshot};
+
+/// A request's head in the one form that is routed, authorised, logged and forwarded.
+pub(crate) struct Head {
+    /// The method; an extended CONNECT has become GET with `upgrade`.
+    pub(crate) method: Method,
+    /// The normalised path, and the authority unless `Host` holds it.
+    pub(crate) uri: Uri,
+    /// `http` or `https`.
+    pub(crate) scheme: &'static str,
+    /// All headers.
+    pub(crate) headers: HeaderMap,
+    /// The protocol the client wants to change to, lower case; `connect` for CONNECT.
+    pub(crate) upgrade: Option<Arc<str>>,
+    /// Whether this is gRPC by content type.
+    pub(crate) grpc: bool,
+}
+
+impl Head {
+    /// Replaces the path and query.
+    ///
+    /// # Errors
+    ///
+    /// The new path cannot stand in a request.
+    pub(crate) fn set_path(&mut self, path: &str) -> Result<(), http::Error> {
+        let mut parts = std::mem::take(&mut self.uri).into_parts();
+        parts.path_and_query = Some(PathAndQuery::try_from(path)?);
+        self.uri = Uri::from_parts(parts)?;
+        Ok(())
+    }
+
+    /// Replaces the authority.
+    pub(crate) fn set_authority(&mut self, authority: HeaderValue) {
+        if self.uri.authority().is_some() {
+            let path = self.uri.path_and_query().cloned();
+            self.uri = path.map_or_else(Uri::default, Uri::from);
+        }
+        self.headers.insert(HOST, authority);
+    }
+}
+
+impl RequestView for Head {
+    fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    fn path(&self) -> &str {
+        // Of a CONNECT request there is none.
+        self.uri.path_and_query().map_or("", PathAndQuery::path)
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.uri.query()
+    }
+
+    fn authority(&self) -> &str {
+        match self.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => self.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+        }
+    }
+
+    fn scheme(&self) -> &str {
+        self.scheme
+    }
+
+    fn header(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        for value in self.headers.get_all(name) {
+            each(value.as_bytes());
+        }
+    }
+}
+
+/// One request on its way through the chain.
+pub(crate) struct Exchange {
+    pub(crate) connection: Rc<Connection>,
+    /// One generation for the whole request.
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) hcm: Arc<Hcm>,
+    pub(crate) head: Head,
+    pub(crate) version: Version,
+    /// Taken by the router.
+    pub(crate) body: Body,
+    pub(crate) progress: Rc<Progress>,
+    pub(crate) timers: Timers,
+    /// hyper's promise of the client's stream.
+    pub(crate) on_upgrade: Option<OnUpgrade>,
+    /// Set by the router once both sides agreed to change protocol.
+    pub(crate) tunnel: Option<Tunnel>,
+    pub(crate) record: Box<Record>,
+    /// One random number for all choices of this request.
+    pub(crate) draw: u64,
+    pub(crate) request_id: Option<HeaderValue>,
+    /// Index of the weighted cluster chosen.
+    pub(crate) choice: Option<usize>,
+    /// The origin to be allowed by CORS headers on the response.
+    pub(crate) cors_origin: Option<HeaderValue>,
+    /// Routes of a destination found by name rather than through the connection manager.
+    pub(crate) routes: Option<Arc<RouteConfig>>,
+}
+
+impl Exchange {
+    /// At the arrival of `request`.
+    pub(crate) fn new(connection: Rc<Connection>, request: Request<Incoming>) -> Self {
+        connection.request_started();
+        let snapshot = connection.worker.snapshot();
+        connection.refresh_chain(&snapshot);
+        let hcm = connection.hcm();
+        let (mut parts, incoming) = request.into_parts();
+        let scheme = if connection.tls.is_some() { "https" } else { "http" };
+        let owner = Owner::Http(Arc::clone(&hcm));
+        let mut record =
+            Box::new(Record::new(Rc::clone(&connection), owner, parts.version, parts.method.clone()));
+        record.path = parts.uri.path_and_query().cloned();
+        record.scheme = scheme;
+        let empty = http_body::Body::is_end_stream(&incoming);
+        let progress = Progress::new(record.started, empty);
+        let body =
+            if empty { Body::Empty } else { Body::Request(RequestBody::new(incoming, Rc::clone(&progress))) };
+        let upgrade = upgrade_of(&mut parts);
+        let grpc = parts
+            .headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| pillion_model::route::is_grpc_content_type(value.as_bytes()));
+        record.grpc = grpc;
+        Self {
+            timers: Timers::new(Rc::clone(&progress), record.started, &hcm.config),
+            on_upgrade: parts.extensions.remove::<OnUpgrade>(),
+            version: parts.version,
+            head: Head {
+                method: parts.method,
+                uri: parts.uri,
+                scheme,
+                headers: parts.headers,
+                upgrade,
+                grpc,
+            },
+            connection,
+            snapshot,
+            hcm,
+            body,
+            progress,
+            tunnel: None,
+            record,
+            draw: fastrand::u64(..),
+            request_id: None,
+            choice: None,
+            cors_origin: None,
+            routes: None,
+        }
+    }
+
+    /// Header changes of the weighted cluster chosen.
+    pub(crate) fn weighted_changes<'a>(&self, routed: &'a Routed) -> Option<&'a Changes> {
+        match (&routed.route().action, self.choice) {
+            (Action::Forward(forward), Some(choice)) => forward.to.changes_of(choice),
+            _ => None,
+        }
+    }
+
+    /// Hands the response over; the record goes with its body, or with the tunnel.
+    pub(crate) fn respond(self, response: Response<Body>) -> Response<ResponseBody> {
+        let Self { mut record, timers, tunnel, on_upgrade, progress, connection, version, .. } = self;
+        record.status = response.status().as_u16();
+        record.response_started = Some(Instant::now());
+        record.keep_response_headers(response.headers());
+        if record.grpc {
+            record.grpc_status = crate::response::parse_grpc_status(response.headers());
+        }
+        record.progress = Some(progress);
+        let bodiless = record.method == Method::HEAD;
+        if let (Some(tunnel), Some(client)) = (tunnel, on_upgrade) {
+            tunnel.start(&connection, client, record, timers);
+            let mut response = response.map(|_empty| ResponseBody::none());
+            if version == Version::HTTP_2 {
+                tunnel_to_http2(&mut response);
+            }
+            return response;
+        }
+        response.map(|body| ResponseBody::new(body, record, timers, bodiless))
+    }
+}
+
+/// What the client wants to change to: extended CONNECT (RFC 8441) becomes a GET with a protocol, as
+/// HTTP/1 has it.
+fn upgrade_of(parts: &mut http::request::Parts) -> Option<Arc<str>> {
+    if parts.method == Method::CONNECT {
+        let Some(protocol) = parts.extensions.remove::<Protocol>() else { return Some("connect".into()) };
+        parts.method = Method::GET;
+        return Some(protocol.as_str().to_ascii_lowercase().into());
+    }
+    if parts.version != Version::HTTP_11 || !hop::mentions(&parts.headers, &CONNECTION, "upgrade") {
+        return None;
+    }
+    let protocol = parts.headers.get(UPGRADE)?.to_str().ok()?.to_ascii_lowercase();
+    // HTTP/2 by upgrade is not offered: the request is served as HTTP/1.1 (RFC 9113 section 3.1).
+    (protocol != "h2c").then(|| protocol.into())
+}
+
+/// To an extended CONNECT the answer is 200 without HTTP/1's headers.
+fn tunnel_to_http2(response: &mut Response<ResponseBody>) {
+    *response.status_mut() = http::StatusCode::OK;
+    response.headers_mut().remove(UPGRADE);
+    response.headers_mut().remove(CONNECTION);
+    response.headers_mut().remove("sec-websocket-accept");
+}

@@ -1,0 +1,71 @@
+//! Finds the route.
+
+use std::sync::Arc;
+
+use pillion_model::matcher::RequestView;
+
+use crate::chain::Step;
+use crate::exchange::Exchange;
+use crate::local_reply::Cause;
+
+/// Finds the route in the destination's own configuration or the connection manager's.
+pub(crate) fn resolve(x: &mut Exchange) -> Step {
+    let config = match &x.routes {
+        Some(routes) => Arc::clone(routes),
+        None => Arc::clone(x.hcm.route_config(&x.snapshot).ok_or(Cause::NoRouteConfiguration)?),
+    };
+    let routed = if x.hcm.config.strip_any_host_port {
+        config.find(&WithoutPort(&x.head), x.draw)
+    } else {
+        config.find(&x.head, x.draw)
+    };
+    x.record.routed = Some(routed.ok_or(Cause::NoRoute)?);
+    x.record.keep_request_headers(&x.head.headers);
+    Ok(())
+}
+
+/// A head whose authority has no port.
+struct WithoutPort<'a>(&'a crate::exchange::Head);
+
+impl RequestView for WithoutPort<'_> {
+    fn method(&self) -> &str {
+        self.0.method()
+    }
+    fn path(&self) -> &str {
+        self.0.path()
+    }
+    fn query(&self) -> Option<&str> {
+        self.0.query()
+    }
+    fn authority(&self) -> &str {
+        without_port(self.0.authority())
+    }
+    fn scheme(&self) -> &str {
+        self.0.scheme()
+    }
+    fn header(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        self.0.header(name, each);
+    }
+}
+
+/// `host` of `host:port`; IPv6 addresses stand in brackets.
+pub(crate) fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_cut_off() {
+        for (authority, want) in
+            [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:", "a:")]
+        {
+            assert_eq!(without_port(authority), want);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Headers on their way through: what is removed, added, rewritten and written down.
+
+pub(crate) mod changes;
+pub(crate) mod client_cert;
+pub(crate) mod format;
+pub(crate) mod forwarded;
+pub(crate) mod hop;
+pub(crate) mod ids;
+pub(crate) mod names;
+
+/// The path and query as text.
+pub(crate) fn path_of(path: &http::uri::PathAndQuery) -> &str {
+    path.as_str()
+}

@@ -1,0 +1,60 @@
+//! Header names that `http` does not know.
+
+use http::HeaderName;
+
+macro_rules! names {
+    ($($name:ident = $text:literal;)*) => {
+        $(pub(crate) static $name: HeaderName = HeaderName::from_static($text);)*
+        /// Every one of them.
+        #[cfg(test)]
+        pub(crate) static ALL: &[&HeaderName] = &[$(&$name),*];
+    };
+}
+
+names! {
+    ATTEMPT_COUNT = "x-envoy-attempt-count";
+    DECORATOR_OPERATION = "x-envoy-decorator-operation";
+    DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
+    DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
+    EXPECTED_TIMEOUT_MS = "x-envoy-expected-rq-timeout-ms";
+    EXTERNAL_ADDRESS = "x-envoy-external-address";
+    FORCE_TRACE = "x-envoy-force-trace";
+    FORWARDED_CLIENT_CERT = "x-forwarded-client-cert";
+    FORWARDED_FOR = "x-forwarded-for";
+    FORWARDED_PROTO = "x-forwarded-proto";
+    GRPC_MESSAGE = "grpc-message";
+    GRPC_STATUS = "grpc-status";
+    GRPC_TIMEOUT = "grpc-timeout";
+    HEDGE_ON_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
+    INTERNAL = "x-envoy-internal";
+    IP_TAGS = "x-envoy-ip-tags";
+    KEEP_ALIVE = "keep-alive";
+    MAX_RETRIES = "x-envoy-max-retries";
+    ORIGINAL_PATH = "x-envoy-original-path";
+    OVERLOADED = "x-envoy-overloaded";
+    PROXY_CONNECTION = "proxy-connection";
+    RATE_LIMITED = "x-envoy-ratelimited";
+    REQUEST_ID = "x-request-id";
+    RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
+    RETRY_ON = "x-envoy-retry-on";
+    RETRIABLE_CODES = "x-envoy-retriable-status-codes";
+    ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
+    TIMEOUT_ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response";
+    TIMEOUT_MS = "x-envoy-upstream-rq-timeout-ms";
+    PER_TRY_TIMEOUT_MS = "x-envoy-upstream-rq-per-try-timeout-ms";
+    TRACEPARENT = "traceparent";
+    UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time";
+    LOCAL_REPLY = "x-pillion-local-reply";
+    HTTP2_SETTINGS = "http2-settings";
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_name_is_a_valid_lower_case_header_name() {
+        for name in super::ALL {
+            assert_eq!(name.as_str(), name.as_str().to_ascii_lowercase());
+        }
+        assert_eq!(super::LOCAL_REPLY.as_str(), pillion_model::retry::LOCAL_REPLY_HEADER);
+    }
+}

@@ -1,0 +1,115 @@
+//! The body of a request on its way in: counts bytes, and tells when it is complete.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::body::BodyError;
+
+/// How far an exchange has come; shared by the request's body, the response's and the timers.
+pub(crate) struct Progress {
+    bytes: Cell<u64>,
+    complete: Cell<Option<Instant>>,
+    last: Cell<Instant>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+impl Progress {
+    /// At `now`; `complete`: the request has no body.
+    pub(crate) fn new(now: Instant, complete: bool) -> Rc<Self> {
+        Rc::new(Self {
+            bytes: Cell::new(0),
+            complete: Cell::new(complete.then_some(now)),
+            last: Cell::new(now),
+            waiting: RefCell::default(),
+        })
+    }
+
+    /// Bytes of the request's body so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// When the request was complete.
+    pub(crate) fn complete(&self) -> Option<Instant> {
+        self.complete.get()
+    }
+
+    /// When something moved last.
+    pub(crate) fn last(&self) -> Instant {
+        self.last.get()
+    }
+
+    /// Something moved.
+    pub(crate) fn moved(&self) {
+        self.last.set(Instant::now());
+    }
+
+    /// Waits until the request is complete.
+    pub(crate) async fn completed(&self) {
+        std::future::poll_fn(|cx| {
+            if self.complete.get().is_some() {
+                return Poll::Ready(());
+            }
+            self.waiting.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn end(&self) {
+        if self.complete.get().is_none() {
+            self.complete.set(Some(Instant::now()));
+        }
+        if let Some(waker) = self.waiting.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// A request's body as it comes in.
+pub struct RequestBody {
+    incoming: Incoming,
+    progress: Rc<Progress>,
+}
+
+impl RequestBody {
+    pub(crate) fn new(incoming: Incoming, progress: Rc<Progress>) -> Self {
+        Self { incoming, progress }
+    }
+
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        match &frame {
+            None => self.progress.end(),
+            Some(Err(_)) => {}
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.progress.bytes.set(self.progress.bytes.get() + data.len() as u64);
+                }
+                self.progress.moved();
+                if frame.is_trailers() || self.incoming.is_end_stream() {
+                    self.progress.end();
+                }
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

@@ -1,0 +1,296 @@
+//! Sends a request upstream: chooses the cluster, prepares the head, tries until an outcome stands.
+
+use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use pillion_model::retry::Reset;
+use tokio::time::Instant;
+
+use super::hash::{self, Hashed};
+use super::retry::{Retries, Verdict};
+use super::timeout::Expired;
+use super::upgrade::Tunnel;
+use super::{mirror, rewrite};
+use crate::body::{Body, ReplayBuffer};
+use crate::chain::Step;
+use crate::exchange::Exchange;
+use crate::flags::Flags;
+use crate::headers::{hop, names};
+use crate::local_reply::{Cause, LocalReply};
+use crate::metrics::{Family, Symbol};
+use crate::snapshot::{ClusterRef, ForwardTo, Routed, Target};
+use crate::upstream::{Attempt, Cause as Failed, Failure, Priority, Sent, StaleReplay};
+
+/// Bytes of a request's body kept for a retry or a mirror.
+const REPLAY_BYTES_MAX: usize = 1 << 20;
+
+/// What one try ended with.
+enum Tried {
+    Sent(Box<Sent>),
+    Failed(Box<Failure>),
+    TimedOut(Expired),
+}
+
+/// Forwards by `forward` of the route `routed`.
+pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) -> Step<Response<Body>> {
+    let target = choose(x, &forward.to, forward.cluster_missing_status)?;
+    x.record.target = Some(target.clone());
+    x.timers.follow(forward, &x.head.headers, x.head.grpc);
+    let mut retries = Retries::new(forward.retry.as_deref(), &x.head.headers, x.head.method.as_str());
+    let hashed = hash::of(x, &forward.hash);
+    prepare_head(x, routed, forward)?;
+    let mirrors = if x.head.upgrade.is_some() { Vec::new() } else { mirror::chosen(forward) };
+    let mut attempt = Attempt::default();
+    attempt.priority = if forward.high_priority { Priority::High } else { Priority::Default };
+    attempt.hash = hashed.hash;
+    attempt.downstream = x.version;
+    attempt.redraws = retries.redraws();
+    attempt.stale = StaleReplay::Pool;
+    let mut requests = Requests::new(x, retries.possible(), !mirrors.is_empty());
+    mirror::send(x, &mirrors, requests.buffer.as_ref(), forward.timeout);
+    let mut permit = None;
+    let sent = loop {
+        let request = requests.next(x, forward, retries.made(), retries.possible());
+        x.record.attempts += 1;
+        let started = Instant::now();
+        let tried = try_once(x, &target, &mut attempt, request, started).await;
+        drop(permit.take());
+        x.record.upstream_host =
+            attempt.endpoint.as_ref().map(|endpoint| endpoint.address.to_string().into());
+        let verdict = judge(x, &retries, &tried, &requests);
+        let allowed = verdict == Verdict::Retry;
+        if allowed {
+            permit = target.cluster.retry_permit(attempt.priority);
+        }
+        if allowed && permit.is_some() {
+            drop(tried);
+            count(x, &target, Symbol::RETRY);
+            let wait = retries.next();
+            if !wait.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    expired = x.timers.expired(None) => return Err(x.timers.cause(expired).into()),
+                }
+            }
+            continue;
+        }
+        if verdict == Verdict::LimitReached && retries.made() > 0 {
+            x.record.flags.add(Flags::RETRY_LIMIT);
+            count(x, &target, Symbol::LIMIT);
+        } else if allowed {
+            x.record.flags.add(Flags::UPSTREAM_OVERFLOW);
+            count(x, &target, Symbol::OVERFLOW);
+        } else if retries.made() > 0 {
+            count(x, &target, Symbol::SUCCESS);
+        }
+        match tried {
+            Tried::Sent(sent) => break *sent,
+            Tried::Failed(failure) => return Err(failed(x, *failure, retries.made())),
+            Tried::TimedOut(expired) => return Err(x.timers.cause(expired).into()),
+        }
+    };
+    Ok(answer(x, forward, sent, hashed, retries.made()))
+}
+
+/// The cluster, as far as it exists.
+fn choose(x: &mut Exchange, to: &ClusterRef, missing: StatusCode) -> Step<Target> {
+    match to {
+        ClusterRef::Ready(target) => Ok(target.clone()),
+        ClusterRef::Missing(_) => Err(Cause::NoCluster(missing).into()),
+        ClusterRef::FromHeader(name) => {
+            let named = x.head.headers.get(name).and_then(|value| value.to_str().ok());
+            let cluster =
+                named.and_then(|name| x.snapshot.clusters.get(name)).ok_or(Cause::NoCluster(missing))?;
+            let worker = &x.connection.worker;
+            Ok(Target::with_symbols(&worker.metrics.symbols, &worker.own_service_name, cluster))
+        }
+        ClusterRef::Weighted { total, choices } => {
+            let mut rest = x.draw % total;
+            let at = choices
+                .iter()
+                .position(|choice| {
+                    let hit = rest < choice.weight;
+                    rest = rest.wrapping_sub(choice.weight);
+                    hit
+                })
+                .ok_or(Cause::NoCluster(missing))?;
+            x.choice = Some(at);
+            choose(x, &choices[at].to, missing)
+        }
+    }
+}
+
+/// Brings the head into the form the upstream gets, but for what differs from try to try.
+fn prepare_head(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) -> Step {
+    let suppress = x.hcm.suppress_envoy_headers;
+    for name in [
+        &names::RETRY_ON,
+        &names::RETRY_GRPC_ON,
+        &names::MAX_RETRIES,
+        &names::RETRIABLE_CODES,
+        &names::TIMEOUT_MS,
+        &names::PER_TRY_TIMEOUT_MS,
+        &names::TIMEOUT_ALT_RESPONSE,
+        &names::HEDGE_ON_TIMEOUT,
+    ] {
+        x.head.headers.remove(name);
+    }
+    if !suppress && let Some(expected) = x.timers.expected() {
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+        x.head.headers.insert(&names::EXPECTED_TIMEOUT_MS, millis.into());
+    }
+    for changes in routed.changes(x.weighted_changes(routed)) {
+        changes.request(&mut x.head.headers, &x.record);
+    }
+    rewrite::apply(&mut x.head, forward, suppress)
+}
+
+/// Makes the request of each try.
+struct Requests {
+    buffer: Option<ReplayBuffer>,
+    body: Option<Body>,
+}
+
+impl Requests {
+    fn new(x: &mut Exchange, retries: bool, mirrors: bool) -> Self {
+        let body = std::mem::take(&mut x.body);
+        if matches!(body, Body::Empty) || !(retries || mirrors) {
+            return Self { buffer: None, body: Some(body) };
+        }
+        Self { buffer: Some(ReplayBuffer::new(body, REPLAY_BYTES_MAX)), body: None }
+    }
+
+    /// Whether the request can be made once more.
+    fn can_repeat(&self) -> bool {
+        match &self.buffer {
+            None => true,
+            Some(buffer) => !buffer.is_let_go(),
+        }
+    }
+
+    fn next(&mut self, x: &mut Exchange, forward: &ForwardTo, made: u32, more: bool) -> Request<Body> {
+        let body = match &self.buffer {
+            None => self.body.take().unwrap_or_default(),
+            Some(buffer) => {
+                let reader = buffer.reader().map_or(Body::Empty, Body::Replay);
+                if !more {
+                    // No further try: what streams through need not be kept.
+                    buffer.release();
+                }
+                reader
+            }
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = x.head.method.clone();
+        *request.uri_mut() = x.head.uri.clone();
+        *request.headers_mut() =
+            if more { x.head.headers.clone() } else { std::mem::take(&mut x.head.headers) };
+        let headers = request.headers_mut();
+        if forward.include_attempt_count {
+            headers.insert(&names::ATTEMPT_COUNT, (made + 1).into());
+        }
+        if let Some(protocol) = &x.head.upgrade
+            && x.head.method != Method::CONNECT
+            && let Ok(protocol) = HeaderValue::from_str(protocol)
+        {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, protocol);
+        }
+        debug_assert!(request.uri().authority().is_some() || request.headers().contains_key(HOST));
+        request
+    }
+}
+
+async fn try_once(
+    x: &Exchange,
+    target: &Target,
+    attempt: &mut Attempt,
+    request: Request<Body>,
+    started: Instant,
+) -> Tried {
+    let expired = {
+        let send = x.connection.worker.pools.send(&target.cluster, attempt, request);
+        tokio::select! {
+            biased;
+            sent = send => return match sent {
+                Ok(sent) => Tried::Sent(Box::new(sent)),
+                Err(failure) => Tried::Failed(Box::new(failure)),
+            },
+            expired = x.timers.expired(Some(started)) => expired,
+        }
+    };
+    attempt.timed_out();
+    Tried::TimedOut(expired)
+}
+
+/// Whether what came of a try stands.
+fn judge(x: &Exchange, retries: &Retries<'_>, tried: &Tried, requests: &Requests) -> Verdict {
+    let verdict = match tried {
+        Tried::Sent(sent) => retries.response(&sent.response),
+        Tried::Failed(failure) => match failure.cause {
+            Failed::Reset(reset) => retries.reset(reset, failure.request_sent),
+            Failed::NoHealthyUpstream | Failed::Dropped => Verdict::Keep,
+        },
+        Tried::TimedOut(Expired::PerTry) => retries.reset(Reset::PerTryTimeout, true),
+        Tried::TimedOut(_) => Verdict::Keep,
+    };
+    // A tunnel's client may have been told to go on already.
+    if verdict == Verdict::Retry && !(requests.can_repeat() && x.tunnel.is_none()) {
+        return Verdict::Keep;
+    }
+    verdict
+}
+
+fn count(x: &Exchange, target: &Target, outcome: Symbol) {
+    x.connection.worker.metrics.add(Family::Retries, [target.service, target.subset, outcome], 1);
+}
+
+fn failed(x: &mut Exchange, failure: Failure, retries: u32) -> LocalReply {
+    if !failure.detail.is_empty() {
+        x.record.upstream_failure = Some(failure.detail.clone());
+    }
+    match failure.cause {
+        Failed::NoHealthyUpstream => Cause::NoHealthyUpstream,
+        Failed::Dropped => Cause::DropOverload,
+        Failed::Reset(reset) => {
+            // Envoy shows the reason of failed connects only.
+            let detail = match reset {
+                Reset::ConnectFailure | Reset::ConnectTimeout => failure.detail,
+                _ => "".into(),
+            };
+            Cause::UpstreamReset { reset, detail, retried: retries > 0 }
+        }
+    }
+    .into()
+}
+
+/// The upstream's response on its way back.
+fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, retries: u32) -> Response<Body> {
+    let Sent { mut response, endpoint: _, tunnel } = sent;
+    x.record.details = Some("via_upstream".into());
+    if let Some(guard) = tunnel {
+        let upstream = response.extensions_mut().remove::<OnUpgrade>();
+        if let Some(upstream) = upstream.filter(|_| x.head.upgrade.is_some()) {
+            x.tunnel = Some(Tunnel { upstream, guard, idle: forward.idle_timeout });
+        }
+    }
+    let upgrade = x.tunnel.as_ref().and_then(|_| response.headers().get(UPGRADE).cloned());
+    hop::strip_response(response.headers_mut());
+    let headers: &mut HeaderMap = response.headers_mut();
+    if let Some(upgrade) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    }
+    // Between sidecars only: an application neither sees it nor may say it.
+    headers.remove(&names::LOCAL_REPLY);
+    if !x.hcm.suppress_envoy_headers {
+        let since = x.progress.complete().unwrap_or(x.record.started);
+        let millis = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        headers.insert(&names::UPSTREAM_SERVICE_TIME, millis.into());
+    }
+    if forward.include_attempt_count_in_response {
+        headers.insert(&names::ATTEMPT_COUNT, (retries + 1).into());
+    }
+    hashed.annotate(&mut response);
+    response
+}

@@ -1,0 +1,109 @@
+//! A compiled HTTP connection manager.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use pillion_model::http::{FaultPolicy, HttpConnectionManager, HttpFilter, RouteSource};
+use pillion_model::path::Normalization;
+use pillion_model::rbac::Rbac;
+
+use super::{Compiler, RouteConfig, Snapshot};
+use crate::access_log::AccessLogger;
+use crate::upstream::ClusterMap;
+
+/// A compiled [`HttpConnectionManager`].
+pub(crate) struct Hcm {
+    pub(crate) config: HttpConnectionManager,
+    pub(crate) routes: Routes,
+    pub(crate) filters: Vec<Filter>,
+    pub(crate) suppress_envoy_headers: bool,
+    pub(crate) access_logs: Vec<Arc<AccessLogger>>,
+    pub(crate) logged_request_headers: Vec<HeaderName>,
+    pub(crate) logged_response_headers: Vec<HeaderName>,
+    pub(crate) server_name: HeaderValue,
+    pub(crate) path_rules: Normalization,
+    /// Time for a request's head; never off.
+    pub(crate) headers_timeout: Duration,
+}
+
+/// Where an [`Hcm`] finds its routes.
+pub(crate) enum Routes {
+    /// Its own.
+    Inline(Arc<RouteConfig>),
+    /// In the snapshot, by name.
+    Named(String),
+}
+
+/// One HTTP filter before the router.
+pub(crate) enum Filter {
+    Rbac { rules: Option<Rbac>, shadow_rules: Option<Rbac> },
+    Fault(FaultPolicy),
+    Cors,
+}
+
+/// Time for a request's head where none is configured. Envoy has no limit.
+const HEADERS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+
+impl Hcm {
+    /// Compiles `config`.
+    pub(super) fn compile(
+        compiler: &Compiler<'_>,
+        config: &HttpConnectionManager,
+        clusters: &ClusterMap,
+        old: Option<&Arc<Self>>,
+    ) -> Result<Arc<Self>, String> {
+        let routes = match &config.routes {
+            RouteSource::Rds(name) => Routes::Named(name.clone()),
+            RouteSource::Inline(routes) => {
+                let old = old.and_then(|old| match &old.routes {
+                    Routes::Inline(routes) => Some(routes),
+                    Routes::Named(_) => None,
+                });
+                Routes::Inline(RouteConfig::compile(compiler, routes, clusters, old)?)
+            }
+        };
+        let Some((HttpFilter::Router { suppress_envoy_headers }, filters)) = config.filters.split_last()
+        else {
+            return Err("the last HTTP filter has to be the router".to_owned());
+        };
+        let filters = filters
+            .iter()
+            .map(|filter| match filter {
+                HttpFilter::Router { .. } => Err("the router has to be the last HTTP filter".to_owned()),
+                HttpFilter::Rbac { rules, shadow_rules } => {
+                    Ok(Filter::Rbac { rules: rules.clone(), shadow_rules: shadow_rules.clone() })
+                }
+                HttpFilter::Fault(policy) => Ok(Filter::Fault(policy.clone())),
+                HttpFilter::Cors => Ok(Filter::Cors),
+            })
+            .collect::<Result<_, _>>()?;
+        let access_logs = AccessLogger::compile_all(&config.access_logs, compiler.writers)?;
+        let server_name = HeaderValue::from_str(&config.server_name)
+            .map_err(|_| format!("server_name `{}` is not a header value", config.server_name))?;
+        Ok(Arc::new(Self {
+            routes,
+            filters,
+            suppress_envoy_headers: *suppress_envoy_headers,
+            logged_request_headers: access_logs.iter().flat_map(|log| log.request_headers()).collect(),
+            logged_response_headers: access_logs.iter().flat_map(|log| log.response_headers()).collect(),
+            access_logs,
+            server_name,
+            path_rules: Normalization {
+                dots: config.normalize_path,
+                merge_slashes: config.merge_slashes,
+                escaped_slashes: config.escaped_slashes,
+            },
+            headers_timeout: config.request_headers_timeout.unwrap_or(HEADERS_TIMEOUT_DEFAULT),
+            config: config.clone(),
+        }))
+    }
+
+    /// The route configuration of the moment.
+    pub(crate) fn route_config<'a>(&'a self, snapshot: &'a Snapshot) -> Option<&'a Arc<RouteConfig>> {
+        match &self.routes {
+            Routes::Inline(routes) => Some(routes),
+            Routes::Named(name) => snapshot.routes.get(name),
+        }
+    }
+}

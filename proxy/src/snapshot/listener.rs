@@ -1,0 +1,189 @@
+//! Compiled listeners and filter chains.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_model::listener::{self as model, Direction, FilterChainMatch};
+use pillion_model::rbac::Rbac;
+use pillion_model::tls::DownstreamTls;
+use rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
+
+use super::hcm::Hcm;
+use super::{ClusterRef, Compiler};
+use crate::access_log::AccessLogger;
+use crate::upstream::ClusterMap;
+
+/// A compiled listener.
+pub(crate) struct Listener {
+    pub(crate) name: Arc<str>,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) direction: Direction,
+    pub(crate) tls_inspector: bool,
+    pub(crate) original_dst: bool,
+    pub(crate) filters_timeout: Duration,
+    pub(crate) chains: Vec<Arc<Chain>>,
+    pub(crate) default_chain: Option<Arc<Chain>>,
+    pub(crate) access_logs: Vec<Arc<AccessLogger>>,
+    source: model::Listener,
+}
+
+/// A compiled filter chain.
+pub(crate) struct Chain {
+    pub(crate) name: String,
+    pub(crate) matches: FilterChainMatch,
+    pub(crate) tls: Option<ChainTls>,
+    pub(crate) rbac: Vec<Rbac>,
+    pub(crate) terminal: Terminal,
+    /// Cancelled when the chain is gone or its TLS changed: its connections drain.
+    pub(crate) retired: CancellationToken,
+}
+
+/// TLS of a filter chain.
+pub(crate) struct ChainTls {
+    pub(crate) config: Arc<ServerConfig>,
+    context: DownstreamTls,
+    identity_generation: u64,
+}
+
+/// Refused until the pools can connect without HTTP.
+const TCP_CARRIED: bool = false;
+
+/// What carries the connection.
+pub(crate) enum Terminal {
+    Http(Arc<Hcm>),
+    Tcp(Arc<TcpProxy>),
+}
+
+/// A compiled TCP proxy.
+pub(crate) struct TcpProxy {
+    pub(crate) clusters: Vec<(ClusterRef, u32)>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) connect_attempts: u32,
+    pub(crate) access_logs: Vec<Arc<AccessLogger>>,
+}
+
+impl Listener {
+    /// Compiles `listener`; what did not change is taken from `old`.
+    pub(super) fn compile(
+        compiler: &Compiler<'_>,
+        listener: &model::Listener,
+        clusters: &ClusterMap,
+        old: Option<&Arc<Self>>,
+    ) -> Result<Arc<Self>, String> {
+        let chains = listener
+            .filter_chains
+            .iter()
+            .map(|chain| Chain::compile(compiler, chain, clusters, old))
+            .collect::<Result<Vec<_>, _>>()?;
+        let default_chain = listener
+            .default_filter_chain
+            .as_ref()
+            .map(|chain| Chain::compile(compiler, chain, clusters, old))
+            .transpose()?;
+        Ok(Arc::new(Self {
+            name: listener.name.as_str().into(),
+            address: listener.address,
+            direction: listener.direction,
+            tls_inspector: listener.tls_inspector,
+            original_dst: listener.original_dst,
+            filters_timeout: listener.listener_filters_timeout,
+            chains,
+            default_chain,
+            access_logs: AccessLogger::compile_all(&listener.access_logs, compiler.writers)?,
+            source: listener.clone(),
+        }))
+    }
+
+    /// Whether the socket of `other` serves this listener too.
+    pub(crate) fn has_same_socket(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
+
+    /// Every chain.
+    pub(crate) fn all_chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+
+    /// The chain that takes over from `chain`: same name and TLS.
+    pub(crate) fn successor(&self, chain: &Chain) -> Option<&Arc<Chain>> {
+        self.all_chains().find(|candidate| candidate.name == chain.name && candidate.has_same_tls(chain))
+    }
+
+    /// As configured.
+    pub(crate) fn source(&self) -> &model::Listener {
+        &self.source
+    }
+}
+
+impl Chain {
+    fn compile(
+        compiler: &Compiler<'_>,
+        chain: &model::FilterChain,
+        clusters: &ClusterMap,
+        old: Option<&Arc<Listener>>,
+    ) -> Result<Arc<Self>, String> {
+        let at = |reason: String| format!("filter chain `{}`: {reason}", chain.name);
+        let generation = compiler.identity_generation;
+        let old = old.and_then(|old| {
+            old.all_chains().find(|old| {
+                old.name == chain.name
+                    && old.tls.as_ref().map(|tls| &tls.context) == chain.tls.as_ref()
+                    && old.tls.as_ref().is_none_or(|tls| tls.identity_generation == generation)
+            })
+        });
+        let tls = match (&chain.tls, old.and_then(|old| old.tls.as_ref())) {
+            (None, _) => None,
+            (Some(context), Some(old)) => Some(ChainTls {
+                config: Arc::clone(&old.config),
+                context: context.clone(),
+                identity_generation: generation,
+            }),
+            (Some(context), None) => Some(ChainTls {
+                config: pillion_net::tls::server_config(context, &*compiler.secrets)
+                    .map_err(|error| at(error.to_string()))?,
+                context: context.clone(),
+                identity_generation: generation,
+            }),
+        };
+        let terminal = match &chain.terminal {
+            model::Terminal::Http(hcm) => {
+                let old = old.and_then(|old| match &old.terminal {
+                    Terminal::Http(hcm) => Some(hcm),
+                    Terminal::Tcp(_) => None,
+                });
+                Terminal::Http(Hcm::compile(compiler, hcm, clusters, old).map_err(at)?)
+            }
+            model::Terminal::Tcp(_) if !TCP_CARRIED => {
+                return Err(at("TCP proxying is not carried yet".to_owned()));
+            }
+            model::Terminal::Tcp(tcp) => Terminal::Tcp(Arc::new(TcpProxy {
+                clusters: tcp
+                    .clusters
+                    .iter()
+                    .map(|(name, weight)| (ClusterRef::find(compiler, name, clusters), *weight))
+                    .collect(),
+                idle_timeout: tcp.idle_timeout,
+                connect_attempts: tcp.connect_attempts.max(1),
+                access_logs: AccessLogger::compile_all(&tcp.access_logs, compiler.writers).map_err(at)?,
+            })),
+        };
+        Ok(Arc::new(Self {
+            name: chain.name.clone(),
+            matches: chain.matches.clone(),
+            tls,
+            rbac: chain.rbac.clone(),
+            terminal,
+            retired: old.map_or_else(CancellationToken::new, |old| old.retired.clone()),
+        }))
+    }
+
+    fn has_same_tls(&self, other: &Self) -> bool {
+        match (&self.tls, &other.tls) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(&a.config, &b.config),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! Compiled route configurations: the model's table for the match, and beside it, by the same
+//! indices, what is done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use pillion_model::endpoint::Fraction;
+use pillion_model::matcher::RequestView;
+use pillion_model::route::{
+    self as model, ClusterChoice, Forward, HashPolicy, HostRewrite, PathMatch, PathRewrite, Redirect,
+    RouteAction, RouteConfiguration, RouteTable,
+};
+
+use super::Compiler;
+use crate::headers::changes::Changes;
+use crate::metrics::Symbol;
+use crate::router::rewrite::PathRewriter;
+use crate::upstream::{Cluster, ClusterMap};
+
+/// A compiled route configuration.
+pub(crate) struct RouteConfig {
+    table: RouteTable,
+    changes: Changes,
+    most_specific_wins: bool,
+    hosts: Vec<VirtualHost>,
+    /// Request headers that response header changes read.
+    pub(crate) read_by_responses: Vec<HeaderName>,
+    /// Every cluster handle used, to see whether compiling again gives the same.
+    used: Vec<(String, Option<Arc<Cluster>>)>,
+}
+
+struct VirtualHost {
+    changes: Changes,
+    routes: Vec<Route>,
+}
+
+/// A compiled route.
+pub(crate) struct Route {
+    pub(crate) name: String,
+    pub(crate) symbol: Symbol,
+    pub(crate) action: Action,
+    changes: Changes,
+}
+
+/// What is done.
+pub(crate) enum Action {
+    Forward(Box<ForwardTo>),
+    Redirect { redirect: Redirect, rewrite: Option<PathRewriter> },
+    Respond { status: StatusCode, body: bytes::Bytes },
+    NonForwarding,
+}
+
+/// Compiled [`Forward`].
+pub(crate) struct ForwardTo {
+    pub(crate) to: ClusterRef,
+    pub(crate) cluster_missing_status: StatusCode,
+    pub(crate) rewrite: Option<PathRewriter>,
+    pub(crate) host_rewrite: Option<HostRewrite>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_stream_duration: Option<Duration>,
+    pub(crate) grpc_timeout_max: Option<Duration>,
+    pub(crate) retry: Option<Arc<pillion_model::retry::RetryPolicy>>,
+    pub(crate) mirrors: Vec<Mirror>,
+    pub(crate) hash: Vec<HashPolicy>,
+    pub(crate) upgrades: Vec<(String, bool)>,
+    pub(crate) high_priority: bool,
+    pub(crate) include_attempt_count: bool,
+    pub(crate) include_attempt_count_in_response: bool,
+}
+
+/// A compiled mirror.
+pub(crate) struct Mirror {
+    pub(crate) to: ClusterRef,
+    pub(crate) share: Option<Fraction>,
+}
+
+/// Where a request goes, decided as far as configuration can.
+pub(crate) enum ClusterRef {
+    /// A cluster that exists.
+    Ready(Target),
+    /// One that does not.
+    Missing(String),
+    /// Named by a request header.
+    FromHeader(HeaderName),
+    /// One of several.
+    Weighted { total: u64, choices: Vec<Choice> },
+}
+
+/// One of several clusters.
+pub(crate) struct Choice {
+    pub(crate) to: ClusterRef,
+    pub(crate) weight: u64,
+    pub(crate) changes: Changes,
+}
+
+/// A cluster and what it is called in metrics.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) service: Symbol,
+    pub(crate) subset: Symbol,
+}
+
+/// The virtual host and route a request matched; keeps the configuration alive.
+#[derive(Clone)]
+pub(crate) struct Routed {
+    config: Arc<RouteConfig>,
+    at: (usize, usize),
+}
+
+/// Per-route filter settings, the route's before the virtual host's.
+pub(crate) struct Overrides<'a> {
+    route: &'a model::FilterOverrides,
+    host: &'a model::FilterOverrides,
+}
+
+impl RouteConfig {
+    /// Compiles; gives `old` back if nothing changed.
+    pub(super) fn compile(
+        compiler: &Compiler<'_>,
+        configuration: &RouteConfiguration,
+        clusters: &ClusterMap,
+        old: Option<&Arc<Self>>,
+    ) -> Result<Arc<Self>, String> {
+        if let Some(old) = old
+            && old.table.configuration() == configuration
+            && old.used.iter().all(|(name, had)| same(had.as_ref(), clusters.get(name)))
+        {
+            return Ok(Arc::clone(old));
+        }
+        let mut used = Vec::new();
+        let hosts = configuration
+            .virtual_hosts
+            .iter()
+            .map(|host| VirtualHost::compile(compiler, host, clusters, &mut used))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut config = Self {
+            table: RouteTable::compile(configuration.clone()).map_err(|error| error.to_string())?,
+            changes: Changes::compile(&configuration.headers)?,
+            most_specific_wins: configuration.most_specific_header_mutations_wins,
+            hosts,
+            read_by_responses: Vec::new(),
+            used,
+        };
+        let read: Vec<HeaderName> =
+            config.all_changes().flat_map(Changes::request_headers).cloned().collect();
+        config.read_by_responses = read;
+        Ok(Arc::new(config))
+    }
+
+    /// The route of a request; `draw` is the stream's random number.
+    pub(crate) fn find(self: &Arc<Self>, request: &dyn RequestView, draw: u64) -> Option<Routed> {
+        let at = self.table.find(request, draw)?;
+        Some(Routed { config: Arc::clone(self), at })
+    }
+
+    fn all_changes(&self) -> impl Iterator<Item = &Changes> {
+        std::iter::once(&self.changes).chain(self.hosts.iter().flat_map(|host| {
+            std::iter::once(&host.changes).chain(host.routes.iter().flat_map(Route::all_changes))
+        }))
+    }
+}
+
+fn same(a: Option<&Arc<Cluster>>, b: Option<&Arc<Cluster>>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    }
+}
+
+impl VirtualHost {
+    fn compile(
+        compiler: &Compiler<'_>,
+        host: &model::VirtualHost,
+        clusters: &ClusterMap,
+        used: &mut Vec<(String, Option<Arc<Cluster>>)>,
+    ) -> Result<Self, String> {
+        let at = |reason: String| format!("virtual host `{}`: {reason}", host.name);
+        let routes = host
+            .routes
+            .iter()
+            .map(|route| {
+                Route::compile(compiler, host, route, clusters, used)
+                    .map_err(|reason| at(format!("route `{}`: {reason}", route.name)))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { changes: Changes::compile(&host.headers).map_err(at)?, routes })
+    }
+}
+
+impl Route {
+    fn compile(
+        compiler: &Compiler<'_>,
+        host: &model::VirtualHost,
+        route: &model::Route,
+        clusters: &ClusterMap,
+        used: &mut Vec<(String, Option<Arc<Cluster>>)>,
+    ) -> Result<Self, String> {
+        let action = match &route.action {
+            RouteAction::Forward(forward) => {
+                Action::Forward(Box::new(ForwardTo::compile(compiler, host, route, forward, clusters, used)?))
+            }
+            RouteAction::Redirect(redirect) => Action::Redirect {
+                rewrite: match &redirect.path {
+                    Some(model::RedirectPath::Rewrite(rewrite)) => {
+                        Some(PathRewriter::compile(rewrite, &route.matches)?)
+                    }
+                    _ => None,
+                },
+                redirect: redirect.clone(),
+            },
+            RouteAction::Respond { status, body } => {
+                Action::Respond { status: status_code(*status)?, body: bytes::Bytes::copy_from_slice(body) }
+            }
+            RouteAction::NonForwarding => Action::NonForwarding,
+        };
+        Ok(Self {
+            name: route.name.clone(),
+            symbol: compiler.symbols.intern(&route.name),
+            action,
+            changes: Changes::compile(&route.headers)?,
+        })
+    }
+
+    fn all_changes(&self) -> impl Iterator<Item = &Changes> {
+        let choices = match &self.action {
+            Action::Forward(forward) => match &forward.to {
+                ClusterRef::Weighted { choices, .. } => choices.as_slice(),
+                _ => &[],
+            },
+            _ => &[],
+        };
+        std::iter::once(&self.changes).chain(choices.iter().map(|choice| &choice.changes))
+    }
+}
+
+fn status_code(status: u16) -> Result<StatusCode, String> {
+    StatusCode::from_u16(status)
+        .ok()
+        .filter(|status| status.as_u16() >= 200)
+        .ok_or_else(|| format!("status {status}: want 200 to 599"))
+}
+
+impl ForwardTo {
+    fn compile(
+        compiler: &Compiler<'_>,
+        host: &model::VirtualHost,
+        route: &model::Route,
+        forward: &Forward,
+        clusters: &ClusterMap,
+        used: &mut Vec<(String, Option<Arc<Cluster>>)>,
+    ) -> Result<Self, String> {
+        let to = ClusterRef::compile(compiler, &forward.to, clusters)?;
+        to.note_used(used, clusters);
+        let mirrors: Vec<Mirror> = forward
+            .mirrors
+            .iter()
+            .map(|mirror| Mirror {
+                to: ClusterRef::find(compiler, &mirror.cluster, clusters),
+                share: mirror.share,
+            })
+            .collect();
+        for mirror in &mirrors {
+            mirror.to.note_used(used, clusters);
+        }
+        if let Some(HostRewrite::Literal(text)) = &forward.host_rewrite {
+            HeaderValue::from_str(text).map_err(|_| format!("host rewrite `{text}` is not a host"))?;
+        }
+        let rewrite: Option<&PathRewrite> = forward.rewrite.as_ref();
+        if matches!(route.matches.path, PathMatch::Connect) && rewrite.is_some() {
+            return Err("a CONNECT route has no path to rewrite".to_owned());
+        }
+        Ok(Self {
+            to,
+            cluster_missing_status: status_code(forward.cluster_missing_status)?,
+            rewrite: rewrite.map(|rewrite| PathRewriter::compile(rewrite, &route.matches)).transpose()?,
+            host_rewrite: forward.host_rewrite.clone(),
+            timeout: forward.timeout.filter(|timeout| !timeout.is_zero()),
+            idle_timeout: forward.idle_timeout,
+            max_stream_duration: forward.max_stream_duration.filter(|limit| !limit.is_zero()),
+            grpc_timeout_max: forward.grpc_timeout_max,
+            retry: forward.retry.as_ref().or(host.retry.as_ref()).cloned().map(Arc::new),
+            mirrors,
+            hash: forward.hash.clone(),
+            upgrades: forward.upgrades.clone(),
+            high_priority: forward.high_priority,
+            include_attempt_count: host.include_attempt_count,
+            include_attempt_count_in_response: host.include_attempt_count_in_response,
+        })
+    }
+}
+
+impl ClusterRef {
+    fn compile(
+        compiler: &Compiler<'_>,
+        choice: &ClusterChoice,
+        clusters: &ClusterMap,
+    ) -> Result<Self, String> {
+        Ok(match choice {
+            ClusterChoice::Cluster(name) => Self::find(compiler, name, clusters),
+            ClusterChoice::Header(name) => Self::FromHeader(
+                HeaderName::from_bytes(name.as_bytes())
+                    .map_err(|_| format!("`{name}` is not a header name"))?,
+            ),
+            ClusterChoice::Weighted(list) => {
+                let choices = list
+                    .iter()
+                    .map(|entry| {
+                        Ok(Choice {
+                            to: Self::find(compiler, &entry.cluster, clusters),
+                            weight: u64::from(entry.weight),
+                            changes: Changes::compile(&entry.headers)?,
+                        })
+                    })
+                    .collect::<Result<Vec<_>, String>>()?;
+                let total: u64 = choices.iter().map(|choice| choice.weight).sum();
+                if total == 0 {
+                    return Err("weighted clusters: the sum of all weights is 0, want 1 or more".to_owned());
+                }
+                Self::Weighted { total, choices }
+            }
+        })
+    }
+
+    /// The cluster of that name.
+    pub(crate) fn find(compiler: &Compiler<'_>, name: &str, clusters: &ClusterMap) -> Self {
+        match clusters.get(name) {
+            Some(cluster) => Self::Ready(Target::new(compiler, cluster)),
+            None => Self::Missing(name.to_owned()),
+        }
+    }
+
+    /// Header changes of one of several clusters.
+    pub(crate) fn changes_of(&self, choice: usize) -> Option<&Changes> {
+        match self {
+            Self::Weighted { choices, .. } => choices.get(choice).map(|choice| &choice.changes),
+            _ => None,
+        }
+    }
+
+    fn note_used(&self, used: &mut Vec<(String, Option<Arc<Cluster>>)>, clusters: &ClusterMap) {
+        match self {
+            Self::Ready(target) => {
+                used.push((target.cluster.name().to_owned(), Some(Arc::clone(&target.cluster))));
+            }
+            Self::Missing(name) => used.push((name.clone(), clusters.get(name).cloned())),
+            Self::FromHeader(_) => {}
+            Self::Weighted { choices, .. } => {
+                for choice in choices {
+                    choice.to.note_used(used, clusters);
+                }
+            }
+        }
+    }
+}
+
+impl Target {
+    fn new(compiler: &Compiler<'_>, cluster: &Arc<Cluster>) -> Self {
+        Self::with_symbols(compiler.symbols, compiler.own_service, cluster)
+    }
+
+    /// A cluster under the names that metrics use.
+    pub(crate) fn with_symbols(
+        symbols: &crate::metrics::Symbols,
+        own_service: &str,
+        cluster: &Arc<Cluster>,
+    ) -> Self {
+        let (service, subset) = match &cluster.config.destination {
+            Some(destination) => (symbols.intern(&destination.service), symbols.intern(&destination.subset)),
+            None if cluster.name().starts_with("inbound|") => (symbols.intern(own_service), Symbol::EMPTY),
+            None => (symbols.intern(cluster.name()), Symbol::EMPTY),
+        };
+        Self { cluster: Arc::clone(cluster), service, subset }
+    }
+}
+
+impl Routed {
+    /// The configuration it is from.
+    pub(crate) fn config(&self) -> &RouteConfig {
+        &self.config
+    }
+
+    /// The route.
+    pub(crate) fn route(&self) -> &Route {
+        &self.config.hosts[self.at.0].routes[self.at.1]
+    }
+
+    /// Per-route filter settings.
+    pub(crate) fn overrides(&self) -> Overrides<'_> {
+        let (host, route) = self.config.table.at(self.at);
+        Overrides { route: &route.filters, host: &host.filters }
+    }
+
+    /// Header changes in the order in which they are applied.
+    pub(crate) fn changes<'a>(&'a self, choice: Option<&'a Changes>) -> impl Iterator<Item = &'a Changes> {
+        let host = &self.config.hosts[self.at.0];
+        let mut order =
+            [choice, Some(&host.routes[self.at.1].changes), Some(&host.changes), Some(&self.config.changes)];
+        if self.config.most_specific_wins {
+            order.reverse();
+        }
+        order.into_iter().flatten()
+    }
+}
+
+impl<'a> Overrides<'a> {
+    /// RBAC rules that replace the filter's: `Some(None)` switches them off.
+    pub(crate) fn rbac(&self) -> Option<Option<&'a pillion_model::rbac::Rbac>> {
+        self.route.rbac.as_ref().or(self.host.rbac.as_ref()).map(Option::as_ref)
+    }
+
+    /// The fault policy that replaces the filter's.
+    pub(crate) fn fault(&self) -> Option<&'a pillion_model::http::FaultPolicy> {
+        self.route.fault.as_ref().or(self.host.fault.as_ref())
+    }
+
+    /// The CORS policy.
+    pub(crate) fn cors(&self) -> Option<&'a pillion_model::http::CorsPolicy> {
+        self.route.cors.as_ref().or(self.host.cors.as_ref())
+    }
+}

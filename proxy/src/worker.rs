@@ -1,0 +1,184 @@
+//! One worker: a thread with its own runtime, accept queues, upstream pools and timers. Nothing on the
+//! request path leaves it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use hashbrown::HashMap;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::downstream;
+use crate::metrics::{Shard, Symbol, Symbols, WorkerMetrics};
+use crate::snapshot::Snapshot;
+use crate::upstream::{Clusters, Pools};
+
+/// What the runtime tells a worker.
+pub(crate) enum Command {
+    /// Accept on a further socket for this listener.
+    Listen { listener: Arc<str>, socket: std::net::TcpListener },
+    /// Accept no more for this listener; its connections drain.
+    Unlisten(Arc<str>),
+    /// Accept no more at all; connections drain.
+    Drain,
+    /// End now.
+    Stop,
+}
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) symbols: Arc<Symbols>,
+    pub(crate) own_service: String,
+}
+
+/// One worker's state, shared by its connections.
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    cache: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    pub(crate) pools: Pools,
+    pub(crate) metrics: WorkerMetrics,
+    pub(crate) own_service: Symbol,
+    pub(crate) own_service_name: String,
+    /// Everything this worker has spawned.
+    pub(crate) tasks: TaskTracker,
+    /// Ends every task at once.
+    pub(crate) cut: CancellationToken,
+    drain: CancellationToken,
+    index: u64,
+    connections: Cell<u64>,
+    open: Arc<AtomicUsize>,
+}
+
+/// What a worker is started with.
+pub(crate) struct Start {
+    pub(crate) index: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: Arc<Shard>,
+    pub(crate) commands: mpsc::UnboundedReceiver<Command>,
+    /// Connections open, for the runtime to see.
+    pub(crate) open: Arc<AtomicUsize>,
+}
+
+/// Runs a worker until it is told to stop, or has drained.
+pub(crate) async fn run(start: Start) {
+    let Start { index, shared, shard, mut commands, open } = start;
+    let worker = Rc::new(Worker {
+        cache: RefCell::new(Cache::new(Arc::clone(&shared.snapshot))),
+        pools: Pools::new(Arc::clone(&shared.clusters)),
+        metrics: WorkerMetrics::new(shard, Arc::clone(&shared.symbols)),
+        own_service: shared.symbols.intern(&shared.own_service),
+        own_service_name: shared.own_service.clone(),
+        tasks: TaskTracker::new(),
+        cut: CancellationToken::new(),
+        drain: CancellationToken::new(),
+        index: index as u64,
+        connections: Cell::new(0),
+        open,
+        shared,
+    });
+    let pools = worker.pools.clone();
+    let stop_pools = worker.cut.clone();
+    worker.tasks.spawn_local(async move { pools.run(stop_pools).await });
+    let mut listening: HashMap<Arc<str>, CancellationToken> = HashMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Listen { listener, socket } => {
+                let stop =
+                    listening.entry(Arc::clone(&listener)).or_insert_with(|| worker.drain.child_token());
+                worker.listen(listener, socket, stop.clone());
+            }
+            Command::Unlisten(listener) => {
+                if let Some(stop) = listening.remove(&listener) {
+                    stop.cancel();
+                }
+            }
+            Command::Drain => worker.drain.cancel(),
+            Command::Stop => break,
+        }
+    }
+    worker.drain.cancel();
+    worker.cut.cancel();
+    worker.tasks.close();
+    worker.tasks.wait().await;
+    worker.pools.shutdown().await;
+}
+
+impl Worker {
+    /// The snapshot of the moment.
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(self.cache.borrow_mut().load())
+    }
+
+    /// A number no other connection of the process has.
+    pub(crate) fn next_connection_id(&self) -> u64 {
+        let count = self.connections.get();
+        self.connections.set(count + 1);
+        count << 8 | self.index & 0xff
+    }
+
+    /// Accepts on `socket` until `stop`.
+    fn listen(self: &Rc<Self>, listener: Arc<str>, socket: std::net::TcpListener, stop: CancellationToken) {
+        let socket = match TcpListener::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::error!(%listener, %error, "cannot accept connections");
+                return;
+            }
+        };
+        let worker = Rc::clone(self);
+        self.tasks.spawn_local(async move {
+            while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
+                match accepted {
+                    Ok((stream, remote)) => worker.accept(&listener, stream, remote, &stop),
+                    Err(error) => pillion_net::listen::pause_accept(&error).await,
+                }
+            }
+        });
+    }
+
+    fn accept(
+        self: &Rc<Self>,
+        listener: &str,
+        stream: tokio::net::TcpStream,
+        remote: std::net::SocketAddr,
+        stop: &CancellationToken,
+    ) {
+        let Some(listener) = self.snapshot().listeners.get(listener).cloned() else { return };
+        let open = Open::new(&self.open);
+        let serve = downstream::serve(Rc::clone(self), listener, stream, remote, stop.child_token());
+        let cut = self.cut.clone();
+        self.tasks.spawn_local(async move {
+            cut.run_until_cancelled(serve).await;
+            drop(open);
+        });
+    }
+
+    /// What all workers share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+/// Counts an open connection.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
