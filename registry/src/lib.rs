@@ -3,8 +3,13 @@
 //! One direction: API calls, registration streams and silence become store commits; the store's
 //! watch builds the one immutable view; DNS, the watch API and the control plane only read it.
 
+pub mod api;
+pub mod app;
 pub mod ca;
 pub mod catalog;
 pub mod lease;
+pub mod metrics;
 pub mod resolve;
+pub mod resources;
 pub mod store;
+pub mod watch;

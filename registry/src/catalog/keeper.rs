@@ -12,7 +12,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Catalog;
-use super::record::{GoneRecord, InstanceRecord, Stored, encode, index_key, instance_key, service_key};
+use super::record::{
+    GoneRecord, InstanceRecord, ServiceRecord, Stored, encode, index_key, instance_key, service_key,
+};
 use super::registrar::unix_seconds;
 use super::table::{FLOOR, Known};
 use crate::lease::{JUDGE_EVERY, Outcome, Verdict};
@@ -192,8 +194,13 @@ impl Catalog {
         }
         let mut transaction = Transaction::default();
         let key = service_key(service);
-        transaction.require(key.clone(), Some(revision)).push(Op::delete(key));
-        transaction.push(Op::delete(index_key(record.index)));
+        transaction.require(key.clone(), Some(revision));
+        if world.resources.set.service(service).is_some() {
+            let record = ServiceRecord { index: record.index, ..ServiceRecord::default() };
+            transaction.push(Op::put(key, encode(&record)));
+        } else {
+            transaction.push(Op::delete(key)).push(Op::delete(index_key(record.index)));
+        }
         // Without a number the floor is the revision of this very transaction.
         transaction.push(Op::put(Key::new(Space::Meta, FLOOR), Vec::new()));
         self.commit(transaction).await?;

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::lease::{Leases, RECONNECT_WINDOW};
-use crate::store::{Commit, Op, Store, StoreError, Transaction};
+use crate::store::{Commit, Key, Op, Space, Store, StoreError, Transaction};
 
 mod keeper;
 mod record;
@@ -46,6 +46,8 @@ pub struct Catalog {
     applied: watch::Sender<u64>,
     leases: Leases,
     stats: KeeperStats,
+    /// Changes of resources are judged one after the other.
+    pub(crate) applying: tokio::sync::Mutex<()>,
     started: Instant,
 }
 
@@ -58,7 +60,7 @@ impl Catalog {
     /// [`StoreError`] if the store cannot be read.
     pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let state = store.load().await?;
-        let (table, world) = Table::load(&state);
+        let (table, world) = Table::load(&state)?;
         let leases = Leases::default();
         table.adopt_all(&leases, RECONNECT_WINDOW);
         Ok(Arc::new(Self {
@@ -68,6 +70,7 @@ impl Catalog {
             world: ArcSwap::from_pointee(world),
             leases,
             stats: KeeperStats::default(),
+            applying: tokio::sync::Mutex::default(),
             started: Instant::now(),
         }))
     }
@@ -115,6 +118,28 @@ impl Catalog {
         drop(applied.wait_for(|&at| at >= revision).await);
     }
 
+    /// Waits until the view has everything committed so far.
+    pub(crate) async fn catch_up(&self) {
+        self.reach(self.store.revision()).await;
+    }
+
+    /// The store, for those who keep values of their own in it.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Notes the trust domain of the authority at its first start.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store refuses, as it does when the domain is set already.
+    pub async fn fix_trust_domain(&self, domain: &str) -> Result<(), StoreError> {
+        let key = Key::new(Space::Meta, table::TRUST_DOMAIN);
+        let mut transaction = Transaction::default();
+        transaction.require(key.clone(), None).push(Op::put(key, domain.to_owned()));
+        self.commit(transaction).await.map(drop)
+    }
+
     /// Builds the view from the store's commits until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
         let mut watch = self.store.watch(self.world.load().revision);
@@ -126,7 +151,9 @@ impl Catalog {
                     match self.store.load().await {
                         Ok(state) => {
                             watch = self.store.watch(state.revision);
-                            self.replace(&state);
+                            if let Err(error) = self.replace(&state) {
+                                tracing::error!(%error, "catalog: the view stays as it is");
+                            }
                         }
                         Err(error) => {
                             tracing::error!(%error, "catalog: cannot load, the view stays as it is");
@@ -152,13 +179,14 @@ impl Catalog {
         self.publish(world);
     }
 
-    fn replace(&self, state: &crate::store::State) {
-        let (table, world) = Table::load(state);
+    fn replace(&self, state: &crate::store::State) -> Result<(), StoreError> {
+        let (table, world) = Table::load(state)?;
         // Instances that left meanwhile leave no verdict behind: their leases end with the table's.
         self.leases.retain(|service, id| table.is_present(service, id));
         table.adopt_all(&self.leases, self.now());
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
         self.publish(world);
+        Ok(())
     }
 
     fn publish(&self, world: World) {

@@ -1,9 +1,10 @@
 //! Changes that somebody asked for: register, report, leave.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pillion_config::{Kind, ResourceKey};
 use pillion_model::health::{Administrative, HealthInputs, Lease as LeaseState, Probe, Reported};
 use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
@@ -122,7 +123,7 @@ impl Catalog {
                     Ok(_) => {}
                     Err(error @ StoreError::Conflict { .. }) => {
                         conflict = Some(error);
-                        self.reach(self.store.revision()).await;
+                        self.catch_up().await;
                         continue;
                     }
                     Err(error) => return Err(error.into()),
@@ -215,7 +216,7 @@ impl Catalog {
                 Ok(_) => return Ok(Arc::new(next)),
                 Err(error @ StoreError::Conflict { .. }) => {
                     conflict = Some(error);
-                    self.reach(self.store.revision()).await;
+                    self.catch_up().await;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -259,13 +260,44 @@ impl Catalog {
                 Ok(_) => return Ok(()),
                 Err(error @ StoreError::Conflict { .. }) => {
                     conflict = Some(error);
-                    self.reach(self.store.revision()).await;
+                    self.catch_up().await;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         let contended = || StoreError::Unavailable(format!("{service}/{id} keeps changing"));
         Err(conflict.unwrap_or_else(contended).into())
+    }
+
+    /// Adds to a change of resources what it does to the records of services: a Service resource
+    /// has an index, and one that goes leaves it, unless instances have registered the service.
+    pub(crate) fn plan_service_records(
+        &self,
+        transaction: &mut Transaction,
+        put: &[ServiceName],
+        delete: &[ResourceKey],
+    ) -> Result<(), String> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = BTreeSet::new();
+        for service in put.iter().filter(|service| !table.services.contains_key(*service)) {
+            let index = free_index(&table, service, &taken).map_err(|error| error.to_string())?;
+            taken.insert(index);
+            let record = ServiceRecord { index, ..ServiceRecord::default() };
+            let (key, index) = (service_key(service), index_key(index));
+            transaction.require(key.clone(), None).push(Op::put(key, encode(&record)));
+            transaction.require(index.clone(), None).push(Op::put(index, service.to_string()));
+        }
+        for key in delete.iter().filter(|key| key.kind == Kind::Service) {
+            let Ok(service) = ServiceName::new(&key.namespace, &key.name) else { continue };
+            if let Some((revision, record)) = table.services.get(&service)
+                && !record.registered
+            {
+                let key = service_key(&service);
+                transaction.require(key.clone(), Some(*revision)).push(Op::delete(key));
+                transaction.push(Op::delete(index_key(record.index)));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn present(
@@ -348,9 +380,25 @@ fn service_record(table: &Table, instance: &Instance) -> Result<ServiceRecord, R
     let service = &instance.service;
     let mut record = match table.services.get(service) {
         Some((_, record)) => record.clone(),
-        None => ServiceRecord { index: free_index(table, service)?, ..ServiceRecord::default() },
+        None => {
+            ServiceRecord { index: free_index(table, service, &BTreeSet::new())?, ..ServiceRecord::default() }
+        }
     };
     record.registered = true;
+    if let Some(explicit) = table.resources.set.service(service) {
+        for (name, port) in &instance.ports {
+            let have = explicit.ports.iter().find(|have| have.name == *name).map(|have| have.protocol);
+            if let Some(have) = have.filter(|have| *have != port.protocol) {
+                return Err(RegisterError::Protocol {
+                    service: service.clone(),
+                    port: name.clone(),
+                    have: have.as_str(),
+                    got: port.protocol.as_str(),
+                    by: "in its Service resource",
+                });
+            }
+        }
+    }
     let mut others: Option<BTreeMap<String, Protocol>> = None;
     for (name, port) in &instance.ports {
         let declared = PortOfService { port: port.port, protocol: ProtocolRecord(port.protocol) };
@@ -397,13 +445,13 @@ fn ports_of_others(table: &Table, instance: &Instance) -> BTreeMap<String, Proto
 
 /// A free index: where the name hashes to, or the next free place after it. 0 is nobody's, so that
 /// no service has a network's own address.
-fn free_index(table: &Table, service: &ServiceName) -> Result<u16, RegisterError> {
+fn free_index(table: &Table, service: &ServiceName, taken: &BTreeSet<u16>) -> Result<u16, RegisterError> {
     let hash =
         xxhash_rust::xxh3::xxh3_64(format!("{}/{}", service.namespace(), service.service()).as_bytes());
     let start = (hash % 0xffff) as u16; // 0 to 65534
     (0..u16::MAX)
         .map(|step| ((u32::from(start) + u32::from(step)) % 0xffff) as u16 + 1)
-        .find(|index| !table.indexes.contains_key(index))
+        .find(|index| !table.indexes.contains_key(index) && !taken.contains(index))
         .ok_or(RegisterError::Full("all 65535 service indexes are taken; delete services that are not used"))
 }
 

@@ -5,16 +5,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pillion_config::Resource;
 use pillion_model::instance::Instance;
 use pillion_model::name::{InstanceId, ServiceName};
 
 use super::record::{GoneRecord, ServiceRecord, Stored, parse_instance, parse_service};
 use super::view::{CatalogService, CatalogView, World};
 use crate::lease::Leases;
-use crate::store::{Key, Space, State};
+use crate::resources::{RESOURCES, Resources, parse_key};
+use crate::store::{Key, Space, State, StoreError};
 
 /// Name of the value that tells since when the traces of departures are complete.
 pub(super) const FLOOR: &str = "watch-floor";
+/// Name of the value that holds the trust domain of the authority.
+pub(super) const TRUST_DOMAIN: &str = "trust-domain";
 
 #[derive(Default)]
 pub(super) struct Table {
@@ -22,6 +26,8 @@ pub(super) struct Table {
     pub(super) services: BTreeMap<ServiceName, (u64, ServiceRecord)>,
     /// Who has which index.
     pub(super) indexes: HashMap<u16, ServiceName>,
+    pub(super) resources: Arc<Resources>,
+    trust_domain: Option<Arc<str>>,
     floor: u64,
     touched: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     indexes_touched: bool,
@@ -37,14 +43,19 @@ pub(super) enum Known {
 }
 
 impl Table {
-    pub(super) fn load(state: &State) -> (Self, World) {
+    /// # Errors
+    ///
+    /// [`StoreError::Unreadable`]: configuration that is not understood is not ignored.
+    pub(super) fn load(state: &State) -> Result<(Self, World), StoreError> {
         let mut table = Self::default();
         for (key, entry) in &state.entries {
-            table.put(entry.revision, key, &entry.value);
+            table
+                .put(entry.revision, key, &entry.value)
+                .map_err(|detail| StoreError::Unreadable { key: key.clone(), detail })?;
         }
         let empty = World { epoch: state.epoch.as_str().into(), ..World::default() };
         let world = table.build(&empty, state.revision);
-        (table, world)
+        Ok((table, world))
     }
 
     /// Starts the leases of everybody who is registered, running from `armed`.
@@ -71,7 +82,11 @@ impl Table {
         now: Duration,
     ) {
         match value {
-            Some(value) => self.put(revision, key, value),
+            Some(value) => {
+                if let Err(detail) = self.put(revision, key, value) {
+                    tracing::error!(%key, detail, "catalog: an entry cannot be read, what it replaces stays");
+                }
+            }
             None => self.delete(revision, key),
         }
         if key.space != Space::Instance {
@@ -86,12 +101,12 @@ impl Table {
         }
     }
 
-    fn put(&mut self, revision: u64, key: &Key, value: &[u8]) {
-        let unreadable = |what: &str| tracing::error!(%key, what, "catalog: an entry cannot be read");
+    fn put(&mut self, revision: u64, key: &Key, value: &[u8]) -> Result<(), String> {
+        let unknown_name = || format!("`{}` is not a name", key.name);
         match key.space {
             Space::Instance => {
-                let Some((service, id)) = parse_instance(&key.name) else { return unreadable("name") };
-                let Ok(stored) = serde_json::from_slice::<Stored>(value) else { return unreadable("value") };
+                let (service, id) = parse_instance(&key.name).ok_or_else(unknown_name)?;
+                let stored: Stored = serde_json::from_slice(value).map_err(|error| error.to_string())?;
                 self.touch(&service, Some(&id), revision);
                 let known = match stored {
                     Stored::Instance(record) => {
@@ -102,21 +117,35 @@ impl Table {
                 self.instances.insert((service, id), (revision, known));
             }
             Space::Service => {
-                let Some(service) = parse_service(&key.name) else { return unreadable("name") };
-                let Ok(record) = serde_json::from_slice::<ServiceRecord>(value) else {
-                    return unreadable("value");
-                };
+                let service = parse_service(&key.name).ok_or_else(unknown_name)?;
+                let record: ServiceRecord =
+                    serde_json::from_slice(value).map_err(|error| error.to_string())?;
                 self.touch(&service, None, revision);
                 self.indexes.insert(record.index, service.clone());
                 self.indexes_touched = true;
                 self.services.insert(service, (revision, record));
             }
-            Space::Meta if key.name == FLOOR => {
-                self.floor =
-                    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(revision);
+            Space::Resource => {
+                let id = parse_key(&key.name).ok_or_else(unknown_name)?;
+                let json = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+                let resource = Resource::from_json(&json).map_err(|errors| errors.to_string())?;
+                if resource.key() != id {
+                    return Err(format!("it holds {}", resource.key()));
+                }
+                Arc::make_mut(&mut self.resources).put(revision, resource);
             }
-            Space::Meta | Space::Resource | Space::Index | Space::Ca | Space::Token => {}
+            Space::Meta => {
+                let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
+                match key.name.as_str() {
+                    FLOOR => self.floor = text.parse().unwrap_or(revision),
+                    TRUST_DOMAIN => self.trust_domain = Some(text.into()),
+                    RESOURCES => Arc::make_mut(&mut self.resources).revision = Some(revision),
+                    _ => {}
+                }
+            }
+            Space::Index | Space::Ca | Space::Token => {}
         }
+        Ok(())
     }
 
     fn delete(&mut self, revision: u64, key: &Key) {
@@ -134,7 +163,12 @@ impl Table {
                     self.indexes.remove(&record.index);
                 }
             }
-            _ => {}
+            Space::Resource => {
+                if let Some(id) = parse_key(&key.name) {
+                    Arc::make_mut(&mut self.resources).remove(&id);
+                }
+            }
+            Space::Meta | Space::Index | Space::Ca | Space::Token => {}
         }
     }
 
@@ -146,7 +180,13 @@ impl Table {
 
     /// The next view: what was touched since the last one is made anew, the rest is shared.
     pub(super) fn build(&mut self, last: &World, revision: u64) -> World {
-        let mut world = World { revision, floor: self.floor, ..last.clone() };
+        let mut world = World {
+            revision,
+            floor: self.floor,
+            resources: Arc::clone(&self.resources),
+            trust_domain: self.trust_domain.clone(),
+            ..last.clone()
+        };
         if self.indexes_touched {
             let indexes = self.services.iter().map(|(service, (_, record))| (service.clone(), record.index));
             world.indexes = Arc::new(indexes.collect());

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
 
+use crate::resources::Resources;
+
 /// Everything the registry knows, as of one revision.
 #[derive(Clone, Debug, Default)]
 pub struct World {
@@ -20,6 +22,10 @@ pub struct World {
     pub catalog: Arc<CatalogView>,
     /// The stable index of every known service.
     pub indexes: Arc<BTreeMap<ServiceName, u16>>,
+    /// Resources as applied.
+    pub resources: Arc<Resources>,
+    /// The trust domain the authority has issued for since its first start.
+    pub trust_domain: Option<Arc<str>>,
 }
 
 /// Everything registered, as of one revision.

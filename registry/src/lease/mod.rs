@@ -145,9 +145,11 @@ pub enum Outcome {
 /// All leases.
 #[derive(Debug)]
 pub struct Leases {
-    shards: Vec<RwLock<HashMap<(ServiceName, InstanceId), Arc<Lease>>>>,
+    shards: Vec<Shard>,
     judge: Mutex<Judge>,
 }
+
+type Shard = RwLock<HashMap<(ServiceName, InstanceId), Arc<Lease>>>;
 
 #[derive(Debug, Default)]
 struct Judge {
@@ -348,10 +350,7 @@ impl Leases {
         gap
     }
 
-    fn shard(
-        &self,
-        key: &(ServiceName, InstanceId),
-    ) -> &RwLock<HashMap<(ServiceName, InstanceId), Arc<Lease>>> {
+    fn shard(&self, key: &(ServiceName, InstanceId)) -> &Shard {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(key.0.namespace().as_bytes());
         hash.update(key.0.service().as_bytes());

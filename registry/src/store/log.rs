@@ -54,7 +54,7 @@ impl Log {
 
     fn after(&self, position: u64) -> Result<Vec<Arc<Commit>>, Compacted> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = ring.front().map_or(self.latest() + 1, |commit| commit.revision);
+        let oldest = ring.front().map_or_else(|| self.latest() + 1, |commit| commit.revision);
         let complete_from = if ring.len() < COMMITS_KEPT { self.start.min(oldest - 1) } else { oldest - 1 };
         if position < complete_from {
             return Err(Compacted { position, oldest: complete_from });

@@ -260,6 +260,14 @@ pub enum StoreError {
         /// The format this version reads.
         want: u64,
     },
+    /// A value is intact, but says something this version does not understand.
+    #[error("the store's `{key}` cannot be read by this version: {detail}; start the version that wrote it")]
+    Unreadable {
+        /// The value's key.
+        key: Key,
+        /// What is not understood.
+        detail: String,
+    },
     /// The environment refused.
     #[error("{what} {}: {source}", .path.display())]
     Io {

@@ -284,7 +284,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
     write.commit().map_err(|error| failed(&error))?;
     drop(database);
     std::fs::rename(&unfinished, path).map_err(|error| io("rename", &unfinished, error))?;
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
     File::open(directory).and_then(|d| d.sync_all()).map_err(|error| io("sync", directory, error))
 }
 

@@ -1,0 +1,203 @@
+//! Who may use the API: whoever has the operator's token, or, with `--open`, everybody on this
+//! machine who did not come by a web page of somebody else.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::problem::Problem;
+
+/// The operator token's file in the data directory.
+pub const TOKEN_FILE: &str = "operator.token";
+/// Random bytes in the token.
+const TOKEN_BYTES: usize = 32;
+
+/// Who is let in.
+#[derive(Clone)]
+pub enum Auth {
+    /// Whoever has this token.
+    Operator(Arc<str>),
+    /// Everybody on this machine.
+    Open,
+}
+
+/// The token's file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("operator token {}: {reason}", .path.display())]
+pub struct TokenFileError {
+    path: PathBuf,
+    reason: String,
+}
+
+impl Auth {
+    /// Reads the operator's token, or makes one at the first start. Says whether it was made.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenFileError`] if the file cannot be read or written, or is empty.
+    pub fn operator(directory: &Path) -> Result<(Self, bool), TokenFileError> {
+        let path = directory.join(TOKEN_FILE);
+        let failed = |reason: String| TokenFileError { path: path.clone(), reason };
+        let io = |error: std::io::Error| failed(error.to_string());
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        match made {
+            Ok(mut file) => {
+                let token = random_token().map_err(|error| failed(error.to_string()))?;
+                file.write_all(format!("{token}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+                Ok((Self::Operator(token.into()), true))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let mut text = String::new();
+                std::fs::File::open(&path).and_then(|mut file| file.read_to_string(&mut text)).map_err(io)?;
+                let token = text.trim();
+                if token.len() < 16 {
+                    return Err(failed("it is shorter than 16 characters; remove it for a new one".into()));
+                }
+                Ok((Self::Operator(token.into()), false))
+            }
+            Err(error) => Err(io(error)),
+        }
+    }
+
+    fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        match self {
+            Self::Operator(token) => {
+                let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+                let bearer = given.and_then(|value| value.strip_prefix(b"Bearer "));
+                let same = bearer.is_some_and(|given| same_secret(given, token.as_bytes()));
+                if same { Ok(()) } else { Err(unauthorized(given.is_some())) }
+            }
+            Self::Open => {
+                // A page of another site can make a browser on this machine ask us; then the name it
+                // asked, or the site it says it is from, is not ours.
+                let ours = |name: header::HeaderName| {
+                    headers.get(name).is_none_or(|value| value.to_str().is_ok_and(is_loopback))
+                };
+                if ours(header::HOST) && ours(header::ORIGIN) {
+                    return Ok(());
+                }
+                let detail = "with --open only requests to localhost or a loopback address are answered";
+                Err(Problem::new(StatusCode::FORBIDDEN, detail))
+            }
+        }
+    }
+}
+
+pub(super) async fn check(State(auth): State<Auth>, request: Request, next: Next) -> Response {
+    match auth.admits(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => {
+            let unauthorized = problem.status == StatusCode::UNAUTHORIZED.as_u16();
+            let mut response = problem.into_response();
+            if unauthorized {
+                let scheme = HeaderValue::from_static("Bearer realm=\"pillion\"");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+            }
+            response
+        }
+    }
+}
+
+fn unauthorized(given: bool) -> Problem {
+    let what = if given { "this is not the operator's token" } else { "the operator's token is needed" };
+    Problem::new(
+        StatusCode::UNAUTHORIZED,
+        format!(
+            "{what}; send it as `Authorization: Bearer …` (PILLION_TOKEN); it is in {TOKEN_FILE} in the \
+             registry's data directory"
+        ),
+    )
+}
+
+/// Compares hashes, so that time tells neither the length nor the common beginning.
+fn same_secret(given: &[u8], want: &[u8]) -> bool {
+    use aws_lc_rs::digest::{SHA256, digest};
+    let (given, want) = (digest(&SHA256, given), digest(&SHA256, want));
+    aws_lc_rs::constant_time::verify_slices_are_equal(given.as_ref(), want.as_ref()).is_ok()
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = authority.strip_prefix("http://").unwrap_or(authority);
+    if let Ok(address) = host.parse::<std::net::SocketAddr>() {
+        return address.ip().is_loopback();
+    }
+    if let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>() {
+        return ip.is_loopback();
+    }
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost")
+}
+
+fn random_token() -> Result<String, aws_lc_rs::error::Unspecified> {
+    let mut bytes = [0; TOKEN_BYTES];
+    aws_lc_rs::rand::fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (header::HeaderName::from_static(name), HeaderValue::from_str(value).expect("valid"))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn the_token_is_made_once_and_only_its_owner_may_read_it() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (first, made) = Auth::operator(directory.path()).expect("makes one");
+        let (second, again) = Auth::operator(directory.path()).expect("reads it");
+        assert!(made && !again);
+        let (Auth::Operator(first), Auth::Operator(second)) = (first, second) else { panic!("open") };
+        assert_eq!(first, second);
+        assert_eq!(first.len(), 64);
+        let mode = std::fs::metadata(directory.path().join(TOKEN_FILE)).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn only_the_right_token_is_admitted() {
+        let auth = Auth::Operator("secret-secret-secret".into());
+        for (given, want) in [
+            (Some("Bearer secret-secret-secret"), true),
+            (Some("Bearer secret-secret-secreT"), false),
+            (Some("Bearer secret-secret-secret2"), false),
+            (Some("Bearer "), false),
+            (Some("Basic secret-secret-secret"), false),
+            (None, false),
+        ] {
+            let given = given.map(|given| vec![("authorization", given)]).unwrap_or_default();
+            assert_eq!(auth.admits(&headers(&given)).is_ok(), want, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn open_answers_only_what_was_asked_of_this_machine() {
+        for (host, origin, want) in [
+            ("127.0.0.1:7070", None, true),
+            ("localhost:7070", None, true),
+            ("localhost", None, true),
+            ("[::1]:7070", Some("http://localhost:7070"), true),
+            ("rebound.example.com:7070", None, false),
+            ("127.0.0.1:7070", Some("http://evil.example.com"), false),
+            ("127.0.0.1.example.com", None, false),
+            ("10.0.0.1:7070", None, false),
+        ] {
+            let mut given = vec![("host", host)];
+            given.extend(origin.map(|origin| ("origin", origin)));
+            assert_eq!(Auth::Open.admits(&headers(&given)).is_ok(), want, "{given:?}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The HTTP API on port 7070: instances, services, watching, resources, and what operators ask.
+//!
+//! JSON in and out, errors as RFC 9457 problem documents that name the field, one table of
+//! operations from which both the router and the OpenAPI document are made.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use pillion_net::readiness::Readiness;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::metrics::Metrics;
+use crate::watch::Hub;
+
+mod auth;
+mod instances;
+mod openapi;
+mod operate;
+mod problem;
+mod request;
+mod resources;
+mod services;
+mod types;
+mod watch;
+
+pub use auth::{Auth, TOKEN_FILE, TokenFileError};
+pub use problem::{Problem, ProblemField};
+pub use types::{
+    BeatView, InputsView, InstanceDocument, InstanceList, InstanceView, PortDocument, PortView, ServiceList,
+    ServiceView,
+};
+
+use openapi::{Body, Operation};
+
+/// Largest request body. A mesh of thousands of resources fits.
+const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// What the handlers use. Cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
+
+/// The parts of the registry that the API speaks for.
+pub struct Parts {
+    /// Services, instances and resources.
+    pub catalog: Arc<Catalog>,
+    /// Watching.
+    pub hub: Arc<Hub>,
+    /// Counters and gauges.
+    pub metrics: Arc<Metrics>,
+    /// Whether every part of the process is up.
+    pub readiness: Readiness,
+    /// Ends requests that wait.
+    pub stop: CancellationToken,
+}
+
+impl std::ops::Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// The API over these parts.
+pub fn router(parts: Parts, auth: Auth) -> Router {
+    let api = Api(Arc::new(parts));
+    let (mut guarded, mut open) = (Router::new(), Router::new());
+    for (operation, handler) in table() {
+        let router = if operation.needs_token { &mut guarded } else { &mut open };
+        *router = std::mem::take(router).route(operation.path, handler);
+    }
+    guarded
+        .layer(middleware::from_fn_with_state(auth, auth::check))
+        .merge(open)
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_path)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(api.clone(), count))
+        .with_state(api)
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> serde_json::Value {
+    let operations: Vec<Operation> = table().into_iter().map(|(operation, _)| operation).collect();
+    openapi::document(&operations)
+}
+
+fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
+    const INSTANCE: &str = "/v1/namespaces/{namespace}/services/{service}/instances/{id}";
+    const HEARTBEAT: &str = "/v1/namespaces/{namespace}/services/{service}/instances/{id}/heartbeat";
+    const MAINTENANCE: &str = "/v1/namespaces/{namespace}/services/{service}/instances/{id}/maintenance";
+    const INSTANCES: &str = "/v1/namespaces/{namespace}/services/{service}/instances";
+    const SERVICE: &str = "/v1/namespaces/{namespace}/services/{service}";
+    const SERVICES: &str = "/v1/namespaces/{namespace}/services";
+    const RESOURCE: &str = "/v1/resources/{kind}/{namespace}/{name}";
+    const LIST: [&str; 5] = ["healthy", "label", "zone", "since", "wait"];
+    vec![
+        (
+            Operation::new("put", INSTANCE, "Register an instance, or replace it")
+                .takes(Body::json("InstanceDocument"))
+                .gives("RegisteredView"),
+            put(instances::register),
+        ),
+        (Operation::new("get", INSTANCE, "One instance").gives("InstanceView"), get(instances::read)),
+        (
+            Operation::new("delete", INSTANCE, "Take an instance out for good")
+                .query(&["generation"])
+                .status(204),
+            delete(instances::deregister),
+        ),
+        (
+            Operation::new("put", HEARTBEAT, "The instance is still there; may say how it is")
+                .takes(Body::optional("HeartbeatDocument"))
+                .gives("BeatView"),
+            put(instances::heartbeat),
+        ),
+        (
+            Operation::new("put", MAINTENANCE, "Take an instance out of service without stopping it")
+                .gives("InstanceView"),
+            put(instances::begin_maintenance),
+        ),
+        (
+            Operation::new("delete", MAINTENANCE, "Put an instance back into service").gives("InstanceView"),
+            delete(instances::end_maintenance),
+        ),
+        (
+            Operation::new("post", "/v1/heartbeats", "Heartbeats of many instances")
+                .takes(Body::json("HeartbeatsDocument"))
+                .gives("HeartbeatsView"),
+            post(instances::heartbeats),
+        ),
+        (
+            Operation::new("get", INSTANCES, "Instances of a service; with since, waits for a change")
+                .query(&LIST)
+                .gives("InstanceList"),
+            get(services::instances),
+        ),
+        (
+            Operation::new("get", SERVICE, "One service").query(&LIST[3..]).gives("ServiceView"),
+            get(services::one),
+        ),
+        (
+            Operation::new("delete", SERVICE, "Forget a registered service that has no instances")
+                .status(204),
+            delete(services::forget),
+        ),
+        (
+            Operation::new("get", SERVICES, "Services of a namespace").query(&LIST[3..]).gives("ServiceList"),
+            get(services::in_namespace),
+        ),
+        (
+            Operation::new("get", "/v1/services", "Services of all namespaces")
+                .query(&LIST[3..])
+                .gives("ServiceList"),
+            get(services::all),
+        ),
+        (
+            Operation::new("get", "/v1/watch", "Changes of services, as server-sent events")
+                .query(&["service", "namespace", "since"])
+                .stream(),
+            get(watch::stream),
+        ),
+        (
+            Operation::new("get", "/v1/resources", "Resources of all kinds")
+                .query(&["namespace"])
+                .gives("ResourceList"),
+            get(resources::list_all),
+        ),
+        (
+            Operation::new("get", "/v1/resources/{kind}", "Resources of one kind")
+                .query(&["namespace"])
+                .gives("ResourceList"),
+            get(resources::list),
+        ),
+        (Operation::new("get", RESOURCE, "One resource").gives("Resource"), get(resources::read)),
+        (
+            Operation::new("put", RESOURCE, "Create or replace a resource")
+                .query(&["dryRun"])
+                .takes(Body::resource())
+                .gives("Resource"),
+            put(resources::replace),
+        ),
+        (
+            Operation::new("delete", RESOURCE, "Delete a resource").query(&["dryRun"]).status(204),
+            delete(resources::remove),
+        ),
+        (
+            Operation::new("post", "/v1/apply", "Apply resources, all or nothing")
+                .query(&["dryRun"])
+                .takes(Body::resource())
+                .gives("AppliedView"),
+            post(resources::apply),
+        ),
+        (
+            Operation::new("get", "/v1/sd/prometheus", "Targets for Prometheus (http_sd)")
+                .gives("TargetGroups"),
+            get(operate::prometheus_targets),
+        ),
+        (Operation::new("get", "/v1/openapi.json", "This document").open(), get(operate::openapi)),
+        (
+            Operation::new("get", "/metrics", "Metrics in Prometheus' text format").open(),
+            get(operate::metrics),
+        ),
+        (Operation::new("get", "/healthz", "Whether the process lives").open(), get(operate::healthz)),
+        (Operation::new("get", "/readyz", "Whether every part is up").open(), get(operate::readyz)),
+    ]
+}
+
+async fn unknown_path(request: Request) -> Problem {
+    Problem::not_found(format_args!("`{}` here; see /v1/openapi.json", request.uri().path()))
+}
+
+async fn wrong_method(request: Request) -> Problem {
+    let detail = format!("{} is not possible on {}", request.method(), request.uri().path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
+}
+
+/// Counts requests, and turns axum's own refusals into problem documents.
+async fn count(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let path = request.extensions().get::<axum::extract::MatchedPath>().cloned();
+    let response = next.run(request).await;
+    let path = path.as_ref().map_or("other", axum::extract::MatchedPath::as_str);
+    api.metrics.api_request(&method, path, response.status());
+    let status = response.status();
+    let plain = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    match status {
+        StatusCode::PAYLOAD_TOO_LARGE if plain => {
+            Problem::new(status, format!("the body is larger than {BODY_BYTES_MAX} bytes")).into_response()
+        }
+        StatusCode::BAD_REQUEST if plain => {
+            Problem::new(status, "the request cannot be read").into_response()
+        }
+        _ => response,
+    }
+}

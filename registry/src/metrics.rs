@@ -1,0 +1,132 @@
+//! The registry's own metrics, prefix `pillion_`. Gauges are set when they are asked for.
+
+use std::sync::atomic::Ordering;
+
+use axum::http::{Method, StatusCode};
+use pillion_model::health::Health;
+use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::catalog::Catalog;
+use crate::watch::Hub;
+
+/// Counters and gauges of one registry process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    /// Beats heard, on streams and over HTTP.
+    pub heartbeats: IntCounter,
+    instances: IntGaugeVec,
+    services: IntGauge,
+    protected: IntGauge,
+    expired: IntGauge,
+    braked: IntGauge,
+    asleep: IntGauge,
+    watchers: IntGauge,
+    revision: IntGauge,
+    resources: IntGauge,
+}
+
+const HEALTHS: [Health; 5] =
+    [Health::Serving, Health::Warning, Health::Stale, Health::Draining, Health::Down];
+
+impl Metrics {
+    /// Fresh metrics.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
+        let requests = counters(
+            "pillion_registry_api_requests_total",
+            "Requests to the HTTP API.",
+            &["method", "path", "code"],
+        );
+        let heartbeats =
+            registered(&registry, IntCounter::new("pillion_registry_heartbeats_total", "Heartbeats heard."));
+        let by_health = Opts::new("pillion_registry_instances", "Registered instances by health.");
+        let instances = registered(&registry, IntGaugeVec::new(by_health, &["health"]));
+        Self {
+            requests,
+            heartbeats,
+            instances,
+            services: gauge("pillion_registry_services", "Services that instances have registered."),
+            protected: gauge(
+                "pillion_registry_protected_instances",
+                "Silent instances held by the brake on mass expiry.",
+            ),
+            expired: gauge("pillion_registry_expired_total", "Instances that left for silence alone."),
+            braked: gauge("pillion_registry_braked_total", "Times the brake held an instance."),
+            asleep: gauge(
+                "pillion_registry_asleep_milliseconds_total",
+                "Time this process slept through, which counts against nobody.",
+            ),
+            watchers: gauge("pillion_registry_watchers", "Subscribers to changes of services."),
+            revision: gauge("pillion_registry_revision", "Revision of the state that is served."),
+            resources: gauge("pillion_registry_resources", "Resources in force."),
+            registry,
+        }
+    }
+
+    /// The registry of these metrics, for parts that add their own.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Counts a request to the API; `path` is the route's pattern, so that there are few.
+    pub fn api_request(&self, method: &Method, path: &str, status: StatusCode) {
+        let method = match *method {
+            Method::GET => "GET",
+            Method::PUT => "PUT",
+            Method::POST => "POST",
+            Method::DELETE => "DELETE",
+            _ => "other",
+        };
+        self.requests.with_label_values(&[method, path, status.as_str()]).inc();
+    }
+
+    /// Everything, as Prometheus reads it.
+    pub fn text(&self, catalog: &Catalog, hub: &Hub) -> String {
+        let world = catalog.world();
+        let mut by_health = [0; HEALTHS.len()];
+        for instance in world.catalog.services.values().flat_map(|service| service.instances.values()) {
+            let health = Health::combine(instance.health);
+            if let Some(at) = HEALTHS.iter().position(|known| *known == health) {
+                by_health[at] += 1;
+            }
+        }
+        for (health, count) in HEALTHS.iter().zip(by_health) {
+            self.instances.with_label_values(&[health.as_str()]).set(count);
+        }
+        let stats = catalog.stats();
+        let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.services, world.catalog.services.len() as u64);
+        set(&self.resources, world.resources.entries.len() as u64);
+        set(&self.protected, catalog.leases().protected() as u64);
+        set(&self.expired, stats.expired.load(Ordering::Relaxed));
+        set(&self.braked, stats.protected.load(Ordering::Relaxed));
+        set(&self.asleep, stats.asleep_ms.load(Ordering::Relaxed));
+        set(&self.watchers, hub.subscribers() as u64);
+        set(&self.revision, world.revision);
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn registered<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("a valid name and help");
+    registry.register(Box::new(metric.clone())).expect("each name is registered once");
+    metric
+}

@@ -1,0 +1,318 @@
+//! Telling many who watch: one topic per service, one encoding per change, shared by everybody.
+//!
+//! A topic's first change after quiet goes out at once, further ones at most every
+//! [`FLUSH_EVERY`]. A subscriber holds a position per service it is interested in and nothing else:
+//! one that is slow gets the current state later, so its memory is bounded by its interest and not
+//! by time. Positions are store revisions; see [`Subscription::next`] for what resuming promises.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use pillion_model::name::ServiceName;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::{Catalog, CatalogService, CatalogView, World};
+
+mod encode;
+mod subscription;
+
+#[cfg(test)]
+mod tests;
+
+pub use subscription::{Batch, Event, EventKind, Subscription};
+
+/// Least time between two flushes of one topic.
+pub const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// Least time between two looks at the catalog.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Changes of one topic kept for subscribers that are only a little behind.
+const CHANGES_KEPT: usize = 16;
+/// Subscribers at most.
+pub const SUBSCRIBERS_MAX: usize = 20_000;
+
+/// Which services a subscriber hears about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// All of them.
+    All,
+    /// Those of one namespace.
+    Namespace(String),
+    /// These.
+    Services(BTreeSet<ServiceName>),
+}
+
+impl Interest {
+    fn covers(&self, service: &ServiceName) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespace(namespace) => service.namespace() == namespace,
+            Self::Services(services) => services.contains(service),
+        }
+    }
+}
+
+/// There are as many subscribers as this registry takes.
+#[derive(Debug, thiserror::Error)]
+#[error("this registry has {SUBSCRIBERS_MAX} watchers, which is the most it takes")]
+pub struct TooMany;
+
+/// All topics and all subscribers.
+pub struct Hub {
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Topics of services that are there, or have left since this process started.
+    topics: BTreeMap<ServiceName, Topic>,
+    /// The catalog as last looked at.
+    seen: Arc<CatalogView>,
+    epoch: Arc<str>,
+    /// The revision last looked at.
+    revision: u64,
+    floor: u64,
+    subscribers: HashMap<u64, Arc<Subscriber>>,
+    /// Subscribers by service; those with a wide interest are in `wide`.
+    by_service: HashMap<ServiceName, BTreeSet<u64>>,
+    wide: BTreeSet<u64>,
+    next_id: u64,
+}
+
+struct Topic {
+    /// What the last flush told; `None`: the service has left.
+    told: Option<Arc<CatalogService>>,
+    /// Revision of that.
+    revision: u64,
+    /// The whole state, encoded for the first who asks.
+    whole: Arc<OnceLock<Bytes>>,
+    /// The last few changes, each from one revision to the next.
+    changes: VecDeque<Change>,
+    flushed_at: Option<Instant>,
+    /// First revision that is not told yet.
+    pending: Option<u64>,
+}
+
+#[derive(Clone)]
+struct Change {
+    since: u64,
+    data: Bytes,
+}
+
+struct Subscriber {
+    interest: Interest,
+    dirty: Mutex<BTreeSet<ServiceName>>,
+    bell: Notify,
+}
+
+impl Hub {
+    /// A hub over what the catalog holds now.
+    pub fn new(world: &World) -> Arc<Self> {
+        let topics = world.catalog.services.iter();
+        let topics = topics.map(|(name, service)| (name.clone(), Topic::new(Some(Arc::clone(service)), 0)));
+        Arc::new(Self {
+            state: Mutex::new(State {
+                topics: topics.collect(),
+                seen: Arc::clone(&world.catalog),
+                epoch: Arc::clone(&world.epoch),
+                revision: world.revision,
+                floor: world.floor,
+                subscribers: HashMap::new(),
+                by_service: HashMap::new(),
+                wide: BTreeSet::new(),
+                next_id: 0,
+            }),
+        })
+    }
+
+    /// Follows the catalog until `stop`.
+    pub async fn run(&self, catalog: &Catalog, stop: CancellationToken) {
+        let mut changes = catalog.changes();
+        let mut due: Option<Instant> = None;
+        loop {
+            let wait = async {
+                tokio::select! {
+                    changed = changes.changed() => changed.is_ok(),
+                    () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => true,
+                }
+            };
+            if stop.run_until_cancelled(wait).await != Some(true) {
+                return;
+            }
+            due = self.look(&catalog.world(), Instant::now());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Takes in the catalog's state and flushes what is due; says when the rest is.
+    fn look(&self, world: &World, now: Instant) -> Option<Instant> {
+        let mut state = self.lock();
+        state.notice(world);
+        state.flush(now)
+    }
+
+    /// Begins to watch. `after`: everything up to this revision is known; `None`: nothing is.
+    ///
+    /// # Errors
+    ///
+    /// [`TooMany`] if there is no room.
+    pub fn subscribe(
+        self: &Arc<Self>,
+        interest: Interest,
+        after: Option<u64>,
+    ) -> Result<Subscription, TooMany> {
+        let mut state = self.lock();
+        if state.subscribers.len() >= SUBSCRIBERS_MAX {
+            return Err(TooMany);
+        }
+        let known = after.filter(|after| (state.floor..=state.revision).contains(after));
+        let behind = state.topics.iter().filter(|(name, topic)| {
+            interest.covers(name)
+                && known.map_or_else(|| topic.told.is_some(), |known| topic.revision > known)
+        });
+        let dirty = behind.map(|(name, _)| name.clone()).collect();
+        let id = state.next_id;
+        state.next_id += 1;
+        match &interest {
+            Interest::Services(services) => {
+                for service in services {
+                    state.by_service.entry(service.clone()).or_default().insert(id);
+                }
+            }
+            Interest::All | Interest::Namespace(_) => {
+                state.wide.insert(id);
+            }
+        }
+        let subscriber = Arc::new(Subscriber { interest, dirty: Mutex::new(dirty), bell: Notify::new() });
+        state.subscribers.insert(id, Arc::clone(&subscriber));
+        let resync = after.is_some() && known.is_none();
+        Ok(Subscription::new(Arc::clone(self), subscriber, id, known, resync))
+    }
+
+    /// Number of subscribers.
+    pub fn subscribers(&self) -> usize {
+        self.lock().subscribers.len()
+    }
+
+    fn leave(&self, id: u64) {
+        let mut state = self.lock();
+        state.wide.remove(&id);
+        let Some(subscriber) = state.subscribers.remove(&id) else { return };
+        if let Interest::Services(services) = &subscriber.interest {
+            for service in services {
+                if let Some(ids) = state.by_service.get_mut(service) {
+                    ids.remove(&id);
+                    if ids.is_empty() {
+                        state.by_service.remove(service);
+                    }
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Marks the topics of services that are not as last looked at.
+    fn notice(&mut self, world: &World) {
+        self.revision = world.revision;
+        self.floor = world.floor;
+        if Arc::ptr_eq(&self.seen, &world.catalog) {
+            return;
+        }
+        let last = std::mem::replace(&mut self.seen, Arc::clone(&world.catalog));
+        for (name, service) in &world.catalog.services {
+            let same = last.services.get(name).is_some_and(|last| Arc::ptr_eq(last, service));
+            if !same {
+                let topic = self.topics.entry(name.clone()).or_insert_with(|| Topic::new(None, 0));
+                topic.pending.get_or_insert(service.revision);
+            }
+        }
+        for name in last.services.keys().filter(|name| !world.catalog.services.contains_key(*name)) {
+            if let Some(topic) = self.topics.get_mut(name) {
+                topic.pending.get_or_insert(world.revision);
+            }
+        }
+    }
+
+    /// Tells the pending topics that may be told now; says when the next one may.
+    fn flush(&mut self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for (name, topic) in self.topics.iter_mut().filter(|(_, topic)| topic.pending.is_some()) {
+            let due = topic.flushed_at.map_or(now, |at| at + FLUSH_EVERY);
+            if due > now {
+                next = Some(next.map_or(due, |next| next.min(due)));
+                continue;
+            }
+            topic.flush(name, self.seen.services.get(name), self.revision, now);
+            let narrow = self.by_service.get(name).into_iter().flatten();
+            for id in narrow.chain(&self.wide) {
+                if let Some(subscriber) = self.subscribers.get(id)
+                    && subscriber.interest.covers(name)
+                {
+                    subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+                    subscriber.bell.notify_one();
+                }
+            }
+        }
+        // What left before the floor is told by a resync to whoever has not heard it.
+        let floor = self.floor;
+        self.topics
+            .retain(|_, topic| topic.told.is_some() || topic.pending.is_some() || topic.revision > floor);
+        next
+    }
+
+    /// Everything up to this revision has been told.
+    fn told_up_to(&self) -> u64 {
+        let pending = self.topics.values().filter_map(|topic| topic.pending).min();
+        pending.map_or(self.revision, |first| first - 1)
+    }
+}
+
+impl Topic {
+    fn new(told: Option<Arc<CatalogService>>, revision: u64) -> Self {
+        Self {
+            revision: told.as_ref().map_or(revision, |service| service.revision),
+            told,
+            whole: Arc::default(),
+            changes: VecDeque::new(),
+            flushed_at: None,
+            pending: None,
+        }
+    }
+
+    fn flush(
+        &mut self,
+        name: &ServiceName,
+        service: Option<&Arc<CatalogService>>,
+        world_revision: u64,
+        now: Instant,
+    ) {
+        let revision = service.map_or(world_revision, |service| service.revision);
+        match (&self.told, service) {
+            (Some(last), Some(next)) => {
+                let data = encode::change(name, self.revision, last, next);
+                self.changes.push_back(Change { since: self.revision, data });
+                let excess = self.changes.len().saturating_sub(CHANGES_KEPT);
+                self.changes.drain(..excess);
+            }
+            _ => self.changes.clear(),
+        }
+        self.told = service.cloned();
+        self.revision = revision;
+        self.whole = Arc::default();
+        self.flushed_at = Some(now);
+        self.pending = None;
+    }
+
+    /// The changes that lead from `position` to now, if they are all kept.
+    fn changes_since(&self, position: u64) -> Option<Vec<Bytes>> {
+        let first = self.changes.iter().position(|change| change.since == position)?;
+        Some(self.changes.iter().skip(first).map(|change| change.data.clone()).collect())
+    }
+}
