@@ -7,6 +7,7 @@
 mod access_log;
 pub mod body;
 mod chain;
+pub mod control;
 mod downstream;
 mod exchange;
 mod filters;

@@ -102,7 +102,7 @@ where
     let opening = service.delta_aggregated_resources(ReceiverStream::new(queue));
     let mut responses = match beside(handler, timeout(CONNECT_TIMEOUT, opening)).await {
         Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return chain(&status),
+        Ok(Err(status)) => return explain(&status),
         Err(_elapsed) => return format!("the registry did not open the stream within {CONNECT_TIMEOUT:?}"),
     };
     handler.on_link(Link::Connected);
@@ -140,7 +140,7 @@ fn fill(client: &mut Client, requests: &mpsc::Sender<DeltaDiscoveryRequest>) {
 fn ended(end: Result<(), tonic::Status>) -> String {
     match end {
         Ok(()) => "the registry closed the stream".to_owned(),
-        Err(status) => chain(&status),
+        Err(status) => explain(&status),
     }
 }
 
@@ -153,6 +153,13 @@ async fn beside<H: Handler, T>(handler: &mut H, future: impl Future<Output = T> 
             () = handler.work() => {}
         }
     }
+}
+
+/// A status as people read it: its own text is that of a debug form.
+fn explain(status: &tonic::Status) -> String {
+    let cause =
+        std::error::Error::source(status).map(|cause| format!(": {}", chain(cause))).unwrap_or_default();
+    format!("{:?}: {}{cause}", status.code(), status.message())
 }
 
 /// An error and its sources on one line, without repetition.

@@ -12,6 +12,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
@@ -80,7 +81,7 @@ pub struct Changed<T> {
     /// Its version.
     pub version: String,
     /// As received.
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// As read.
     pub value: T,
 }
@@ -341,7 +342,7 @@ fn read<T>(type_url: &str, resource: Resource, decode: Decode<T>) -> Result<Chan
     };
     match value {
         Ok(value) => {
-            Ok(Changed { name, version, body: body.map(|body| body.value).unwrap_or_default(), value })
+            Ok(Changed { name, version, body: body.map(|body| body.value.into()).unwrap_or_default(), value })
         }
         Err(reason) => Err(Rejected { name, reason }),
     }
