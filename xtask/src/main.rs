@@ -3,6 +3,7 @@
 mod ci;
 mod codegen;
 mod deny;
+mod descriptors;
 mod peers;
 mod process;
 mod test;
@@ -42,6 +43,8 @@ enum Command {
     Deny,
     /// Generate Rust from `xds/proto` into `xds/src/generated` (committed; run after editing a proto).
     Codegen,
+    /// Write `xds/descriptors/envoy.bin` (committed; run after a change of envoy-types or of `xds/proto`).
+    Descriptors,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Deny => deny::run(),
         Command::Codegen => codegen::run().map(|()| true),
+        Command::Descriptors => descriptors::run().map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
