@@ -22,16 +22,33 @@ pub(crate) struct Arguments {
 /// What can be asked for.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// The whole mesh on this machine: registry, sample services, sidecars, live traffic.
+    Demo(crate::demo::Arguments),
+    /// Run a command with a sidecar beside it.
+    Run(Box<commands::run::Arguments>),
     /// Ask whether the registry or proxy on this machine is ready (exit code 0 or 1).
     Ready(commands::ready::ReadyArguments),
     /// Wait until the registry or proxy on this machine is ready.
     Wait(commands::ready::WaitArguments),
+    /// Apply resource files, all or nothing.
+    Apply(commands::apply::Arguments),
+    /// List services, instances or resources.
+    Get(commands::get::Arguments),
+    /// Show everything that bears on a service.
+    Describe(commands::describe::Arguments),
+    /// Delete a resource.
+    Delete(commands::delete::Arguments),
+    /// Show what applying files would change (exit code 1 if anything).
+    Diff(commands::diff::Arguments),
     /// Check resource files: every mistake, with its place.
     Validate(commands::validate::Arguments),
     /// Print the JSON Schema of resources, for editors.
     Schema(commands::schema::Arguments),
     /// Print a completion script for a shell.
     Completions(commands::completions::Arguments),
+    /// A command in a mount namespace of its own.
+    #[command(hide = true)]
+    InNamespace(commands::run::names::InNamespace),
     /// One of the demo's sample services.
     #[command(hide = true, subcommand)]
     DemoService(crate::demo::services::Service),

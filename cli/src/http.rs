@@ -71,8 +71,6 @@ impl std::fmt::Display for Origin {
 pub(crate) struct Answer {
     /// Status code.
     pub(crate) status: http::StatusCode,
-    /// Header fields.
-    pub(crate) headers: http::HeaderMap,
     /// The whole body.
     pub(crate) body: Bytes,
 }
@@ -116,7 +114,7 @@ async fn exchange(
         let (head, body) = response.into_parts();
         let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?.to_bytes();
-        Ok::<_, anyhow::Error>(Answer { status: head.status, headers: head.headers, body })
+        Ok::<_, anyhow::Error>(Answer { status: head.status, body })
     };
     tokio::pin!(answer);
     tokio::select! {

@@ -2,9 +2,12 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage (see [`exit`]).
 
+mod api;
 mod arguments;
 mod commands;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod exit;
 mod files;
 mod http;
@@ -18,6 +21,10 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    if std::env::var_os(demo::child::DIE_WITH_PARENT).is_some() {
+        // Without it a sidecar would outlive a demo that is killed. If it fails, it only may.
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+    }
     let arguments = arguments::Arguments::parse();
-    exit::code(commands::run(arguments.command))
+    exit::code(commands::execute(arguments.command))
 }

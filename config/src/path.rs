@@ -36,8 +36,7 @@ pub(crate) fn parse(path: &str) -> Vec<Segment> {
             let Some(end) = closing_quote(quoted) else { break };
             let Ok(key) = serde_json::from_str(&rest[1..end + 3]) else { break };
             segments.push(Segment::Key(key));
-            let after = &quoted[end + 1..];
-            rest = after.strip_prefix(']').unwrap_or(after);
+            rest = quoted[end + 1..].strip_prefix(']').unwrap_or(&quoted[end + 1..]);
         } else if let Some(number) = rest.strip_prefix('[') {
             let Some((digits, after)) = number.split_once(']') else { break };
             let Ok(at) = digits.parse() else { break };

@@ -7,7 +7,6 @@ pub mod api;
 pub mod app;
 pub mod ca;
 pub mod catalog;
-pub mod explain;
 pub mod lease;
 pub mod metrics;
 pub mod resolve;

@@ -3,7 +3,7 @@
 mod ci;
 mod codegen;
 mod deny;
-mod descriptors;
+mod image;
 mod peers;
 mod process;
 mod test;
@@ -41,10 +41,17 @@ enum Command {
     Ci,
     /// Check licences, sources and banned crates against `deny.toml`.
     Deny,
+    /// Build the static binary and the container image around it.
+    Image {
+        /// The Cargo profile to build with.
+        #[arg(long, default_value = "release")]
+        profile: String,
+        /// Only fill target/image, the folder that docker/Dockerfile copies from.
+        #[arg(long)]
+        only_context: bool,
+    },
     /// Generate Rust from `xds/proto` into `xds/src/generated` (committed; run after editing a proto).
     Codegen,
-    /// Write `xds/descriptors/envoy.bin` (committed; run after a change of envoy-types or of `xds/proto`).
-    Descriptors,
 }
 
 fn main() -> ExitCode {
@@ -53,8 +60,8 @@ fn main() -> ExitCode {
         Command::Peers { check } => peers::run(check),
         Command::Ci => ci::run(),
         Command::Deny => deny::run(),
+        Command::Image { profile, only_context } => image::run(&profile, only_context),
         Command::Codegen => codegen::run().map(|()| true),
-        Command::Descriptors => descriptors::run().map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

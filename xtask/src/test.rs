@@ -61,7 +61,8 @@ pub(crate) fn run(require_peers: bool, rest: &[String]) -> anyhow::Result<bool> 
     Ok(passed && counts.failed == 0)
 }
 
-fn target_directory() -> anyhow::Result<std::path::PathBuf> {
+/// Where Cargo builds.
+pub(crate) fn target_directory() -> anyhow::Result<std::path::PathBuf> {
     let text = output(&mut cargo(&["metadata", "--format-version", "1", "--no-deps"]))
         .context("cargo metadata failed")?;
     let metadata: serde_json::Value = serde_json::from_str(&text).context("read cargo metadata")?;

@@ -1,8 +1,15 @@
 //! One file per command: its arguments and what it does.
 
+pub(crate) mod apply;
 pub(crate) mod completions;
+pub(crate) mod delete;
+pub(crate) mod describe;
+pub(crate) mod diff;
+pub(crate) mod get;
 pub(crate) mod ready;
+pub(crate) mod run;
 pub(crate) mod schema;
+pub(crate) mod sidecar;
 pub(crate) mod validate;
 
 use std::future::Future;
@@ -12,10 +19,18 @@ use anyhow::Context;
 use crate::arguments::Command;
 
 /// Runs the command to its end.
-pub(crate) fn run(command: Command) -> anyhow::Result<()> {
+pub(crate) fn execute(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Demo(arguments) => block_on(crate::demo::run(arguments)),
+        Command::Run(arguments) => block_on(run::run(*arguments)),
+        Command::InNamespace(arguments) => run::names::in_namespace(&arguments),
         Command::Ready(arguments) => block_on(ready::ready(arguments)),
         Command::Wait(arguments) => block_on(ready::wait(arguments)),
+        Command::Apply(arguments) => block_on(apply::run(arguments)),
+        Command::Get(arguments) => block_on(get::run(arguments)),
+        Command::Describe(arguments) => block_on(describe::run(arguments)),
+        Command::Delete(arguments) => block_on(delete::run(arguments)),
+        Command::Diff(arguments) => block_on(diff::run(arguments)),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),

@@ -49,10 +49,14 @@ pub(crate) async fn ready(arguments: ReadyArguments) -> anyhow::Result<()> {
 /// Asks until it is ready or the time is over.
 pub(crate) async fn wait(arguments: WaitArguments) -> anyhow::Result<()> {
     let origin = Origin::parse(&arguments.target.address, METRICS_PORT)?;
-    let limit = Duration::from_secs(arguments.timeout);
+    wait_until_ready(&origin, Duration::from_secs(arguments.timeout)).await
+}
+
+/// Asks until it is ready, at most `limit` long.
+pub(crate) async fn wait_until_ready(origin: &Origin, limit: Duration) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
-        let Err(error) = ask(&origin).await else { return Ok(()) };
+        let Err(error) = ask(origin).await else { return Ok(()) };
         if tokio::time::Instant::now() >= deadline {
             return Err(error.context(format!("{origin} is not ready after {limit:?}")));
         }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +43,8 @@ pub(crate) struct LeafArguments {
     /// The version that answers name.
     #[arg(long, default_value = "v1")]
     version: String,
-    /// Answer so many of 100 requests with 503; `PUT /fail?percent=N` changes it.
+    /// Answer so many of 100 requests with 503; `PUT /fail?percent=N` changes it, and
+    /// `/stats` counts them.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     fail_percent: u8,
 }
@@ -112,7 +113,7 @@ fn body(answer: &Answer) -> serde_json::Value {
 pub(super) async fn leaf(service: &'static str, arguments: LeafArguments, stop: Stop) -> anyhow::Result<()> {
     let listen = arguments.common.listen;
     let fail_percent = AtomicU8::new(arguments.fail_percent);
-    let leaf = Arc::new(Leaf { service, arguments, fail_percent });
+    let leaf = Arc::new(Leaf { service, arguments, fail_percent, failed: AtomicU64::new(0) });
     serve(listen, stop, move |stream, closing| {
         let leaf = Arc::clone(&leaf);
         async move { serve_http(stream, closing, |request| std::future::ready(leaf.answer(&request))).await }
@@ -124,14 +125,17 @@ struct Leaf {
     service: &'static str,
     arguments: LeafArguments,
     fail_percent: AtomicU8,
+    failed: AtomicU64,
 }
 
 impl Leaf {
     fn answer(&self, request: &http::Request<Incoming>) -> Response {
         match (request.method(), request.uri().path()) {
             (_, "/healthz") => json(StatusCode::OK, &json!({"status": "ok"})),
+            (_, "/stats") => json(StatusCode::OK, &json!({"failed": self.failed.load(Ordering::Relaxed)})),
             (&http::Method::PUT, "/fail") => self.set_fail_percent(request.uri().query().unwrap_or_default()),
             _ if fastrand::u8(0..100) < self.fail_percent.load(Ordering::Relaxed) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
                 json(StatusCode::SERVICE_UNAVAILABLE, &self.page(request, "told to fail"))
             }
             _ => json(StatusCode::OK, &self.page(request, "ok")),

@@ -1,0 +1,195 @@
+//! `pillion get`: services, instances and resources as the registry has them.
+
+use anyhow::Context;
+use pillion_config::Kind;
+use serde_json::{Value, json};
+
+use crate::api::{ApiArguments, Client};
+use crate::exit::Usage;
+use crate::output::{self, OutputArguments, Rows};
+
+/// Arguments of `pillion get`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// services, instances, resources, or a kind of resource such as routes.
+    what: String,
+    /// Only this one: a service for services and instances, else a resource's name.
+    name: Option<String>,
+    /// Only this namespace.
+    #[arg(short, long, env = "PILLION_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    api: ApiArguments,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// Lists what was asked for.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let client = arguments.api.client()?;
+    let name = arguments.name.as_deref().map(|name| Name::parse(name, arguments.namespace.as_deref()));
+    let namespace = arguments.namespace.as_deref();
+    let (list, rows): (Value, fn(&Value) -> Rows) = match &*arguments.what.to_ascii_lowercase() {
+        "services" | "svc" => (services(&client, name.as_ref(), namespace).await?, service_rows),
+        "instances" | "instance" => (instances(&client, name.as_ref(), namespace).await?, instance_rows),
+        "resources" if name.is_none() => (resources(&client, None, namespace).await?, resource_rows),
+        "resources" => return Err(Usage("say of which kind: pillion get route NAME".to_owned()).into()),
+        other => {
+            let kind = kind(other)?;
+            let list = match &name {
+                Some(name) => resource(&client, kind, name).await?,
+                None => resources(&client, Some(kind), namespace).await?,
+            };
+            (list, resource_rows)
+        }
+    };
+    output::print(arguments.output.format, &list, || rows(&list))
+}
+
+/// A name with its namespace: `orders.shop`, or `orders` with `-n shop`.
+pub(super) struct Name {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl Name {
+    /// Reads a name; its own namespace wins.
+    pub(super) fn parse(text: &str, namespace: Option<&str>) -> Self {
+        let default = namespace.unwrap_or(pillion_model::name::DEFAULT_NAMESPACE);
+        let (name, namespace) = text.split_once('.').unwrap_or((text, default));
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    fn service_path(&self) -> String {
+        format!("/v1/namespaces/{}/services/{}", self.namespace, self.name)
+    }
+}
+
+/// Reads a kind as people write it: `route`, `Routes`, `authorizationpolicies`.
+pub(super) fn kind(text: &str) -> anyhow::Result<Kind> {
+    let known = || {
+        let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+        Usage(format!(
+            "`{text}` is unknown; want services, instances, resources or a kind: {}",
+            kinds.join(", ")
+        ))
+    };
+    Ok(Kind::parse_lenient(text).ok_or_else(known)?)
+}
+
+/// Path of a resource in the API.
+pub(super) fn resource_path(kind: Kind, name: &Name) -> String {
+    format!("/v1/resources/{}/{}/{}", kind.as_str(), name.namespace, name.name)
+}
+
+/// The service, as the catalog has it.
+pub(super) async fn service(client: &Client, name: &Name) -> anyhow::Result<Value> {
+    client.get(&name.service_path()).await
+}
+
+/// The instances of one service.
+pub(super) async fn instances_of(client: &Client, name: &Name) -> anyhow::Result<Value> {
+    let answer = client.get(&format!("{}/instances", name.service_path())).await?;
+    Ok(answer["instances"].clone())
+}
+
+/// All resources of a kind.
+pub(super) async fn resources(
+    client: &Client,
+    kind: Option<Kind>,
+    namespace: Option<&str>,
+) -> anyhow::Result<Value> {
+    let kind = kind.map(|kind| format!("/{}", kind.as_str())).unwrap_or_default();
+    let query = namespace.map(|namespace| format!("?namespace={namespace}")).unwrap_or_default();
+    let answer = client.get(&format!("/v1/resources{kind}{query}")).await?;
+    Ok(answer["resources"].clone())
+}
+
+async fn resource(client: &Client, kind: Kind, name: &Name) -> anyhow::Result<Value> {
+    Ok(json!([client.get(&resource_path(kind, name)).await?]))
+}
+
+async fn services(client: &Client, name: Option<&Name>, namespace: Option<&str>) -> anyhow::Result<Value> {
+    let path = match (name, namespace) {
+        (Some(name), _) => return Ok(json!([service(client, name).await?])),
+        (None, Some(namespace)) => format!("/v1/namespaces/{namespace}/services"),
+        (None, None) => "/v1/services".to_owned(),
+    };
+    Ok(client.get(&path).await?["services"].clone())
+}
+
+async fn instances(client: &Client, name: Option<&Name>, namespace: Option<&str>) -> anyhow::Result<Value> {
+    if let Some(name) = name {
+        return instances_of(client, name).await;
+    }
+    let mut all = Vec::new();
+    for service in services(client, None, namespace).await?.as_array().into_iter().flatten() {
+        let field = |field: &str| service[field].as_str().context("a service has a namespace and a name");
+        let name = Name { namespace: field("namespace")?.to_owned(), name: field("name")?.to_owned() };
+        all.extend(instances_of(client, &name).await?.as_array().cloned().unwrap_or_default());
+    }
+    Ok(Value::Array(all))
+}
+
+fn service_rows(list: &Value) -> Rows {
+    let mut rows = Rows::new(["NAMESPACE", "NAME", "PORTS", "SERVING", "INSTANCES", "ORIGIN"]);
+    for service in list.as_array().into_iter().flatten() {
+        let count = |health: &str| service["instances"][health].as_u64().unwrap_or(0).to_string();
+        rows.push([
+            text(service, "namespace"),
+            text(service, "name"),
+            ports(service),
+            count("serving"),
+            count("total"),
+            text(service, "origin"),
+        ]);
+    }
+    rows
+}
+
+/// Instances as a table.
+pub(super) fn instance_rows(list: &Value) -> Rows {
+    let mut rows =
+        Rows::new(["NAMESPACE", "SERVICE", "ID", "ADDRESS", "PORTS", "SIDECAR", "HEALTH", "ZONE", "LABELS"]);
+    for instance in list.as_array().into_iter().flatten() {
+        let labels = instance["labels"].as_object().into_iter().flatten();
+        let labels = labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
+        let inbound =
+            instance["inboundPort"].as_u64().map_or_else(|| "-".to_owned(), |port| port.to_string());
+        rows.push([
+            text(instance, "namespace"),
+            text(instance, "service"),
+            text(instance, "id"),
+            text(instance, "address"),
+            ports(instance),
+            inbound,
+            text(instance, "health"),
+            text(instance, "zone"),
+            labels.collect::<Vec<_>>().join(","),
+        ]);
+    }
+    rows
+}
+
+fn resource_rows(list: &Value) -> Rows {
+    let mut rows = Rows::new(["KIND", "NAMESPACE", "NAME", "TO"]);
+    for resource in list.as_array().into_iter().flatten() {
+        rows.push(["kind", "namespace", "name", "to"].map(|field| text(resource, field)));
+    }
+    rows
+}
+
+fn ports(of: &Value) -> String {
+    let ports = of["ports"].as_object().into_iter().flatten();
+    let one = |(name, port): (&String, &Value)| {
+        let protocol = port["protocol"].as_str().unwrap_or_default();
+        let suffix = if name == protocol { String::new() } else { format!("/{protocol}") };
+        format!("{name}:{}{suffix}", port["port"])
+    };
+    ports.map(one).collect::<Vec<_>>().join(",")
+}
+
+/// A field's text; `-` where there is none.
+pub(super) fn text(value: &Value, field: &str) -> String {
+    value[field].as_str().filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
+}
