@@ -202,7 +202,7 @@ impl Replay {
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        if self.at == 0 { self.record.borrow().hint.clone() } else { SizeHint::default() }
+        if self.at == 0 { self.record.borrow().hint } else { SizeHint::default() }
     }
 }
 

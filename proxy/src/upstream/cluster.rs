@@ -1,11 +1,14 @@
 //! One cluster as the request path holds it.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use pillion_model::cluster::{CircuitBreakers, Cluster as Config};
-use pillion_model::endpoint::LoadAssignment;
+use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, LocalityEndpoints};
+use pillion_model::health::Health;
 use pillion_model::retry;
 
 use super::hosts::HostSet;
@@ -25,6 +28,8 @@ pub struct Cluster {
     hosts: ArcSwap<HostSet>,
     version: AtomicU64,
     retired: AtomicBool,
+    /// Of a cluster that follows original destinations: those met, oldest first.
+    destinations: Mutex<VecDeque<SocketAddr>>,
 }
 
 impl Cluster {
@@ -37,6 +42,7 @@ impl Cluster {
             hosts: ArcSwap::from_pointee(HostSet::default()),
             version: AtomicU64::new(0),
             retired: AtomicBool::new(false),
+            destinations: Mutex::default(),
         }
     }
 
@@ -67,19 +73,42 @@ impl Cluster {
     pub(super) fn set_endpoints(&self, assignment: &LoadAssignment) {
         let old = self.hosts.load_full();
         let new = HostSet::build(self, assignment);
-        if old.is_other_membership(&new) {
-            self.state.stats.membership_change.fetch_add(1, Ordering::Relaxed);
-        }
+        let present: HashSet<u64> = new.hosts.iter().map(|host| host.endpoint.id).collect();
+        let mut changed = old.hosts.len() != new.hosts.len();
         for host in &new.hosts {
             host.endpoint.removed.store(false, Ordering::Relaxed);
         }
-        for host in &old.hosts {
-            if !new.contains(host.endpoint.id) {
-                host.endpoint.removed.store(true, Ordering::Relaxed);
-            }
+        for host in old.hosts.iter().filter(|host| !present.contains(&host.endpoint.id)) {
+            host.endpoint.removed.store(true, Ordering::Relaxed);
+            changed = true;
+        }
+        if changed {
+            self.state.stats.membership_change.fetch_add(1, Ordering::Relaxed);
         }
         self.hosts.store(Arc::new(new));
         self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Makes an original destination an endpoint; the oldest one leaves when there are too many.
+    pub(super) fn admit_destination(&self, address: SocketAddr) {
+        let mut known = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&address) {
+            return;
+        }
+        if known.len() >= DESTINATIONS_MAX {
+            known.pop_front();
+        }
+        known.push_back(address);
+        let endpoints = known.iter().map(|&address| Endpoint {
+            address: HostAddress::Socket(address),
+            hostname: String::new(),
+            weight: 1,
+            health: Health::Serving,
+            labels: BTreeMap::new(),
+            transport: BTreeMap::new(),
+        });
+        let locality = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };
+        self.set_endpoints(&LoadAssignment { localities: vec![locality], ..LoadAssignment::default() });
     }
 
     /// No longer in the configuration: its pools are drained.
@@ -120,6 +149,9 @@ impl Drop for RetryPermit {
         self.state.usage(self.priority).retries.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+/// Original destinations of one cluster known at once.
+const DESTINATIONS_MAX: usize = 1024;
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

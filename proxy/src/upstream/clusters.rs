@@ -1,14 +1,19 @@
 //! The process-wide set of clusters: applies configuration, keeps state across it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pillion_model::cluster::{Cluster as Config, Discovery};
 use pillion_model::endpoint::LoadAssignment;
+use pillion_net::resolve::Resolver;
 use pillion_net::tls::Secrets;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::cluster::Cluster;
+use super::control::Control;
+use super::dns::{DnsCluster, Names};
 use super::outlier;
 use super::state::ClusterState;
 use super::tls;
@@ -30,13 +35,16 @@ pub struct Clusters {
     inner: Mutex<Inner>,
     changes: watch::Sender<u64>,
     events: mpsc::Sender<outlier::Event>,
+    pub(super) names: Arc<dyn Names>,
 }
 
 #[derive(Default)]
-struct Inner {
-    clusters: ClusterMap,
+pub(super) struct Inner {
+    pub(super) clusters: ClusterMap,
     states: HashMap<String, Arc<ClusterState>>,
-    assignments: HashMap<String, LoadAssignment>,
+    /// What each cluster's endpoints were made from, names resolved.
+    pub(super) assignments: HashMap<String, LoadAssignment>,
+    pub(super) controls: HashMap<String, Control>,
     events: Option<mpsc::Receiver<outlier::Event>>,
 }
 
@@ -47,11 +55,16 @@ impl Default for Clusters {
 }
 
 impl Clusters {
-    /// None yet.
+    /// None yet; names are resolved as the system does.
     pub fn new() -> Self {
+        Self::with_names(Arc::new(Resolver::system()))
+    }
+
+    /// None yet; names are resolved by `names`.
+    pub fn with_names(names: Arc<dyn Names>) -> Self {
         let (events, receiver) = mpsc::channel(OUTLIER_EVENTS_MAX);
         let inner = Inner { events: Some(receiver), ..Inner::default() };
-        Self { inner: Mutex::new(inner), changes: watch::Sender::new(0), events }
+        Self { inner: Mutex::new(inner), changes: watch::Sender::new(0), events, names }
     }
 
     /// Makes `clusters` with `endpoints` (by EDS name) the ones there are. A cluster whose
@@ -62,7 +75,7 @@ impl Clusters {
         endpoints: &BTreeMap<String, LoadAssignment>,
         secrets: &dyn Secrets,
     ) -> (Arc<ClusterMap>, Vec<Rejected>) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.lock();
         let mut rejected = Vec::new();
         for (name, config) in clusters {
             match inner.compile(name, config, secrets, &self.events) {
@@ -80,6 +93,7 @@ impl Clusters {
         });
         inner.states.retain(|name, _| kept.contains(name));
         inner.assignments.retain(|name, _| kept.contains(name));
+        inner.controls.retain(|name, _| kept.contains(name));
         let map = Arc::new(inner.clusters.clone());
         drop(inner);
         self.changes.send_modify(|generation| *generation += 1);
@@ -89,7 +103,7 @@ impl Clusters {
     /// Takes new secrets: new connections use them, those made with the ones before are drained.
     /// A cluster whose secrets have become unusable goes on with the ones before.
     pub fn rotate(&self, secrets: &dyn Secrets) -> Vec<Rejected> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.lock();
         let mut rejected = Vec::new();
         for (name, cluster) in &inner.clusters {
             for transport in &cluster.transports {
@@ -101,6 +115,28 @@ impl Clusters {
         drop(inner);
         self.changes.send_modify(|generation| *generation += 1);
         rejected
+    }
+
+    /// The clusters of the moment.
+    pub fn snapshot(&self) -> Vec<Arc<Cluster>> {
+        self.with(|inner| inner.clusters.values().cloned().collect())
+    }
+
+    /// Every address of a host outside the configuration; the error is for people.
+    pub async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, String> {
+        self.names.addresses(host.to_owned()).await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        act(&mut self.lock())
+    }
+
+    pub(super) fn take_events(&self) -> Option<mpsc::Receiver<outlier::Event>> {
+        self.with(|inner| inner.events.take())
     }
 
     /// Changes whenever pools may have something to drain.
@@ -129,18 +165,21 @@ impl Inner {
             old.retire();
         }
         self.assignments.remove(name);
+        let control = self.controls.entry(name.to_owned()).or_default();
+        let now = Instant::now();
+        control.interval_end = config.outlier_detection.as_ref().map(|config| now + config.interval);
+        control.dns = DnsCluster::new(&config.discovery, now);
         Ok(())
     }
 
     fn assign(&mut self, name: &str, config: &Config, endpoints: &BTreeMap<String, LoadAssignment>) {
         let assignment = match &config.discovery {
-            Discovery::Static(assignment)
-            | Discovery::StrictDns { assignment, .. }
-            | Discovery::LogicalDns { assignment, .. } => Some(assignment),
+            Discovery::Static(assignment) => Some(assignment),
             Discovery::Eds { service_name } => {
                 endpoints.get(if service_name.is_empty() { name } else { service_name.as_str() })
             }
-            Discovery::OriginalDst => None,
+            // Found out by the control task, or by the request itself.
+            Discovery::StrictDns { .. } | Discovery::LogicalDns { .. } | Discovery::OriginalDst => None,
         };
         // Endpoints not told yet, or not told any more: the last ones stay.
         let Some(assignment) = assignment else { return };

@@ -1,15 +1,19 @@
 //! The endpoints of a cluster at one moment, arranged for choosing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
+use pillion_model::cluster::Discovery;
 use pillion_model::endpoint::{Endpoint, Fraction, HostAddress, LoadAssignment, Locality};
 use pillion_model::health::Health;
-
 use tokio::time::Instant;
 
+use super::balance::{Balance, Draw, LocalityHosts, Turns};
 use super::cluster::Cluster;
+use super::failure::Cause;
 use super::send::Attempt;
-use super::state::{Address, EndpointState};
+use super::state::{Address, ClusterState, EndpointState};
 use super::tls::Transport;
 
 /// All endpoints of a cluster, and how load is shared among them. Never changed, only replaced.
@@ -19,7 +23,9 @@ pub struct HostSet {
     pub hosts: Vec<Host>,
     /// Share of requests to drop, per category.
     pub drops: Vec<(String, Fraction)>,
-    pub(super) usable: Vec<u32>,
+    balance: Balance,
+    /// Of clusters that follow the original destination: places by address.
+    by_address: Option<HashMap<Address, usize>>,
 }
 
 /// One endpoint as configured at the moment.
@@ -39,15 +45,28 @@ pub struct Host {
     pub(super) transport: Arc<Transport>,
 }
 
+impl Host {
+    /// Whether traffic is sent there in the first place.
+    pub fn is_healthy(&self) -> bool {
+        self.health.takes_traffic() && !self.endpoint.is_ejected()
+    }
+
+    /// Whether traffic is sent there when healthy ones do not suffice.
+    pub fn is_degraded(&self) -> bool {
+        self.health == Health::Stale && !self.endpoint.is_ejected()
+    }
+}
+
 impl HostSet {
+    /// Arranges the addresses of `assignment`; names must have been resolved and are left out.
     pub(super) fn build(cluster: &Cluster, assignment: &LoadAssignment) -> Self {
-        let hosts: Vec<Host> = assignment
-            .localities
-            .iter()
-            .flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)))
-            .filter_map(|(group, endpoint)| {
-                let address = address(&endpoint.address)?;
-                Some(Host {
+        let mut hosts = Vec::new();
+        let mut localities = Vec::with_capacity(assignment.localities.len());
+        for group in &assignment.localities {
+            let first = hosts.len();
+            for endpoint in &group.endpoints {
+                let Some(address) = address(&endpoint.address) else { continue };
+                hosts.push(Host {
                     endpoint: cluster.state.endpoint(&address),
                     weight: endpoint.weight.max(1),
                     health: endpoint.health,
@@ -55,36 +74,58 @@ impl HostSet {
                     locality: group.locality.clone(),
                     priority: group.priority,
                     transport: transport(cluster, endpoint),
-                })
-            })
-            .collect();
-        let usable = (0_u32..)
-            .zip(&hosts)
-            .filter(|(_, host)| host.health.takes_traffic() && !host.endpoint.is_ejected())
-            .map(|(at, _)| at)
-            .collect();
-        Self { hosts, drops: assignment.drops.clone(), usable }
+                });
+            }
+            let members = (first..hosts.len()).filter_map(|at| u32::try_from(at).ok()).collect();
+            localities.push(LocalityHosts { weight: group.weight, priority: group.priority, members });
+        }
+        let config = &cluster.config;
+        let overprovisioning =
+            if assignment.overprovisioning == 0 { 140 } else { assignment.overprovisioning };
+        let balance = Balance::arrange(
+            &config.load_balancing,
+            &hosts,
+            &localities,
+            overprovisioning,
+            config.panic_threshold_percent,
+        );
+        let by_address = matches!(config.discovery, Discovery::OriginalDst).then(|| {
+            hosts.iter().enumerate().map(|(at, host)| (host.endpoint.address.clone(), at)).collect()
+        });
+        Self { hosts, drops: assignment.drops.clone(), balance, by_address }
     }
 
     /// Chooses an endpoint: its place in `hosts`.
-    pub(super) fn pick(&self, attempt: &Attempt, now: Instant) -> Option<usize> {
-        let draw = || self.usable.get(fastrand::usize(..self.usable.len().max(1))).map(|&at| at as usize);
-        let (one, other) = (draw()?, draw()?);
-        let cost = |at: usize| {
-            let endpoint = &self.hosts[at].endpoint;
-            endpoint.ewma.cost(endpoint.active(), now)
-        };
-        let _ = attempt;
-        Some(if cost(other) < cost(one) { other } else { one })
+    pub(super) fn pick(
+        &self,
+        state: &ClusterState,
+        turns: &mut Turns,
+        attempt: &Attempt,
+        now: Instant,
+    ) -> Result<usize, Cause> {
+        if self.drops.iter().any(|(_, share)| share.hits(fastrand::u64(..))) {
+            state.stats.upstream_rq_drop_overload.fetch_add(1, Relaxed);
+            return Err(Cause::Dropped);
+        }
+        let avoid = |host: &Host| attempt.has_tried(host.endpoint.id);
+        let draw = Draw { hash: attempt.hash, redraws: attempt.redraws, avoid: &avoid, now };
+        match self.balance.pick(&self.hosts, turns, &draw) {
+            Some(choice) => {
+                if choice.panic {
+                    state.stats.lb_healthy_panic.fetch_add(1, Relaxed);
+                }
+                Ok(choice.at)
+            }
+            None => {
+                state.stats.upstream_cx_none_healthy.fetch_add(1, Relaxed);
+                Err(Cause::NoHealthyUpstream)
+            }
+        }
     }
 
-    pub(super) fn contains(&self, id: u64) -> bool {
-        self.hosts.iter().any(|host| host.endpoint.id == id)
-    }
-
-    pub(super) fn is_other_membership(&self, other: &Self) -> bool {
-        self.hosts.len() != other.hosts.len()
-            || !self.hosts.iter().all(|host| other.contains(host.endpoint.id))
+    /// The place of an original destination.
+    pub(super) fn place_of(&self, address: &Address) -> Option<usize> {
+        self.by_address.as_ref()?.get(address).copied()
     }
 }
 

@@ -4,20 +4,27 @@
 //! [`Clusters`] is process-wide and takes configuration. [`Pools`] is one worker's; it owns that
 //! worker's connections and makes one try at a time. Retrying is the caller's.
 
+mod balance;
 mod cluster;
 mod clusters;
 mod connect;
+mod control;
+mod dns;
 mod ewma;
 mod failure;
 mod handshake;
 mod hosts;
+mod http2;
 mod io;
 mod lease;
 mod message;
+mod open;
 mod outlier;
 mod pool;
+mod relay;
 mod send;
 mod state;
+mod tcp;
 mod tls;
 mod worker;
 
@@ -26,14 +33,17 @@ mod tests;
 
 pub use cluster::{Cluster, RetryPermit};
 pub use clusters::{ClusterMap, Clusters, Rejected};
+pub use dns::Names;
 pub use failure::{Cause, Failure, body_reset, reset_reason};
 pub use hosts::{Host, HostSet};
 pub use io::Io;
 pub use lease::{TunnelGuard, UpstreamBody};
 pub use outlier::OutlierStats;
+pub use relay::{RelayEnd, Relayed, relay};
 pub use send::{Attempt, Sent, StaleReplay, grpc_to_http};
 pub use state::{
     Address, ClusterState, ClusterStats, EndpointState, EndpointStats, Outcome, Priority, Usage,
 };
+pub use tcp::TcpUpstream;
 pub use tls::Transport;
 pub use worker::Pools;

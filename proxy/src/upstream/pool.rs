@@ -6,26 +6,22 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::{Future as _, poll_fn};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use hyper::client::conn::http1;
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
 use pillion_model::retry::Reset;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
-use super::connect::{ConnectError, dial};
-use super::handshake::{LocalExecutor, http1_builder, http2_builder};
+use super::connect::ConnectError;
 use super::hosts::Host;
-use super::io::{ConnectionGuard, Io};
+use super::http2::Http2;
+use super::io::ConnectionGuard;
 use super::lease::Connection;
+use super::open::{Opened, connect};
 use super::state::{EndpointState, Priority};
 use super::tls::Transport;
 use super::worker::Worker;
@@ -36,8 +32,8 @@ pub(super) struct EndpointPool {
     pub(super) cluster: Arc<Cluster>,
     pub(super) endpoint: Arc<EndpointState>,
     pub(super) transport: Arc<Transport>,
-    wanted: Wanted,
-    worker: Rc<Worker>,
+    pub(super) wanted: Wanted,
+    pub(super) worker: Rc<Worker>,
     /// Most recently used last.
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Http2>>>,
@@ -54,22 +50,13 @@ pub(super) struct Http1 {
     pub(super) send: http1::SendRequest<Body>,
     /// Requests served before this one.
     pub(super) served: u32,
-    generation: u64,
+    /// Of the transport's TLS configuration it was made with.
+    pub(super) generation: u64,
 }
 
 struct Idle {
     connection: Http1,
     since: Instant,
-}
-
-/// An HTTP/2 connection shared by many requests.
-pub(super) struct Http2 {
-    pub(super) send: RefCell<http2::SendRequest<Body>>,
-    driver: Rc<RefCell<http2::Connection<TokioIo<Io>, Body, LocalExecutor>>>,
-    pub(super) streams: Cell<usize>,
-    pub(super) served: Cell<u32>,
-    generation: u64,
-    idle_since: Cell<Instant>,
 }
 
 /// One stream's place on a shared connection, until dropped.
@@ -163,7 +150,7 @@ impl EndpointPool {
 
     fn takes_streams(&self, connection: &Http2) -> bool {
         let max = self.cluster.config.requests_per_connection_max;
-        !connection.send.borrow().is_closed()
+        !connection.is_closed()
             && connection.generation == self.transport.generation()
             && (max == 0 || connection.served.get() < max)
             && connection.streams.get() < connection.streams_max()
@@ -213,7 +200,9 @@ impl EndpointPool {
                 Err(back) => connection = back,
             }
         }
-        if let Ok(Connection::Http1(connection)) = connection {
+        if let Ok(Connection::Http1(connection)) = connection
+            && !self.is_draining()
+        {
             self.idle.borrow_mut().push(Idle { connection, since: self.worker.now() });
         }
     }
@@ -263,6 +252,11 @@ impl EndpointPool {
         }
     }
 
+    /// Closes the idle HTTP/1 connections: one of their age turned out to be dead.
+    pub(super) fn forget_idle(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
     fn keeps(&self, connection: &Http1) -> bool {
         let max = self.cluster.config.requests_per_connection_max;
         if max != 0 && connection.served >= max {
@@ -301,7 +295,7 @@ impl EndpointPool {
         self.shared.borrow_mut().retain(|connection| {
             let late = connection.streams.get() == 0 && expired(connection.idle_since.get());
             timed_out.set(timed_out.get() + u64::from(late));
-            !late && !connection.send.borrow().is_closed() && connection.generation == generation
+            !late && !connection.is_closed() && connection.generation == generation
         });
         if timed_out.get() > 0 {
             self.endpoint.cluster.stats.upstream_cx_idle_timeout.fetch_add(timed_out.get(), Relaxed);
@@ -309,100 +303,36 @@ impl EndpointPool {
         self.open.get() == 0 && self.connecting.get() == 0
     }
 
+    /// A connection was opened, or could not be.
+    pub(super) fn opened(self: &Rc<Self>, opened: Result<Opened, ConnectError>) {
+        self.connecting.set(self.connecting.get() - 1);
+        match opened {
+            Err(error) => return self.fail_waiting(&error),
+            Ok(Opened::Http1(connection)) => {
+                self.open.set(self.open.get() + 1);
+                self.hand_over(Connection::Http1(connection));
+            }
+            Ok(Opened::Http2(connection)) => {
+                self.open.set(self.open.get() + 1);
+                self.shared.borrow_mut().push(connection);
+                self.serve_waiting();
+            }
+        }
+        if self.is_draining() {
+            // Those that waited have been served; nothing is kept.
+            self.drain();
+        }
+    }
+
     /// A connection has ended, for whatever reason.
-    fn closed(self: &Rc<Self>) {
+    pub(super) fn closed(self: &Rc<Self>) {
         self.open.set(self.open.get() - 1);
         self.idle.borrow_mut().retain(|idle| !idle.connection.send.is_closed());
-        self.shared.borrow_mut().retain(|connection| !connection.send.borrow().is_closed());
+        self.shared.borrow_mut().retain(|connection| !connection.is_closed());
         self.serve_waiting();
         if !self.waiting.borrow().is_empty() {
             self.open_for_waiting(Priority::Default);
         }
-    }
-}
-
-/// Opens a connection and puts it to use.
-async fn connect(pool: Rc<EndpointPool>, counted: ConnectionGuard) {
-    let generation = pool.transport.generation();
-    let opened = open(&pool, counted, generation).await;
-    pool.connecting.set(pool.connecting.get() - 1);
-    match opened {
-        Ok(Opened::Http1(send, driver)) => {
-            pool.open.set(pool.open.get() + 1);
-            let ended = Rc::clone(&pool);
-            pool.worker.spawn(async move {
-                let _ = driver.with_upgrades().await;
-                ended.closed();
-            });
-            pool.hand_over(Connection::Http1(Http1 { send, served: 0, generation }));
-        }
-        Ok(Opened::Http2(connection)) => {
-            pool.open.set(pool.open.get() + 1);
-            let (ended, driver) = (Rc::clone(&pool), Rc::clone(&connection.driver));
-            pool.worker.spawn(async move {
-                let _ = poll_fn(|cx| Pin::new(&mut *driver.borrow_mut()).poll(cx)).await;
-                ended.closed();
-            });
-            if !pool.is_draining() || !pool.waiting.borrow().is_empty() {
-                pool.shared.borrow_mut().push(Rc::new(connection));
-            }
-            pool.serve_waiting();
-        }
-        Err(error) => pool.fail_waiting(&error),
-    }
-}
-
-enum Opened {
-    Http1(http1::SendRequest<Body>, http1::Connection<TokioIo<Io>, Body>),
-    Http2(Http2),
-}
-
-async fn open(
-    pool: &EndpointPool,
-    counted: ConnectionGuard,
-    generation: u64,
-) -> Result<Opened, ConnectError> {
-    let io = dial(&pool.cluster, &pool.endpoint, &pool.transport, counted).await?;
-    let broken = |error: hyper::Error| ConnectError::refused(error.to_string());
-    let wanted = match io.tls().and_then(|session| session.alpn_protocol()) {
-        Some(b"h2") => Wanted::Http2,
-        Some(b"http/1.1") => Wanted::Http1,
-        _ => pool.wanted,
-    };
-    if wanted == Wanted::Http1 {
-        let (send, driver) = http1_builder().handshake(TokioIo::new(io)).await.map_err(broken)?;
-        return Ok(Opened::Http1(send, driver));
-    }
-    let executor = LocalExecutor(Rc::clone(&pool.worker));
-    let (send, driver) = http2_builder(executor).handshake(TokioIo::new(io)).await.map_err(broken)?;
-    Ok(Opened::Http2(Http2 {
-        send: RefCell::new(send),
-        driver: Rc::new(RefCell::new(driver)),
-        streams: Cell::new(0),
-        served: Cell::new(0),
-        generation,
-        idle_since: Cell::new(pool.worker.now()),
-    }))
-}
-
-impl Http2 {
-    /// Streams the peer allows at once.
-    fn streams_max(&self) -> usize {
-        self.driver.try_borrow().map_or(1, |driver| driver.current_max_send_streams())
-    }
-
-    /// Whether the peer takes extended CONNECT. Its SETTINGS tell, which may still be under way on
-    /// a new connection.
-    pub(super) async fn wait_extended_connect(&self) -> bool {
-        let enabled = || self.driver.try_borrow().is_ok_and(|it| it.is_extended_connect_protocol_enabled());
-        let deadline = Instant::now() + SETTINGS_WAIT_MAX;
-        while !enabled() {
-            if Instant::now() >= deadline || self.send.borrow().is_closed() {
-                return false;
-            }
-            tokio::time::sleep(SETTINGS_POLL).await;
-        }
-        true
     }
 }
 
@@ -448,6 +378,3 @@ impl Drop for Pending<'_> {
 const STREAMS_PRESSURE: usize = 64;
 /// Shared connections of one worker to one endpoint opened for pressure alone.
 const HTTP2_CONNECTIONS_MAX: usize = 4;
-/// How long SETTINGS may take to arrive; asked for at this pace.
-const SETTINGS_WAIT_MAX: Duration = Duration::from_secs(1);
-const SETTINGS_POLL: Duration = Duration::from_millis(1);

@@ -1,5 +1,6 @@
 //! One try of one request: choose an endpoint, take a connection, send, hand the response on.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use http::header::UPGRADE;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use pillion_model::cluster::UpstreamProtocol;
+use pillion_model::cluster::{Discovery, UpstreamProtocol};
 use pillion_model::retry::{Reset, is_idempotent};
 use tokio::time::Instant;
 
@@ -17,7 +18,7 @@ use super::lease::{Connection, Lease, RequestGuard, TunnelGuard, UpstreamBody};
 use super::message;
 use super::pool::{EndpointPool, Refusal, Wanted};
 use super::state::{EndpointState, Outcome, Priority};
-use super::worker::Pools;
+use super::worker::{Pools, View};
 use crate::body::Body;
 
 /// What one request brings to its tries; kept from one try to the next.
@@ -31,6 +32,8 @@ pub struct Attempt {
     pub downstream: Version,
     /// Draws made to avoid endpoints tried before; 0: they are not avoided.
     pub redraws: u32,
+    /// Where the connection was going, for clusters that follow the original destination.
+    pub destination: Option<SocketAddr>,
     /// Who repeats a request that met a stale connection.
     pub stale: StaleReplay,
     /// The endpoint of the present or last try.
@@ -76,6 +79,7 @@ impl Default for Attempt {
             hash: None,
             downstream: Version::HTTP_11,
             redraws: 0,
+            destination: None,
             stale: StaleReplay::Pool,
             endpoint: None,
             tried: Tried::default(),
@@ -92,16 +96,31 @@ impl Attempt {
             endpoint.report(Outcome::Timeout, started.elapsed());
         }
     }
+
+    /// Avoids `endpoint` in further tries, as those tried already.
+    pub fn avoid(&mut self, endpoint: &EndpointState) {
+        self.tried.note(endpoint.id);
+    }
+
+    pub(super) fn has_tried(&self, id: u64) -> bool {
+        self.tried.ids.contains(&id)
+    }
+
+    pub(super) fn begin(&mut self, endpoint: &Arc<EndpointState>, now: Instant) {
+        self.avoid(endpoint);
+        self.endpoint = Some(Arc::clone(endpoint));
+        self.started = Some(now);
+    }
+
+    pub(super) fn end(&mut self) {
+        self.started = None;
+    }
 }
 
 impl Tried {
     fn note(&mut self, id: u64) {
         self.ids[self.count % self.ids.len()] = id;
         self.count += 1;
-    }
-
-    pub(super) fn has(&self, id: u64) -> bool {
-        self.ids.contains(&id)
     }
 }
 
@@ -121,15 +140,14 @@ impl Pools {
     ) -> Result<Sent, Failure> {
         let now = self.tick();
         attempt.endpoint = None;
-        let pool = match self.choose(cluster, attempt, now) {
-            Ok(pool) => pool,
+        let view = self.view(cluster);
+        let pool = match self.choose(&view, attempt, now) {
+            Ok(at) => view.pool(&self.worker, at, wanted(cluster, attempt)),
             Err(cause) => return Err(Failure::new(cause).hand_back(request)),
         };
-        attempt.endpoint = Some(Arc::clone(&pool.endpoint));
-        attempt.started = Some(now);
-        attempt.tried.note(pool.endpoint.id);
+        attempt.begin(&pool.endpoint, now);
         let sent = try_pool(&pool, attempt, request).await;
-        attempt.started = None;
+        attempt.end();
         match &sent {
             Ok(sent) => {
                 pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), now.elapsed())
@@ -142,25 +160,23 @@ impl Pools {
         sent
     }
 
-    fn choose(
-        &self,
-        cluster: &Arc<Cluster>,
-        attempt: &Attempt,
-        now: Instant,
-    ) -> Result<Rc<EndpointPool>, Cause> {
-        let view = self.view(cluster);
-        let hosts = view.hosts();
-        let Some(at) = hosts.pick(attempt, now) else {
-            cluster.state.stats.upstream_cx_none_healthy.fetch_add(1, Relaxed);
-            return Err(Cause::NoHealthyUpstream);
-        };
-        let wanted = match cluster.config.protocol {
-            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => Wanted::Http1,
-            UpstreamProtocol::Http2 => Wanted::Http2,
-            UpstreamProtocol::Downstream if attempt.downstream == Version::HTTP_2 => Wanted::Http2,
-            UpstreamProtocol::Downstream => Wanted::Http1,
-        };
-        Ok(view.pool(&self.worker, at, wanted))
+    /// The place of an endpoint of `view`.
+    pub(super) fn choose(&self, view: &View, attempt: &Attempt, now: Instant) -> Result<usize, Cause> {
+        if let (Discovery::OriginalDst, Some(destination)) =
+            (&view.cluster.config.discovery, attempt.destination)
+        {
+            return view.original_destination(destination).ok_or(Cause::NoHealthyUpstream);
+        }
+        view.pick(attempt, now)
+    }
+}
+
+fn wanted(cluster: &Cluster, attempt: &Attempt) -> Wanted {
+    match cluster.config.protocol {
+        UpstreamProtocol::Http1 | UpstreamProtocol::Auto => Wanted::Http1,
+        UpstreamProtocol::Http2 => Wanted::Http2,
+        UpstreamProtocol::Downstream if attempt.downstream == Version::HTTP_2 => Wanted::Http2,
+        UpstreamProtocol::Downstream => Wanted::Http1,
     }
 }
 
@@ -194,7 +210,12 @@ async fn try_pool(
         };
         match again {
             Some(again) if repeats > 0 => {
-                repeats -= 1;
+                // What was never sent may be sent until this gives up; what the peer may have seen
+                // only once more, and on a connection that is not as old.
+                repeats = if failure.request_sent { 0 } else { repeats - 1 };
+                if failure.stale_connection {
+                    pool.forget_idle();
+                }
                 pool.endpoint.cluster.stats.upstream_rq_stale_replay.fetch_add(1, Relaxed);
                 request = again;
             }
@@ -331,7 +352,7 @@ fn detail(error: &hyper::Error) -> String {
 fn passive_status<B>(response: &Response<B>) -> u16 {
     let grpc =
         response.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-    grpc.map_or(response.status().as_u16(), grpc_to_http)
+    grpc.map_or_else(|| response.status().as_u16(), grpc_to_http)
 }
 
 /// Envoy's mapping of gRPC status codes to HTTP's.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::balance::Turns;
 use super::cluster::Cluster;
 use super::clusters::Clusters;
+use super::failure::Cause;
 use super::hosts::HostSet;
 use super::pool::{EndpointPool, Wanted};
+use super::send::Attempt;
+use super::state::Address;
 
 /// Upstream connections of one worker. Cheap to clone; not `Send`.
 #[derive(Clone)]
@@ -37,6 +42,7 @@ pub(super) struct View {
     pub(super) cluster: Arc<Cluster>,
     version: Cell<u64>,
     hosts: RefCell<Arc<HostSet>>,
+    turns: RefCell<Turns>,
     /// By place in `hosts`, one pool per protocol.
     pools: RefCell<Vec<PoolPair>>,
 }
@@ -108,7 +114,7 @@ impl Pools {
         Rc::clone(view)
     }
 
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         let now = self.tick();
         self.views.borrow_mut().retain(|_, view| {
             if view.cluster.is_retired() {
@@ -128,6 +134,7 @@ impl View {
             cluster: Arc::clone(cluster),
             version: Cell::new(u64::MAX),
             hosts: RefCell::default(),
+            turns: RefCell::default(),
             pools: RefCell::default(),
         }
     }
@@ -140,6 +147,7 @@ impl View {
         }
         self.version.set(version);
         let old = self.hosts.replace(self.cluster.hosts());
+        *self.turns.borrow_mut() = Turns::default();
         let mut kept: HashMap<(u64, u64), PoolPair> = HashMap::new();
         for (host, pools) in old.hosts.iter().zip(self.pools.take()) {
             kept.insert((host.endpoint.id, host.transport.id), pools);
@@ -161,6 +169,21 @@ impl View {
         for slot in self.pools.borrow_mut().iter_mut().flatten() {
             slot.take_if(|pool| pool.sweep(now));
         }
+    }
+
+    pub(super) fn pick(&self, attempt: &Attempt, now: Instant) -> Result<usize, Cause> {
+        self.hosts.borrow().pick(&self.cluster.state, &mut self.turns.borrow_mut(), attempt, now)
+    }
+
+    /// The place of an original destination, which becomes an endpoint when first met.
+    pub(super) fn original_destination(&self, destination: SocketAddr) -> Option<usize> {
+        let address = Address::Socket(destination);
+        if let Some(at) = self.hosts.borrow().place_of(&address) {
+            return Some(at);
+        }
+        self.cluster.admit_destination(destination);
+        self.refresh();
+        self.hosts.borrow().place_of(&address)
     }
 
     pub(super) fn hosts(&self) -> Arc<HostSet> {

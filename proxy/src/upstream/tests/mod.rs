@@ -1,4 +1,9 @@
 //! Behaviour against in-process origins.
 
+mod control;
 mod http1;
-mod support;
+mod http2;
+pub(in crate::upstream) mod support;
+mod tcp;
+mod tls;
+mod tunnel;

@@ -4,11 +4,15 @@
 //! The request path only counts. What it finds by counting in a row goes as an event to the control
 //! task, which alone ejects and returns endpoints.
 
+mod detector;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use pillion_model::cluster::OutlierDetection;
 use tokio::sync::mpsc;
+
+pub(super) use detector::{Detector, Round};
 
 use super::state::EndpointState;
 
@@ -66,6 +70,27 @@ pub(super) enum Kind {
     FailurePercentage,
 }
 
+impl OutlierStats {
+    /// The counters of detections and ejections of one kind.
+    fn of(&self, kind: Kind) -> (&AtomicU64, &AtomicU64) {
+        match kind {
+            Kind::Consecutive5xx => {
+                (&self.ejections_detected_consecutive_5xx, &self.ejections_enforced_consecutive_5xx)
+            }
+            Kind::ConsecutiveGatewayFailure => (
+                &self.ejections_detected_consecutive_gateway_failure,
+                &self.ejections_enforced_consecutive_gateway_failure,
+            ),
+            Kind::SuccessRate => {
+                (&self.ejections_detected_success_rate, &self.ejections_enforced_success_rate)
+            }
+            Kind::FailurePercentage => {
+                (&self.ejections_detected_failure_percentage, &self.ejections_enforced_failure_percentage)
+            }
+        }
+    }
+}
+
 impl ClusterOutlier {
     pub(super) fn configure(&self, config: Option<&OutlierDetection>, events: &mpsc::Sender<Event>) {
         let _ = self.events.set(events.clone());
@@ -107,6 +132,19 @@ impl EndpointOutlier {
         }
     }
 
+    /// Requests and successes of the interval that ends now.
+    fn take_interval(&self) -> (u32, u32) {
+        (self.total.swap(0, Relaxed), self.success.swap(0, Relaxed))
+    }
+
+    fn reset_kind(&self, kind: Kind) {
+        match kind {
+            Kind::Consecutive5xx => self.consecutive_5xx.store(0, Relaxed),
+            Kind::ConsecutiveGatewayFailure => self.consecutive_gateway.store(0, Relaxed),
+            Kind::SuccessRate | Kind::FailurePercentage => {}
+        }
+    }
+
     /// Starts counting in a row afresh.
     pub(super) fn reset(&self) {
         // Mostly zero already: a load is cheaper than a store to a shared line.
@@ -118,3 +156,6 @@ impl EndpointOutlier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! Opens connections for pools and starts them.
+
+use std::rc::Rc;
+
+use hyper_util::rt::TokioIo;
+
+use super::connect::{ConnectError, dial};
+use super::handshake::{LocalExecutor, http1_builder, http2_builder};
+use super::http2::Http2;
+use super::io::ConnectionGuard;
+use super::pool::{EndpointPool, Http1, Wanted};
+
+/// A connection that has just been opened.
+pub(super) enum Opened {
+    Http1(Http1),
+    Http2(Rc<Http2>),
+}
+
+/// Opens a connection and gives it to its pool.
+pub(super) async fn connect(pool: Rc<EndpointPool>, counted: ConnectionGuard) {
+    let opened = open(&pool, counted).await;
+    pool.opened(opened);
+}
+
+async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> Result<Opened, ConnectError> {
+    let generation = pool.transport.generation();
+    let io = dial(&pool.cluster, &pool.endpoint, &pool.transport, counted).await?;
+    let broken = |error: hyper::Error| ConnectError::refused(error.to_string());
+    let protocol = match io.tls().and_then(|session| session.alpn_protocol()) {
+        Some(b"h2") => Wanted::Http2,
+        Some(b"http/1.1") => Wanted::Http1,
+        _ => pool.wanted,
+    };
+    let ended = Rc::clone(pool);
+    if protocol == Wanted::Http1 {
+        let (send, driver) = http1_builder().handshake(TokioIo::new(io)).await.map_err(broken)?;
+        pool.worker.spawn(async move {
+            let _ = driver.with_upgrades().await;
+            ended.closed();
+        });
+        return Ok(Opened::Http1(Http1 { send, served: 0, generation }));
+    }
+    let executor = LocalExecutor(Rc::clone(&pool.worker));
+    let (send, driver) = http2_builder(executor).handshake(TokioIo::new(io)).await.map_err(broken)?;
+    let connection = Http2::new(send, driver, generation, pool.worker.now());
+    let driver = connection.driver();
+    pool.worker.spawn(async move {
+        driver.run().await;
+        ended.closed();
+    });
+    Ok(Opened::Http2(Rc::new(connection)))
+}
