@@ -36,7 +36,8 @@ pub(crate) fn parse(path: &str) -> Vec<Segment> {
             let Some(end) = closing_quote(quoted) else { break };
             let Ok(key) = serde_json::from_str(&rest[1..end + 3]) else { break };
             segments.push(Segment::Key(key));
-            rest = quoted[end + 1..].strip_prefix(']').unwrap_or(&quoted[end + 1..]);
+            let after = &quoted[end + 1..];
+            rest = after.strip_prefix(']').unwrap_or(after);
         } else if let Some(number) = rest.strip_prefix('[') {
             let Some((digits, after)) = number.split_once(']') else { break };
             let Ok(at) = digits.parse() else { break };

@@ -161,10 +161,10 @@ impl<'a> Field<'a> {
         }
     }
 
-    pub(crate) fn integer<T: TryFrom<u64> + Display>(self, range: RangeInclusive<T>) -> Option<T>
-    where
-        T: PartialOrd,
-    {
+    pub(crate) fn integer<T: TryFrom<u64> + Display + PartialOrd>(
+        self,
+        range: RangeInclusive<T>,
+    ) -> Option<T> {
         let number = match &self.node.value {
             Value::Number(number) => number.as_u64().and_then(|number| T::try_from(number).ok()),
             _ => None,
@@ -196,9 +196,8 @@ impl<'a> Field<'a> {
     }
 
     pub(crate) fn duration(self, range: RangeInclusive<Duration>) -> Option<DurationText> {
-        let text = match &self.node.value {
-            Value::Text(text) => text,
-            _ => return self.want("a duration such as 250ms, 15s or 5m"),
+        let Value::Text(text) = &self.node.value else {
+            return self.want("a duration such as 250ms, 15s or 5m");
         };
         let Some(duration) = DurationText::parse(text) else {
             return self.want("a duration such as 250ms, 15s or 5m");

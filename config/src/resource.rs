@@ -17,6 +17,7 @@ const API_VERSION: &str = "pillion/v1";
 
 /// One resource.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all resources are services, the largest")]
 pub enum Resource {
     /// Settings of the whole mesh.
     Mesh(Mesh),

@@ -387,11 +387,11 @@ fn subset_name(name: &str) -> Result<(), String> {
 }
 
 fn subset(field: Field<'_>) -> Option<BTreeMap<String, String>> {
-    let labels = field.clone().map(label_key, Field::text)?;
-    if labels.is_empty() {
+    if matches!(&field.node.value, crate::node::Value::Map(entries) if entries.is_empty()) {
         field.refuse("is empty; want labels that select instances, such as {version: \"1\"}");
+        return None;
     }
-    Some(labels)
+    field.map(label_key, Field::text)
 }
 
 fn label_key(key: &str) -> Result<(), String> {
@@ -488,7 +488,7 @@ impl HashKey {
         let query = object.optional("query", Field::some_text).map(Self::Query);
         let source_ip = object.optional("sourceIp", |field| field.choice_true("sourceIp"));
         object.finish();
-        header.or(cookie).or(query).or(source_ip.map(Self::SourceIp))
+        header.or(cookie).or(query).or_else(|| source_ip.map(Self::SourceIp))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every file of `examples/` is valid, says what it seems to say, and survives the way through JSON.
 
+#![expect(clippy::unwrap_used, reason = "a test file")]
+
 use pillion_config::{Format, Kind, Resource, ResourceSet, Source, check, locate, parse};
 
 fn examples() -> Vec<Source> {

@@ -3,8 +3,11 @@
 
 pub mod ads;
 #[expect(deprecated, reason = "older configurations have the older forms of fields")]
+pub mod bootstrap;
+#[expect(deprecated, reason = "older configurations have the older forms of fields")]
 pub mod decode;
 pub mod encode;
+pub mod json;
 mod pb;
 pub mod type_url;
 

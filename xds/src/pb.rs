@@ -1,6 +1,7 @@
 //! Short names for the generated Envoy types.
 
 pub(crate) use envoy_types::pb::envoy::config::accesslog::v3 as accesslog;
+pub(crate) use envoy_types::pb::envoy::config::bootstrap::v3 as bootstrap;
 pub(crate) use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 pub(crate) use envoy_types::pb::envoy::config::core::v3 as core;
 pub(crate) use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;

@@ -3,6 +3,7 @@
 mod ci;
 mod codegen;
 mod deny;
+mod descriptors;
 mod image;
 mod peers;
 mod process;
@@ -52,6 +53,8 @@ enum Command {
     },
     /// Generate Rust from `xds/proto` into `xds/src/generated` (committed; run after editing a proto).
     Codegen,
+    /// Write `xds/descriptors/envoy.bin` (committed; run after a change of envoy-types or of `xds/proto`).
+    Descriptors,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Deny => deny::run(),
         Command::Image { profile, only_context } => image::run(&profile, only_context),
         Command::Codegen => codegen::run().map(|()| true),
+        Command::Descriptors => descriptors::run().map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

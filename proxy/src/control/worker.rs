@@ -188,8 +188,13 @@ impl Worker {
         Some(self.published_at.map_or_else(Instant::now, |at| at + PUBLISH_INTERVAL))
     }
 
+    /// Publishes what changed, at once if somebody waits for it.
     fn publish_if_due(&mut self, now: Instant) {
-        if self.state.is_changed() && self.published_at.is_none_or(|at| at + PUBLISH_INTERVAL <= now) {
+        if !self.state.is_changed() {
+            return;
+        }
+        let is_due = self.published_at.is_none_or(|at| at + PUBLISH_INTERVAL <= now);
+        if is_due || self.waiting.keys().any(|name| self.state.has_service(name)) {
             self.publish(now);
         }
     }

@@ -69,7 +69,7 @@ fn one_protocol(mut cluster: Cluster) -> Cluster {
 /// for port 80, else for the first one.
 fn virtual_hosts(model: &MeshModel, service: &ServiceModel) -> Vec<VirtualHost> {
     let ports: Vec<&MeshPort> = service.service.ports.iter().filter(|port| port.protocol.is_http()).collect();
-    let bare = ports.iter().find(|port| port.port == 80).or(ports.first()).map(|port| port.port);
+    let bare = ports.iter().find(|port| port.port == 80).or_else(|| ports.first()).map(|port| port.port);
     let owned = |name: &&String| model.names.get(*name) == Some(&service.service.service);
     let names: Vec<&String> = service.service.names.iter().filter(owned).collect();
     let host = |port: &MeshPort| {

@@ -103,8 +103,8 @@ impl Rules {
             }
         };
         push(Action::Deny, self.deny.clone());
-        let logged = [&self.audit, &self.deny_dry, &self.allow_dry].into_iter().cloned().flatten();
-        push(Action::Log, logged.collect());
+        let logged = [&self.audit, &self.deny_dry, &self.allow_dry].into_iter().flatten();
+        push(Action::Log, logged.map(|(name, policy)| (name.clone(), policy.clone())).collect());
         if let Some(allow) = &self.allow {
             rules.push(Rbac { action: Action::Allow, policies: allow.clone() });
         }

@@ -14,7 +14,7 @@ use crate::pb;
 macro_rules! ignored {
     ($context:ident, $message:ident, $($field:ident),+ $(,)?) => {
         {
-            $(if $crate::decode::context::was_set(&mut $message.$field) {
+            $(if $crate::decode::was_set(&mut $message.$field) {
                 $context.ignore(stringify!($field));
             })+
         }
@@ -205,7 +205,7 @@ impl Context {
 pub(crate) use {ignored, inert};
 
 /// Resets a field and tells whether it was set.
-pub(super) fn was_set<T: Default + PartialEq>(field: &mut T) -> bool {
+pub(crate) fn was_set<T: Default + PartialEq>(field: &mut T) -> bool {
     std::mem::take(field) != T::default()
 }
 

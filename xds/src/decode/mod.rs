@@ -32,7 +32,7 @@ use pillion_model::mesh::MeshService;
 use pillion_model::route::RouteConfiguration;
 use prost::Message;
 
-pub(crate) use context::Context;
+pub(crate) use context::{Context, ignored, was_set};
 
 /// A decoded resource.
 #[derive(Clone, Debug, PartialEq)]
@@ -151,4 +151,10 @@ fn decode<M: Message + Default, T>(
             Err(context.into_error())
         }
     }
+}
+
+/// Decoding of messages that are parsed already, for bootstrap files.
+pub(crate) mod messages {
+    pub(crate) use super::cluster::cluster;
+    pub(crate) use super::listener::{listener, socket_address};
 }

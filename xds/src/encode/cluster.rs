@@ -16,7 +16,7 @@ use pb::lb::common::v3::{LocalityLbConfig, locality_lb_config};
 use pb::upstream_http::http_protocol_options as options;
 
 #[expect(deprecated, reason = "the DNS cluster extension that replaces these fields says the same")]
-pub(super) fn cluster(cluster: &Cluster, dialect: Dialect<'_>) -> pb::cluster::Cluster {
+pub(crate) fn cluster(cluster: &Cluster, dialect: Dialect<'_>) -> pb::cluster::Cluster {
     let protocol = protocol(cluster, dialect);
     let tls = |context: &UpstreamTls| transport(context, protocol, dialect);
     let (kind, assignment, refresh) = discovery(&cluster.discovery, dialect);

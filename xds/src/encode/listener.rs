@@ -14,7 +14,7 @@ use crate::pb;
 /// Key of our metadata at a filter chain (or listener, for its `api_listener`).
 pub(crate) const MARK_LOCAL_REPLIES: &str = "markLocalReplies";
 
-pub(super) fn listener(listener: &Listener, dialect: Dialect<'_>) -> pb::listener::Listener {
+pub(crate) fn listener(listener: &Listener, dialect: Dialect<'_>) -> pb::listener::Listener {
     let direction = match listener.direction {
         Direction::Unspecified => pb::core::TrafficDirection::Unspecified,
         Direction::Inbound => pb::core::TrafficDirection::Inbound,

@@ -68,7 +68,7 @@ pub enum EnvoySecrets {
         /// Roots of the mesh.
         roots: String,
     },
-    /// Files in Envoy's SDS form (see `bootstrap::sds_files`), watched: a renewed
+    /// Files in Envoy's SDS form (see [`crate::bootstrap::sds_files`]), watched: a renewed
     /// certificate is used without a restart.
     Sds {
         /// The file with the secret `pillion:svid`.
@@ -225,4 +225,10 @@ fn ads() -> pb::core::ConfigSource {
         )),
         ..Default::default()
     }
+}
+
+/// Messages that are put into others, for bootstrap files.
+pub(crate) mod messages {
+    pub(crate) use super::cluster::cluster;
+    pub(crate) use super::listener::listener;
 }

@@ -3,6 +3,9 @@
 //! A stream is one future that the transport polls when it has room: no task, no queue. What a
 //! slow client has not fetched is flags in its state machine.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,8 +24,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::server::{DeltaStream, Limits, Machine, Refused, SotwStream, StreamOptions, TypeStatus};
-use super::{NodeInfo, PeerId, Source, View};
+use crate::ads::server::{DeltaStream, Limits, Machine, Refused, SotwStream, StreamOptions, TypeStatus};
+use crate::ads::{NodeInfo, PeerId, Source, View};
 use crate::type_url;
 
 /// How long a new stream may stay silent.

@@ -1,71 +1,13 @@
-//! The rules of both variants, one by one, on a test clock.
+//! The incremental variant.
 
-use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
-use envoy_types::pb::google::rpc::Status;
-use prost::Message;
-use tokio::time::Instant;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 
-use super::fixture::{Shelf, options};
 use super::*;
-use crate::type_url::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTE, SERVICE};
-
-/// A stream with its view and clock.
-struct Harness<M> {
-    stream: M,
-    view: Shelf,
-    now: Instant,
-}
-
-impl<M: Machine> Harness<M> {
-    fn new(entries: &[(&'static str, &str, &str)]) -> Self {
-        Self { stream: M::new(options()), view: Shelf::of(entries), now: Instant::now() }
-    }
-
-    fn send(&mut self, request: M::Request) {
-        self.stream.on_request(request, &self.view).expect("accepted");
-    }
-
-    fn change(&mut self, change: impl FnOnce(&mut Shelf)) {
-        change(&mut self.view);
-        self.stream.on_view(&self.view);
-    }
-
-    fn set(&mut self, url: &'static str, name: &str, text: &str) {
-        self.change(|view| view.set(url, name, text.into()));
-    }
-
-    fn remove(&mut self, url: &'static str, name: &str) {
-        self.change(|view| drop(view.0.remove(&(url, name.to_owned()))));
-    }
-
-    fn next(&mut self) -> Option<M::Response> {
-        self.stream.next(&self.view, self.now)
-    }
-
-    fn quiet(&mut self, why: &str) {
-        assert!(self.next().is_none(), "nothing to send: {why}");
-    }
-
-    fn status(&self, url: &str) -> TypeStatus {
-        self.stream.status().into_iter().find(|status| status.type_url == url).expect("subscribed")
-    }
-}
-
-fn error(message: &str) -> Option<Status> {
-    Some(Status { code: 3, message: message.into(), details: Vec::new() })
-}
-
-fn texts(names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| (*name).to_owned()).collect()
-}
+use crate::type_url::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTE};
 
 /// `name=body` of the resources, then `-name` of what is removed.
 fn shown(response: &DeltaDiscoveryResponse) -> Vec<String> {
-    let body = |resource: &envoy_types::pb::envoy::service::discovery::v3::Resource| {
+    let body = |resource: &Resource| {
         let body = resource.resource.as_ref().map(|body| String::from_utf8_lossy(&body.value).into_owned());
         format!("{}={}", resource.name, body.unwrap_or_default())
     };
@@ -73,12 +15,8 @@ fn shown(response: &DeltaDiscoveryResponse) -> Vec<String> {
     response.resources.iter().map(body).chain(removed).collect()
 }
 
-fn bodies(response: &DiscoveryResponse) -> Vec<String> {
-    response.resources.iter().map(|body| String::from_utf8_lossy(&body.value).into_owned()).collect()
-}
-
 impl Harness<DeltaStream> {
-    fn subscribe(&mut self, url: &str, names: &[&str]) {
+    pub(super) fn subscribe(&mut self, url: &str, names: &[&str]) {
         self.send(DeltaDiscoveryRequest {
             type_url: url.into(),
             resource_names_subscribe: texts(names),
@@ -269,17 +207,6 @@ fn delta_outdated_nonces_are_ignored_but_their_subscriptions_count() {
     assert_eq!(it.status(SERVICE).stale, 2, "b's ACK covers the response before it");
 }
 
-/// An EDS cluster of that name; `mark` makes its content differ.
-fn cluster(name: &str, mark: &str) -> Vec<u8> {
-    Cluster {
-        name: name.into(),
-        alt_stat_name: mark.into(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
-        ..Cluster::default()
-    }
-    .encode_to_vec()
-}
-
 #[test]
 fn endpoints_are_sent_again_after_their_cluster_unless_the_client_keeps_them() {
     for follows in [true, false] {
@@ -376,202 +303,4 @@ fn large_pushes_are_cut_and_go_on_after_the_ack() {
         it.answer(&response, None);
     }
     it.quiet("all sent");
-}
-
-#[test]
-fn requests_over_a_bound_end_the_stream() {
-    let many: Vec<String> = (0..51).map(|n| n.to_string()).collect();
-    for (case, url, names, want) in [
-        ("names", SERVICE.to_owned(), many, "resource names on one stream: got 51, want at most 50"),
-        (
-            "length",
-            SERVICE.to_owned(),
-            vec!["x".repeat(21)],
-            "bytes of a resource name: got 21, want at most 20",
-        ),
-        ("type", String::new(), vec![], "type_url is empty: an aggregated stream needs it in every request"),
-    ] {
-        let delta = DeltaDiscoveryRequest {
-            type_url: url.clone(),
-            resource_names_subscribe: names.clone(),
-            ..DeltaDiscoveryRequest::default()
-        };
-        let sotw = DiscoveryRequest { type_url: url, resource_names: names, ..DiscoveryRequest::default() };
-        let view = Shelf::default();
-        let refused = DeltaStream::new(options()).on_request(delta, &view).expect_err(case);
-        assert_eq!(refused.to_string(), want);
-        let refused = SotwStream::new(options()).on_request(sotw, &view).expect_err(case);
-        assert_eq!(refused.to_string(), want);
-    }
-    let mut it = delta(&[]);
-    (0..6).for_each(|n| it.subscribe(&format!("type{n}"), &["a"]));
-    let seventh = DeltaDiscoveryRequest { type_url: "type6".into(), ..DeltaDiscoveryRequest::default() };
-    assert!(it.stream.on_request(seventh, &it.view).is_err(), "types are bounded");
-}
-
-impl Harness<SotwStream> {
-    fn ask(&mut self, url: &str, names: &[&str], last: Option<&DiscoveryResponse>) {
-        self.send(DiscoveryRequest {
-            type_url: url.into(),
-            resource_names: texts(names),
-            version_info: last.map(|last| last.version_info.clone()).unwrap_or_default(),
-            response_nonce: last.map(|last| last.nonce.clone()).unwrap_or_default(),
-            ..DiscoveryRequest::default()
-        });
-    }
-
-    #[track_caller]
-    fn gets(&mut self, want: &[&str]) -> DiscoveryResponse {
-        let response = self.next().expect("a response");
-        assert_eq!(bodies(&response), want);
-        response
-    }
-}
-
-fn sotw(entries: &[(&'static str, &str, &str)]) -> Harness<SotwStream> {
-    Harness::new(entries)
-}
-
-#[test]
-fn sotw_clusters_are_complete_states_and_routes_are_changes() {
-    let mut it = sotw(&[(CLUSTER, "a", "a1"), (CLUSTER, "b", "b1"), (ROUTE, "r", "r1"), (ROUTE, "s", "s1")]);
-    it.ask(CLUSTER, &[], None);
-    let clusters = it.gets(&["a1", "b1"]);
-    assert_eq!(clusters.control_plane.as_ref().expect("named").identifier, "registry-1");
-    it.ask(CLUSTER, &[], Some(&clusters));
-    it.ask(ROUTE, &["r", "s"], None);
-    let routes = it.gets(&["r1", "s1"]);
-    it.ask(ROUTE, &["r", "s"], Some(&routes));
-    it.quiet("all told");
-    it.change(|view| {
-        view.set(CLUSTER, "b", "b2".into());
-        view.set(ROUTE, "s", "s2".into());
-    });
-    let second = it.gets(&["a1", "b2"]);
-    assert_ne!(second.version_info, clusters.version_info);
-    it.gets(&["s2"]);
-    it.ask(CLUSTER, &[], Some(&second));
-    it.remove(CLUSTER, "a");
-    it.gets(&["b2"]);
-}
-
-#[test]
-fn sotw_state_keeps_what_is_gone_until_routes_have_moved() {
-    let mut it = sotw(&[(CLUSTER, "old", "c-old"), (ENDPOINTS, "old", "e-old"), (ROUTE, "r", "to old")]);
-    it.ask(CLUSTER, &[], None);
-    it.ask(ENDPOINTS, &["old"], None);
-    it.ask(ROUTE, &["r"], None);
-    let [clusters, endpoints, routes] = [it.gets(&["c-old"]), it.gets(&["e-old"]), it.gets(&["to old"])];
-    it.ask(CLUSTER, &[], Some(&clusters));
-    it.ask(ENDPOINTS, &["old"], Some(&endpoints));
-    it.ask(ROUTE, &["r"], Some(&routes));
-    it.change(|view| *view = Shelf::of(&[(CLUSTER, "new", "c-new"), (ROUTE, "r", "to new")]));
-    let both = it.gets(&["c-new", "c-old"]);
-    it.ask(CLUSTER, &[], Some(&both));
-    it.gets(&["to new"]);
-    it.gets(&["c-new"]);
-    let empty = it.next().expect("no endpoints any more");
-    assert_eq!(empty.resources[0].value, [&[0x0a, 3][..], b"old"].concat(), "an empty assignment");
-}
-
-#[test]
-fn sotw_missing_names_are_remembered_and_missing_endpoints_answered_empty() {
-    let mut it = sotw(&[]);
-    it.ask(ROUTE, &["r"], None);
-    it.quiet("absence means nothing for routes");
-    it.ask(LISTENER, &["l"], None);
-    let none = it.gets(&[]);
-    it.ask(LISTENER, &["l"], Some(&none));
-    it.ask(ENDPOINTS, &["e"], None);
-    let empty = it.next().expect("answered");
-    assert_eq!(empty.resources.len(), 1);
-    it.ask(ENDPOINTS, &["e"], Some(&empty));
-    it.change(|view| *view = Shelf::of(&[(ROUTE, "r", "r1"), (LISTENER, "l", "l1"), (ENDPOINTS, "e", "e1")]));
-    it.gets(&["e1"]);
-    it.gets(&["l1"]);
-    it.gets(&["r1"]);
-}
-
-#[test]
-fn sotw_outdated_requests_are_ignored_as_a_whole() {
-    let mut it = sotw(&[(ROUTE, "r", "r1"), (ROUTE, "s", "s1")]);
-    it.ask(ROUTE, &["r"], None);
-    let first = it.gets(&["r1"]);
-    it.ask(ROUTE, &["r"], Some(&first));
-    it.set(ROUTE, "r", "r2");
-    let second = it.gets(&["r2"]);
-    it.ask(ROUTE, &["r", "s"], Some(&first));
-    it.quiet("crossed with the second response");
-    it.ask(ROUTE, &["r", "s"], Some(&second));
-    it.gets(&["s1"]);
-    let status = it.status(ROUTE);
-    assert_eq!((status.acks, status.stale, status.pushes), (2, 1, 3));
-}
-
-#[test]
-fn sotw_wildcard_is_lost_once_a_name_was_listed() {
-    let mut it = sotw(&[(LISTENER, "a", "a1"), (LISTENER, "b", "b1")]);
-    it.ask(LISTENER, &[], None);
-    let all = it.gets(&["a1", "b1"]);
-    it.ask(LISTENER, &["a"], Some(&all));
-    let named = it.gets(&["a1"]);
-    it.ask(LISTENER, &[], Some(&named));
-    it.quiet("an empty list is nothing now");
-    it.set(LISTENER, "a", "a2");
-    it.quiet("nothing is subscribed to");
-    it.ask(LISTENER, &["*"], Some(&named));
-    it.gets(&["a2", "b1"]);
-}
-
-#[test]
-fn sotw_names_asked_for_again_are_answered_again() {
-    let mut it = sotw(&[(ENDPOINTS, "a", "a1"), (ENDPOINTS, "b", "b1")]);
-    it.ask(ENDPOINTS, &["a", "b"], None);
-    let both = it.gets(&["a1", "b1"]);
-    it.ask(ENDPOINTS, &["b"], Some(&both));
-    it.quiet("less needs no answer");
-    it.ask(ENDPOINTS, &["a", "b"], Some(&both));
-    it.gets(&["a1"]);
-}
-
-#[test]
-fn sotw_a_refused_state_is_not_repeated_and_a_known_one_not_sent() {
-    let mut it = sotw(&[(CLUSTER, "a", "bad")]);
-    it.ask(CLUSTER, &[], None);
-    let state = it.gets(&["bad"]);
-    it.send(DiscoveryRequest {
-        type_url: CLUSTER.into(),
-        response_nonce: state.nonce.clone(),
-        error_detail: error("a: no"),
-        ..DiscoveryRequest::default()
-    });
-    it.quiet("not again");
-    assert_eq!(it.status(CLUSTER).last_error.as_deref(), Some("a: no"));
-
-    let mut again = sotw(&[(CLUSTER, "a", "bad")]);
-    let known = DiscoveryRequest {
-        type_url: CLUSTER.into(),
-        version_info: state.version_info,
-        ..DiscoveryRequest::default()
-    };
-    again.send(known);
-    again.quiet("the client has it from an earlier stream");
-    again.set(CLUSTER, "a", "good");
-    again.gets(&["good"]);
-}
-
-#[test]
-fn sotw_sends_endpoints_again_after_their_cluster_changed() {
-    let mut it = sotw(&[(ENDPOINTS, "a", "ea"), (ENDPOINTS, "b", "eb")]);
-    it.view.set(CLUSTER, "a", cluster("a", "1"));
-    it.view.set(CLUSTER, "b", cluster("b", "1"));
-    it.ask(CLUSTER, &[], None);
-    let clusters = it.next().expect("clusters");
-    it.ask(CLUSTER, &[], Some(&clusters));
-    it.ask(ENDPOINTS, &["a", "b"], None);
-    let endpoints = it.gets(&["ea", "eb"]);
-    it.ask(ENDPOINTS, &["a", "b"], Some(&endpoints));
-    it.change(|view| view.set(CLUSTER, "b", cluster("b", "2")));
-    assert_eq!(it.next().expect("complete state").resources.len(), 2);
-    it.gets(&["eb"]);
 }
