@@ -13,6 +13,13 @@ use pillion_xds::bootstrap::{BootstrapOptions, generate_bootstrap, sds_files, to
 use pillion_xds::encode::{EnvoyOptions, EnvoySecrets};
 use serde_json::{Value, json};
 
+/// A certificate of `orders.shop`, its key, and the root: good for a hundred years.
+const PEM: [(&str, &str); 3] = [
+    ("chain.pem", include_str!("fixtures/chain.pem")),
+    ("key.pem", include_str!("fixtures/key.pem")),
+    ("roots.pem", include_str!("fixtures/roots.pem")),
+];
+
 /// Envoy, as `cargo xtask peers` installs it. Missing: says so, and fails where peers are required.
 fn envoy() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("target/peers/bin");
@@ -46,7 +53,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for (name, text) in fixtures::PEM {
+        for (name, text) in PEM {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         Self { folder }

@@ -15,7 +15,21 @@ const ROOTS: [&str; 5] =
 /// Reads the descriptors that envoy-types was generated from, leaves out comments and what nothing
 /// needs, adds our own, and writes `xds/descriptors/envoy.bin`.
 pub(crate) fn run() -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
+    let set = build()?;
+    let target = root()?.join(TARGET);
+    std::fs::write(&target, set.encode_to_vec()).with_context(|| format!("write {}", target.display()))?;
+    println!("{TARGET}: {} files, {} bytes", set.file.len(), set.encoded_len());
+    Ok(())
+}
+
+const TARGET: &str = "xds/descriptors/envoy.bin";
+
+fn root() -> anyhow::Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")
+}
+
+fn build() -> anyhow::Result<FileDescriptorSet> {
+    let root = root()?;
     let source = envoy_types()?.join("src/generated/types.bin");
     let bytes = std::fs::read(&source).with_context(|| format!("read {}", source.display()))?;
     let theirs = FileDescriptorSet::decode(bytes.as_slice()).context("read envoy-types' descriptors")?;
@@ -33,11 +47,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             add(name, &files, &mut seen, &mut wanted)?;
         }
     }
-    let set = FileDescriptorSet { file: wanted };
-    let target = root.join("xds/descriptors/envoy.bin");
-    std::fs::write(&target, set.encode_to_vec()).with_context(|| format!("write {}", target.display()))?;
-    println!("{}: {} files, {} bytes", target.display(), set.file.len(), set.encoded_len());
-    Ok(())
+    Ok(FileDescriptorSet { file: wanted })
 }
 
 /// Imports first, each once, without comments.
@@ -73,4 +83,15 @@ fn envoy_types() -> anyhow::Result<PathBuf> {
         .and_then(|package| package["manifest_path"].as_str())
         .context("the workspace does not use envoy-types")?;
     Ok(Path::new(manifest).parent().context("a manifest lies in a folder")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_descriptors_are_current() {
+        let committed = std::fs::read(root().unwrap().join(TARGET)).unwrap();
+        assert!(build().unwrap().encode_to_vec() == committed, "run `cargo xtask descriptors`");
+    }
 }

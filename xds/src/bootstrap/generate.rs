@@ -126,7 +126,8 @@ fn registry(options: &BootstrapOptions) -> Cluster {
 #[must_use]
 pub fn sds_files(certificate: &Path, key: &Path, roots: &Path) -> (Value, Value) {
     let watched = |path: &Path| {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         json!({"path": folder})
     };
     let own = json!({"resources": [{

@@ -70,6 +70,11 @@ pub(super) fn connection_manager(
     http.escaped_slashes = escaped_slashes(cx, take(&mut m.path_with_escaped_slashes_action));
     let strip = m.strip_port_mode.take();
     http.strip_any_host_port = matches!(strip, Some(manager::StripPortMode::StripAnyHostPort(true)));
+    // How an Envoy is told what our own metadata tells a Pillion proxy.
+    if m.local_reply_config.as_ref() == Some(&crate::encode::local_reply_mark()) {
+        m.local_reply_config = None;
+        http.mark_local_replies = true;
+    }
     timeouts(cx, &mut m, &mut http);
     cx.rest(&m);
     http
@@ -95,7 +100,7 @@ fn timeouts(cx: &mut Context, m: &mut pb::hcm::HttpConnectionManager, http: &mut
         cx.rest(&common);
     });
     let http1 = m.http_protocol_options.take();
-    cx.some("http_protocol_options", http1, |cx, options| http1_options(cx, options));
+    cx.some("http_protocol_options", http1, http1_options);
     let http2 = m.http2_protocol_options.take();
     cx.some("http2_protocol_options", http2, |cx, mut http2| {
         if let Some(streams) = http2.max_concurrent_streams.take() {

@@ -62,7 +62,7 @@ pub(crate) fn listener(cx: &mut Context, mut message: pb::listener::Listener) ->
     let mut api_listener =
         cx.some("api_listener", message.api_listener.take(), api_listener).flatten().map(Box::new);
     if let Some(http) = &mut api_listener {
-        http.mark_local_replies = flag(&ours, MARK_LOCAL_REPLIES);
+        http.mark_local_replies |= flag(&ours, MARK_LOCAL_REPLIES);
     }
     cx.rest(&message);
     if address.is_none() && api_listener.is_none() {
@@ -170,7 +170,7 @@ fn filter_chain(cx: &mut Context, mut chain: pb::listener::FilterChain) -> Filte
     });
     cx.rest(&chain);
     if let Some(Terminal::Http(http)) = &mut terminal {
-        http.mark_local_replies = flag(&ours, MARK_LOCAL_REPLIES);
+        http.mark_local_replies |= flag(&ours, MARK_LOCAL_REPLIES);
     }
     let terminal = terminal.unwrap_or_else(|| {
         cx.refuse_at(

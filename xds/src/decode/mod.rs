@@ -18,10 +18,12 @@ mod endpoint;
 mod http;
 mod listener;
 mod matcher;
+mod policy;
 mod rbac;
 mod route;
 mod service;
 mod tls;
+mod upstream;
 
 use std::fmt;
 

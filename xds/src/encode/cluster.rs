@@ -99,7 +99,7 @@ fn balancing(
     let least_request = |choices| {
         let config = pb::lb::least_request::v3::LeastRequest {
             choice_count: Some(number(choices)),
-            locality_lb_config: locality.clone(),
+            locality_lb_config: locality,
             ..Default::default()
         };
         policy("envoy.load_balancing_policies.least_request", &config)

@@ -103,7 +103,7 @@ pub(super) fn connection_manager(
 }
 
 /// Marks every local reply of an Envoy as a Pillion sidecar marks its own.
-fn local_reply_mark() -> pb::hcm::LocalReplyConfig {
+pub(crate) fn local_reply_mark() -> pb::hcm::LocalReplyConfig {
     use pb::accesslog::access_log_filter::FilterSpecifier;
     let any_status = pb::accesslog::StatusCodeFilter {
         comparison: Some(pb::accesslog::ComparisonFilter {

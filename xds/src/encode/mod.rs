@@ -31,6 +31,7 @@ use pillion_model::mesh::MeshService;
 use pillion_model::route::RouteConfiguration;
 use prost::{Message, Name};
 
+pub(crate) use http::local_reply_mark;
 pub(crate) use listener::MARK_LOCAL_REPLIES;
 pub(crate) use route::RETRY_ONLY_SAFE;
 
