@@ -1,31 +1,79 @@
 //! The control task: ejects and returns endpoints, and keeps names resolved. One per process, off
 //! the workers' threads.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use pillion_model::cluster::Cluster as Config;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clusters::{Clusters, Inner};
+use super::dns::DnsCluster;
 use super::outlier::{Detector, Event, Round};
 use super::state::EndpointState;
 
 /// What the control task keeps of one cluster.
 #[derive(Default)]
 pub(super) struct Control {
-    pub(super) detector: Detector,
+    detector: Detector,
     /// The end of the present outlier interval.
-    pub(super) interval_end: Option<Instant>,
-    pub(super) dns: Option<super::dns::DnsCluster>,
+    interval_end: Option<Instant>,
+    dns: Option<DnsCluster>,
+}
+
+impl Control {
+    /// Follows a new configuration; what was ejected stays ejected while there is detection.
+    pub(super) fn configure(&mut self, config: &Config, now: Instant) {
+        let outlier = config.outlier_detection.as_ref();
+        if outlier.is_none() {
+            self.detector = Detector::default();
+        }
+        self.interval_end = outlier.map(|outlier| now + outlier.interval.max(INTERVAL_MIN));
+        self.dns = DnsCluster::new(&config.discovery, now);
+    }
 }
 
 /// Answers for one cluster's names.
 struct Resolved {
     cluster: String,
+    id: u64,
     found: Vec<(String, Result<Vec<IpAddr>, String>)>,
+}
+
+/// Runs [`Clusters::run`] on a thread of its own, until dropped.
+pub struct ControlThread {
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// The system's, when there can be no further thread or descriptor.
+    pub fn start(clusters: Arc<Clusters>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let stop = CancellationToken::new();
+        let until = stop.clone();
+        let run = move || runtime.block_on(clusters.run(until));
+        let thread = std::thread::Builder::new().name("upstream-control".to_owned()).spawn(run)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for ControlThread {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Clusters {
@@ -53,7 +101,7 @@ impl Clusters {
 
     fn resolve_due(&self, lookups: &mut JoinSet<Resolved>) {
         let due = self.with(|inner| inner.names_due(Instant::now()));
-        for (cluster, hosts) in due {
+        for (cluster, id, hosts) in due {
             let names = Arc::clone(&self.names);
             lookups.spawn(async move {
                 let mut found = Vec::with_capacity(hosts.len());
@@ -61,7 +109,7 @@ impl Clusters {
                     let answer = names.addresses(host.clone()).await;
                     found.push((host, answer));
                 }
-                Resolved { cluster, found }
+                Resolved { cluster, id, found }
             });
         }
     }
@@ -77,23 +125,22 @@ impl Inner {
     }
 
     /// Clusters whose names are to be resolved now.
-    fn names_due(&mut self, now: Instant) -> Vec<(String, Vec<String>)> {
+    fn names_due(&mut self, now: Instant) -> Vec<(String, u64, Vec<String>)> {
         let mut due = Vec::new();
         for (name, control) in &mut self.controls {
             let Some(dns) = &mut control.dns else { continue };
             if dns.due.take_if(|due| *due <= now).is_some() {
-                due.push((name.clone(), dns.names().into_iter().collect()));
+                due.push((name.clone(), dns.id, dns.names().into_iter().collect()));
             }
         }
         due
     }
 
     fn resolved(&mut self, resolved: Resolved) {
-        // The cluster may have gone, or be another one by now: its own names are asked for anew.
+        // The cluster may have gone, or be another one by now, whose names are asked for anew.
         let Some(cluster) = self.clusters.get(&resolved.cluster) else { return };
-        let Some(dns) = self.controls.get_mut(&resolved.cluster).and_then(|it| it.dns.as_mut()) else {
-            return;
-        };
+        let dns = self.controls.get_mut(&resolved.cluster).and_then(|it| it.dns.as_mut());
+        let Some(dns) = dns.filter(|dns| dns.id == resolved.id) else { return };
         dns.take(resolved.found, Instant::now());
         let assignment = dns.resolved();
         if self.assignments.get(&resolved.cluster) != Some(&assignment) {
