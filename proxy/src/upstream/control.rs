@@ -1,10 +1,8 @@
 //! The control task: ejects and returns endpoints, and keeps names resolved. One per process, off
 //! the workers' threads.
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pillion_model::cluster::Cluster as Config;
@@ -43,37 +41,6 @@ struct Resolved {
     cluster: String,
     id: u64,
     found: Vec<(String, Result<Vec<IpAddr>, String>)>,
-}
-
-/// Runs [`Clusters::run`] on a thread of its own, until dropped.
-pub struct ControlThread {
-    stop: CancellationToken,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl ControlThread {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    ///
-    /// The system's, when there can be no further thread or descriptor.
-    pub fn start(clusters: Arc<Clusters>) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let stop = CancellationToken::new();
-        let until = stop.clone();
-        let run = move || runtime.block_on(clusters.run(until));
-        let thread = std::thread::Builder::new().name("upstream-control".to_owned()).spawn(run)?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for ControlThread {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }
 
 impl Clusters {

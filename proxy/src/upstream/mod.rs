@@ -33,7 +33,6 @@ mod tests;
 
 pub use cluster::{Cluster, RetryPermit};
 pub use clusters::{ClusterMap, Clusters, Rejected};
-pub use control::ControlThread;
 pub use dns::Names;
 pub use failure::{Cause, Failure, body_reset, reset_reason};
 pub use hosts::{Host, HostSet};

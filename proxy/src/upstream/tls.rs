@@ -83,6 +83,11 @@ impl Transport {
         self.context.is_some()
     }
 
+    /// Whether ALPN offers HTTP/2.
+    pub(super) fn offers_http2(&self) -> bool {
+        self.context.as_ref().is_some_and(|context| context.alpn.iter().any(|protocol| protocol == "h2"))
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
     }
