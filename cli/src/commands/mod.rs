@@ -7,6 +7,7 @@ pub(crate) mod describe;
 pub(crate) mod diff;
 pub(crate) mod get;
 pub(crate) mod ready;
+pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod sidecar;
@@ -21,6 +22,7 @@ use crate::arguments::Command;
 /// Runs the command to its end.
 pub(crate) fn execute(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Registry(arguments) => registry::run(&arguments),
         Command::Demo(arguments) => block_on(crate::demo::run(arguments)),
         Command::Run(arguments) => block_on(run::run(*arguments)),
         Command::InNamespace(arguments) => run::names::in_namespace(&arguments),
