@@ -140,6 +140,11 @@ impl ClusterState {
         &self.usage[priority as usize]
     }
 
+    /// Counters of outlier detection.
+    pub fn outlier_stats(&self) -> &outlier::OutlierStats {
+        &self.outlier.stats
+    }
+
     /// Requests in flight and waiting, over both priorities.
     pub fn active_and_pending(&self) -> u64 {
         self.usage
