@@ -11,7 +11,6 @@ mod docs;
 mod exit;
 mod files;
 mod http;
-mod logging;
 mod output;
 
 use std::process::ExitCode;

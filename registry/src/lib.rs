@@ -7,6 +7,7 @@ pub mod api;
 pub mod app;
 pub mod ca;
 pub mod catalog;
+pub mod dns;
 pub mod explain;
 pub mod lease;
 pub mod metrics;

@@ -86,7 +86,8 @@ impl Detector {
             return false;
         }
         monitor.ejected_at = None;
-        endpoint.outlier.return_to_service();
+        endpoint.outlier.reset();
+        endpoint.outlier.ejected.store(false, Relaxed);
         true
     }
 

@@ -1,0 +1,135 @@
+//! The registry's DNS: instances by name, straight from the catalog.
+//!
+//! Answers name instances, not virtual addresses: those are each sidecar's own. Sets hold the
+//! instances that take traffic, drawn by weight, at most as many as fit; a single instance is
+//! answered by its id whatever its health.
+
+mod chain;
+mod names;
+mod reverse;
+mod serving;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pillion_dns::{Answer, Code, Question, Reply, Zone};
+
+use crate::catalog::World;
+use reverse::Reverse;
+use serving::Cache;
+
+/// Gives the state in force; `None` before the first load.
+pub type CurrentView = Box<dyn Fn() -> Option<Arc<World>> + Send + Sync>;
+
+/// The mesh's DNS zone.
+pub struct RegistryZone {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    current: CurrentView,
+    /// Addresses of the registry itself: of the name server in NS and SOA records.
+    addresses: Vec<IpAddr>,
+    cache: Cache,
+    reverse: Reverse,
+    apex: Mutex<Option<Arc<Apex>>>,
+    counters: Counters,
+}
+
+/// The zone's own names, made once per revision.
+struct Apex {
+    revision: u64,
+    zone: Arc<str>,
+    name_server: Arc<str>,
+    mailbox: Arc<str>,
+}
+
+/// Answers given, by response code.
+#[derive(Debug, Default)]
+struct Counters {
+    no_error: AtomicU64,
+    no_such_name: AtomicU64,
+    refused: AtomicU64,
+    server_failure: AtomicU64,
+}
+
+impl RegistryZone {
+    /// The zone over the state that `current` gives. `addresses`: where this name server is.
+    pub fn new(current: CurrentView, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                current,
+                addresses,
+                cache: Cache::default(),
+                reverse: Reverse::default(),
+                apex: Mutex::new(None),
+                counters: Counters::default(),
+            }),
+        }
+    }
+
+    /// Answers given since the start by response code (lower case), for metrics.
+    pub fn answers_total(&self) -> [(&'static str, u64); 4] {
+        let Counters { no_error, no_such_name, refused, server_failure } = &self.inner.counters;
+        [
+            ("noerror", no_error.load(Ordering::Relaxed)),
+            ("nxdomain", no_such_name.load(Ordering::Relaxed)),
+            ("refused", refused.load(Ordering::Relaxed)),
+            ("servfail", server_failure.load(Ordering::Relaxed)),
+        ]
+    }
+}
+
+impl Zone for RegistryZone {
+    fn answer(&self, question: &Question<'_>) -> Reply {
+        chain::answer(&self.inner, question)
+    }
+}
+
+impl Inner {
+    fn apex(&self, view: &World) -> Arc<Apex> {
+        let mut apex = self.apex.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*apex {
+            Some(apex) if apex.revision == view.revision => Arc::clone(apex),
+            _ => {
+                let made = Arc::new(Apex::new(view));
+                *apex = Some(Arc::clone(&made));
+                made
+            }
+        }
+    }
+
+    /// Counts the answer on its way out.
+    fn count(&self, answer: Answer) -> Answer {
+        let counter = match answer.code {
+            Code::NoError => &self.counters.no_error,
+            Code::NoSuchName => &self.counters.no_such_name,
+            Code::Refused => &self.counters.refused,
+            _ => &self.counters.server_failure,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+}
+
+impl Apex {
+    fn new(view: &World) -> Self {
+        let zone = view.resources.set.mesh().zone;
+        let zone = zone.trim_end_matches('.').to_ascii_lowercase();
+        Self {
+            revision: view.revision,
+            // `all` is reserved as a service and as a namespace: no service can have this name.
+            name_server: format!("{NAME_SERVER}.{zone}").into(),
+            mailbox: format!("hostmaster.{zone}").into(),
+            zone: zone.into(),
+        }
+    }
+}
+
+/// The name server's name within the zone.
+const NAME_SERVER: &str = "ns.all";
+/// How long answers, and "no", may be kept, in seconds.
+const TTL: u32 = 5;
