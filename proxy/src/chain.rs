@@ -16,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::filters;
 use crate::headers::{client_cert, forwarded, hop, ids, names};
 use crate::local_reply::{Cause, LocalReply};
+use crate::outbound::{self, Destination};
 use crate::response::ResponseBody;
 use crate::router;
 
@@ -40,7 +41,11 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     forwarded::apply(x);
     client_cert::apply(x);
     ids::apply(x);
-    filters::route::resolve(x)?;
+    match outbound::resolve(x).await? {
+        Destination::Routes => filters::route::resolve(x)?,
+        Destination::Tcp(cluster) => return outbound::tunnel(x, &cluster).await,
+        Destination::External(target) => return outbound::external(x, &target).await,
+    }
     filters::validate::upgrade_allowed(x)?;
     filters::run(x).await?;
     router::run(x).await

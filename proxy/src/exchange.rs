@@ -194,7 +194,7 @@ impl Exchange {
         record.progress = Some(progress);
         let bodiless = record.method == Method::HEAD;
         if let (Some(tunnel), Some(client)) = (tunnel, on_upgrade) {
-            tunnel.start(&connection, client, record, timers);
+            tunnel.start(&connection, client, record);
             let mut response = response.map(|_empty| ResponseBody::none());
             if version == Version::HTTP_2 {
                 tunnel_to_http2(&mut response);

@@ -5,6 +5,7 @@
 //! one immutable [`snapshot`]. The life of a request is the list in `chain.rs`.
 
 mod access_log;
+pub mod admin;
 pub mod body;
 mod chain;
 pub mod control;
@@ -15,6 +16,7 @@ mod flags;
 mod headers;
 mod local_reply;
 mod metrics;
+mod outbound;
 mod record;
 mod request;
 mod response;
@@ -24,5 +26,6 @@ mod snapshot;
 pub mod upstream;
 mod worker;
 
+pub use outbound::{Egress, OnDemand, OutboundOptions};
 pub use runtime::{Options, Published, Runtime, StartError};
 pub use snapshot::Rejected;

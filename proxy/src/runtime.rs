@@ -1,24 +1,29 @@
 //! The running data plane: worker threads, their sockets, and the configuration they read.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pillion_model::mesh::Resources;
+use pillion_model::listener::Listener;
+use pillion_model::mesh::{MeshService, Resources};
 use pillion_net::listen::{Reuse, bind_tcp};
-use pillion_net::tls::Secrets;
-use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc;
+use pillion_net::tls::{NoSecrets, Secrets};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::access_log::Writers;
+use crate::admin::{Admin, AdminOptions, View};
 use crate::metrics::{Scrape, Shard, Symbols};
+use crate::outbound::{OutboundOptions, by_host, vip_listeners};
 use crate::snapshot::{Compiler, Rejected, Snapshot};
 use crate::upstream::Clusters;
 use crate::worker::{self, Command, Shared, Start};
@@ -49,6 +54,9 @@ pub enum StartError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A socket.
+    #[error(transparent)]
+    Bind(#[from] pillion_net::listen::BindError),
 }
 
 /// What a publication did.
@@ -67,6 +75,9 @@ pub struct Runtime {
     writers: Arc<Writers>,
     scrape: Scrape,
     publishing: Mutex<Publishing>,
+    /// Ejects endpoints and resolves names.
+    control: Option<JoinHandle<()>>,
+    stop_control: CancellationToken,
 }
 
 struct WorkerHandle {
@@ -80,6 +91,10 @@ struct WorkerHandle {
 struct Publishing {
     /// Bound addresses by listener, with the address asked for.
     bound: BTreeMap<String, Bound>,
+    /// As the control plane gave them.
+    resources: Resources,
+    /// Listeners the proxy makes itself.
+    local: BTreeMap<String, Listener>,
     secrets: Option<Arc<dyn Secrets>>,
     identity_generation: u64,
     draining: bool,
@@ -104,6 +119,8 @@ impl Runtime {
             clusters: Arc::new(Clusters::new()),
             symbols: Arc::clone(&symbols),
             own_service: options.service.clone(),
+            outbound: OnceLock::new(),
+            published: watch::Sender::new(0),
         });
         let named = |name: &str| {
             let name = name.to_owned();
@@ -120,7 +137,12 @@ impl Runtime {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let scrape = Scrape::new(shards, symbols, Arc::clone(&writers));
-        Ok(Self { shared, workers, writers, scrape, publishing: Mutex::default() })
+        let stop_control = CancellationToken::new();
+        let (clusters, stop) = (Arc::clone(&shared.clusters), stop_control.clone());
+        let control =
+            spawn_local("control", async move { clusters.run(stop).await }).map_err(named("control"))?;
+        let (publishing, control) = (Mutex::default(), Some(control));
+        Ok(Self { shared, workers, writers, scrape, publishing, control, stop_control })
     }
 
     /// Makes `resources` the configuration. New listeners are bound, those that are gone drain, and
@@ -131,6 +153,43 @@ impl Runtime {
         if !publishing.secrets.as_ref().is_some_and(|old| Arc::ptr_eq(old, secrets)) {
             publishing.secrets = Some(Arc::clone(secrets));
             publishing.identity_generation += 1;
+        }
+        publishing.resources = resources;
+        self.apply(&mut publishing)
+    }
+
+    /// Takes the application's own traffic: see [`OutboundOptions`]. To be called once.
+    pub fn outbound(&self, options: OutboundOptions) -> Published {
+        let mut publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(address) = options.listen {
+            let listener = by_host(address, &options);
+            publishing.local.insert(listener.name.clone(), listener);
+        }
+        if self.shared.outbound.set(options).is_err() {
+            tracing::error!("outbound traffic is configured twice; the first configuration stays");
+        }
+        self.apply(&mut publishing)
+    }
+
+    /// Accepts for every port of `service` at its virtual `address`, if it does not yet. A port that
+    /// cannot be bound is among the rejected, and tried again with the next call.
+    pub fn open_vip(&self, address: IpAddr, service: &MeshService) -> Published {
+        let Some(outbound) = self.shared.outbound.get() else { return Published::default() };
+        let mut publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = false;
+        for listener in vip_listeners(address, service, outbound) {
+            changed |= publishing.local.get(&listener.name) != Some(&listener)
+                || !publishing.bound.contains_key(&listener.name);
+            publishing.local.insert(listener.name.clone(), listener);
+        }
+        if changed { self.apply(&mut publishing) } else { Published::default() }
+    }
+
+    fn apply(&self, publishing: &mut Publishing) -> Published {
+        let secrets = publishing.secrets.get_or_insert_with(|| Arc::new(NoSecrets));
+        let mut resources = publishing.resources.clone();
+        for (name, listener) in &publishing.local {
+            resources.listeners.insert(name.clone(), listener.clone());
         }
         let previous = self.shared.snapshot.load_full();
         let compiler = Compiler {
@@ -144,9 +203,10 @@ impl Runtime {
         let (snapshot, mut rejected) = Snapshot::compile(&compiler, Arc::new(resources), &previous);
         let snapshot = Arc::new(snapshot);
         self.shared.snapshot.store(Arc::clone(&snapshot));
+        self.shared.published.send_replace(snapshot.generation);
         retire(&previous, &snapshot);
         if !publishing.draining {
-            rejected.extend(self.rebind(&mut publishing, &snapshot));
+            rejected.extend(self.rebind(publishing, &snapshot));
         }
         Published { generation: snapshot.generation, rejected }
     }
@@ -165,6 +225,16 @@ impl Runtime {
     /// Prometheus' text form of all metrics.
     pub fn metrics(&self) -> String {
         self.scrape.text()
+    }
+
+    /// Serves `/config_dump` and the like, and `/metrics`, from a thread of their own.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] when a port is taken or the thread cannot be started.
+    pub fn serve_admin(&self, options: AdminOptions) -> Result<Admin, StartError> {
+        let view = View { snapshot: Arc::clone(&self.shared.snapshot), scrape: self.scrape.clone() };
+        Admin::start(options, view)
     }
 
     /// The registry behind [`Runtime::metrics`], for collectors of other parts.
@@ -191,11 +261,11 @@ impl Runtime {
 
     fn end(&mut self) {
         self.tell(|| Command::Stop);
-        for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take()
-                && thread.join().is_err()
-            {
-                tracing::error!("a worker thread panicked");
+        self.stop_control.cancel();
+        let workers = self.workers.iter_mut().filter_map(|worker| worker.thread.take());
+        for thread in workers.chain(self.control.take()) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the data plane panicked");
             }
         }
     }
@@ -269,13 +339,28 @@ impl WorkerHandle {
             commands: receiver,
             open: Arc::clone(&open),
         };
-        let runtime = || Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || match runtime() {
-            Ok(runtime) => runtime.block_on(worker::run(start)),
-            Err(error) => tracing::error!(%error, "a worker cannot start its runtime"),
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Made inside: a worker's future never leaves its thread.
+            match local_runtime() {
+                Ok(runtime) => runtime.block_on(worker::run(start)),
+                Err(error) => tracing::error!(%error, "a worker cannot start its runtime"),
+            }
         })?;
         Ok(Self { commands, thread: Some(thread), open })
     }
+}
+
+fn local_runtime() -> io::Result<LocalRuntime> {
+    Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+}
+
+/// Runs `task` on a thread of its own.
+fn spawn_local(name: &str, task: impl Future<Output = ()> + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let name = name.to_owned();
+    std::thread::Builder::new().name(name.clone()).spawn(move || match local_runtime() {
+        Ok(runtime) => runtime.block_on(task),
+        Err(error) => tracing::error!(%error, "thread `{name}` cannot start its runtime"),
+    })
 }
 
 /// Drains the connections of chains that are gone or whose TLS changed.

@@ -3,19 +3,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use hashbrown::HashMap;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::downstream;
 use crate::metrics::{Shard, Symbol, Symbols, WorkerMetrics};
+use crate::outbound::OutboundOptions;
 use crate::snapshot::Snapshot;
 use crate::upstream::{Clusters, Pools};
 
@@ -37,6 +38,10 @@ pub(crate) struct Shared {
     pub(crate) clusters: Arc<Clusters>,
     pub(crate) symbols: Arc<Symbols>,
     pub(crate) own_service: String,
+    /// How the application's traffic is taken; set once.
+    pub(crate) outbound: OnceLock<OutboundOptions>,
+    /// The generation published last.
+    pub(crate) published: watch::Sender<u64>,
 }
 
 /// One worker's state, shared by its connections.

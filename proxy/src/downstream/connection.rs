@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::activity::Activity;
 use super::io::{Io, Prefixed, Stream};
 use super::tls::Hello;
-use super::{detect, tls};
+use super::{detect, tcp, tls};
 use crate::flags::Flags;
 use crate::metrics::{Family, Symbol};
 use crate::record::{Owner, Record};
@@ -260,7 +260,7 @@ async fn carry(
     let io = Io::new(stream, Arc::clone(&connection.activity));
     match &chain.terminal {
         Terminal::Http(hcm) => super::serve_http(connection, Arc::clone(hcm), io).await,
-        Terminal::Tcp(_) => drop(io),
+        Terminal::Tcp(proxy) => tcp::serve_tcp(connection, Arc::clone(proxy), io).await,
     }
     Ok(())
 }

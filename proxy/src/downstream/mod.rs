@@ -10,4 +10,4 @@ mod tls;
 
 pub(crate) use connection::{Connection, serve};
 pub(crate) use http::serve_http;
-pub(crate) use tcp::copy_both;
+pub(crate) use tcp::{Copied, copy_both};

@@ -1,16 +1,20 @@
 //! Connections carried as bytes.
 
-use std::cell::Cell;
-use std::future::Future;
-use std::io;
-use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use http::{Method, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes read at once and not yet written, per direction.
-const BUFFER: usize = 16 << 10;
+use super::connection::Connection;
+use super::io::Io;
+use crate::flags::Flags;
+use crate::local_reply::{Cause as Reply, LocalReply};
+use crate::record::{Owner, Record};
+use crate::snapshot::{ClusterRef, Target, TcpProxy};
+use crate::upstream::{Attempt, Cause, Failure, TcpUpstream, relay};
 
 /// What was carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,24 +23,100 @@ pub(crate) struct Copied {
     pub(crate) to_client: u64,
 }
 
+/// Carries an accepted connection to one of the proxy's clusters.
+pub(super) async fn serve_tcp(connection: Rc<Connection>, proxy: Arc<TcpProxy>, io: Io) {
+    let owner = Owner::Tcp(Arc::clone(&proxy));
+    let mut record = Record::new(Rc::clone(&connection), owner, Version::HTTP_09, Method::default());
+    record.complete = true;
+    let Some(target) = choose(&proxy) else {
+        note(&mut record, Reply::NoCluster(http::StatusCode::SERVICE_UNAVAILABLE));
+        return;
+    };
+    record.target = Some(target.clone());
+    let upstream = match connect(&connection, &proxy, &target, &mut record).await {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            note(&mut record, reply(failure));
+            return;
+        }
+    };
+    let ends = connection.certificate_ends();
+    let copying = copy_both(io, upstream, proxy.idle_timeout, ends);
+    let cut = connection.worker.cut.clone();
+    if let Some(copied) = cut.run_until_cancelled(copying).await {
+        record.bytes_received = copied.from_client;
+        record.bytes_sent = copied.to_client;
+    }
+}
+
+fn choose(proxy: &TcpProxy) -> Option<Target> {
+    let total: u64 = proxy.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let mut rest = fastrand::u64(..).checked_rem(total)?;
+    proxy.clusters.iter().find_map(|(cluster, weight)| {
+        let weight = u64::from(*weight);
+        let hit = rest < weight;
+        rest = rest.wrapping_sub(weight);
+        match cluster {
+            ClusterRef::Ready(target) if hit => Some(target.clone()),
+            _ => None,
+        }
+    })
+}
+
+async fn connect(
+    connection: &Connection,
+    proxy: &TcpProxy,
+    target: &Target,
+    record: &mut Record,
+) -> Result<TcpUpstream, Failure> {
+    let mut tries = 0;
+    let mut attempt = Attempt::default();
+    loop {
+        tries += 1;
+        record.attempts = tries;
+        match connection.worker.pools.connect(&target.cluster, &mut attempt).await {
+            Ok(upstream) => {
+                record.upstream_host = Some(upstream.endpoint().address.to_string().into());
+                return Ok(upstream);
+            }
+            Err(failure) => {
+                if let Some(endpoint) = &failure.endpoint {
+                    record.upstream_host = Some(endpoint.address.to_string().into());
+                }
+                if tries >= proxy.connect_attempts || failure.cause.reset().is_none() {
+                    if tries > 1 {
+                        record.flags.add(Flags::RETRY_LIMIT);
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+    }
+}
+
+fn reply(failure: Failure) -> Reply {
+    match failure.cause {
+        Cause::NoHealthyUpstream => Reply::NoHealthyUpstream,
+        Cause::Dropped => Reply::DropOverload,
+        Cause::Reset(reset) => Reply::UpstreamReset { reset, detail: failure.detail, retried: false },
+    }
+}
+
+/// A TCP connection has no reply, but the same flags.
+fn note(record: &mut Record, cause: Reply) {
+    let reply = LocalReply::from(cause);
+    record.flags.add(reply.flags);
+    record.details = Some(reply.details);
+}
+
 /// Carries bytes both ways until both sides ended, an error, `idle` without a byte, or `ends`. One
 /// side's end is passed on and the other goes on.
 pub(crate) async fn copy_both(
-    client: impl AsyncRead + AsyncWrite + Unpin,
-    upstream: impl AsyncRead + AsyncWrite + Unpin,
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    mut upstream: impl AsyncRead + AsyncWrite + Unpin,
     idle: Option<Duration>,
     ends: Option<Instant>,
 ) -> Copied {
-    let (mut client_read, mut client_write) = tokio::io::split(client);
-    let (mut upstream_read, mut upstream_write) = tokio::io::split(upstream);
-    let (from_client, to_client) = (Cell::new(0), Cell::new(0));
-    let last = Cell::new(Instant::now());
-    let copying = async {
-        tokio::try_join!(
-            copy(&mut client_read, &mut upstream_write, &from_client, &last),
-            copy(&mut upstream_read, &mut client_write, &to_client, &last),
-        )
-    };
     let end = async {
         match ends {
             Some(ends) => sleep_until(ends).await,
@@ -44,41 +124,10 @@ pub(crate) async fn copy_both(
         }
     };
     tokio::select! {
-        _ = copying => {}
-        () = idle_for(idle, &last) => {}
-        () = end => {}
-    }
-    Copied { from_client: from_client.get(), to_client: to_client.get() }
-}
-
-async fn idle_for(idle: Option<Duration>, last: &Cell<Instant>) {
-    let Some(idle) = idle else { return std::future::pending().await };
-    loop {
-        let Some(at) = last.get().checked_add(idle) else { return std::future::pending().await };
-        sleep_until(at).await;
-        if last.get() + idle <= Instant::now() {
-            return;
+        relayed = relay(&mut client, &mut upstream, idle) => {
+            Copied { from_client: relayed.sent, to_client: relayed.received }
         }
-    }
-}
-
-fn copy<'a>(
-    from: &'a mut (impl AsyncRead + Unpin),
-    to: &'a mut (impl AsyncWrite + Unpin),
-    count: &'a Cell<u64>,
-    last: &'a Cell<Instant>,
-) -> impl Future<Output = io::Result<()>> + 'a {
-    async move {
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            let read = from.read(&mut buffer).await?;
-            last.set(Instant::now());
-            if read == 0 {
-                return pin!(to.shutdown()).await;
-            }
-            to.write_all(&buffer[..read]).await?;
-            to.flush().await?;
-            count.set(count.get() + read as u64);
-        }
+        // The peer's certificate ends: its connection does too, and what it carried is not known.
+        () = end => Copied::default(),
     }
 }

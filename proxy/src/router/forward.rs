@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::hash::{self, Hashed};
 use super::retry::{Retries, Verdict};
 use super::timeout::Expired;
-use super::upgrade::Tunnel;
+use super::upgrade::{Tunnel, Upstream};
 use super::{mirror, rewrite};
 use crate::body::{Body, ReplayBuffer};
 use crate::chain::Step;
@@ -171,14 +171,7 @@ impl Requests {
     fn next(&mut self, x: &mut Exchange, forward: &ForwardTo, made: u32, more: bool) -> Request<Body> {
         let body = match &self.buffer {
             None => self.body.take().unwrap_or_default(),
-            Some(buffer) => {
-                let reader = buffer.reader().map_or(Body::Empty, Body::Replay);
-                if !more {
-                    // No further try: what streams through need not be kept.
-                    buffer.release();
-                }
-                reader
-            }
+            Some(buffer) => buffer.reader().map_or(Body::Empty, Body::Replay),
         };
         let mut request = Request::new(body);
         *request.method_mut() = x.head.method.clone();
@@ -271,7 +264,8 @@ fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, ret
     if let Some(guard) = tunnel {
         let upstream = response.extensions_mut().remove::<OnUpgrade>();
         if let Some(upstream) = upstream.filter(|_| x.head.upgrade.is_some()) {
-            x.tunnel = Some(Tunnel { upstream, guard, idle: forward.idle_timeout });
+            let upstream = Upstream::Upgraded(upstream, guard);
+            x.tunnel = Some(Tunnel { upstream, idle: forward.idle_timeout });
         }
     }
     let upgrade = x.tunnel.as_ref().and_then(|_| response.headers().get(UPGRADE).cloned());

@@ -5,47 +5,56 @@ use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
 
-use crate::downstream::{Connection, copy_both};
+use crate::downstream::{Connection, Copied, copy_both};
 use crate::flags::Flags;
 use crate::record::Record;
-use crate::router::timeout::Timers;
-use crate::upstream::TunnelGuard;
+use crate::upstream::{TcpUpstream, TunnelGuard};
 
 /// The upstream's side of a tunnel.
 pub(crate) struct Tunnel {
-    pub(crate) upstream: OnUpgrade,
-    /// Keeps it counted as a request in flight.
-    pub(crate) guard: TunnelGuard,
+    pub(crate) upstream: Upstream,
     pub(crate) idle: Option<Duration>,
 }
 
+/// What the client is connected with.
+pub(crate) enum Upstream {
+    /// An HTTP stream; the guard keeps it counted as a request in flight.
+    Upgraded(OnUpgrade, TunnelGuard),
+    /// A connection to an endpoint.
+    Tcp(TcpUpstream),
+    /// A connection to somewhere outside the mesh.
+    Plain(TcpStream),
+}
+
 impl Tunnel {
-    /// Carries bytes in a task of the worker, once hyper has handed over both streams.
-    pub(crate) fn start(
-        self,
-        connection: &Rc<Connection>,
-        client: OnUpgrade,
-        mut record: Box<Record>,
-        timers: Timers,
-    ) {
-        let Self { upstream, guard, idle } = self;
-        drop(timers);
+    /// Carries bytes in a task of the worker, once hyper has handed over the client's stream.
+    pub(crate) fn start(self, connection: &Rc<Connection>, client: OnUpgrade, mut record: Box<Record>) {
         let cut = connection.worker.cut.clone();
         let ends = connection.certificate_ends();
         let carry = async move {
-            let (Ok(client), Ok(upstream)) = (client.await, upstream.await) else {
-                record.flags.add(Flags::UPSTREAM_CONNECTION_TERMINATION);
-                record.finish();
-                return;
-            };
-            let copied = copy_both(TokioIo::new(client), TokioIo::new(upstream), idle, ends).await;
-            record.tunnel_bytes = Some((copied.from_client, copied.to_client));
+            match self.carry(client, ends).await {
+                Some(copied) => record.tunnel_bytes = Some((copied.from_client, copied.to_client)),
+                None => record.flags.add(Flags::UPSTREAM_CONNECTION_TERMINATION),
+            }
             record.finish();
-            drop(guard);
         };
         connection.worker.tasks.spawn_local(async move {
             cut.run_until_cancelled(carry).await;
         });
+    }
+
+    /// `None`: one side did not come about.
+    async fn carry(self, client: OnUpgrade, ends: Option<Instant>) -> Option<Copied> {
+        let client = TokioIo::new(client.await.ok()?);
+        Some(match self.upstream {
+            Upstream::Upgraded(upstream, _guard) => {
+                copy_both(client, TokioIo::new(upstream.await.ok()?), self.idle, ends).await
+            }
+            Upstream::Tcp(upstream) => copy_both(client, upstream, self.idle, ends).await,
+            Upstream::Plain(upstream) => copy_both(client, upstream, self.idle, ends).await,
+        })
     }
 }

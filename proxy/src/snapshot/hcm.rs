@@ -33,6 +33,8 @@ pub(crate) enum Routes {
     Inline(Arc<RouteConfig>),
     /// In the snapshot, by name.
     Named(String),
+    /// Those of the service the request's host names.
+    ByHost,
 }
 
 /// One HTTP filter before the router.
@@ -54,11 +56,12 @@ impl Hcm {
         old: Option<&Arc<Self>>,
     ) -> Result<Arc<Self>, String> {
         let routes = match &config.routes {
+            RouteSource::Rds(name) if name == crate::outbound::BY_HOST => Routes::ByHost,
             RouteSource::Rds(name) => Routes::Named(name.clone()),
             RouteSource::Inline(routes) => {
                 let old = old.and_then(|old| match &old.routes {
                     Routes::Inline(routes) => Some(routes),
-                    Routes::Named(_) => None,
+                    Routes::Named(_) | Routes::ByHost => None,
                 });
                 Routes::Inline(RouteConfig::compile(compiler, routes, clusters, old)?)
             }
@@ -104,6 +107,7 @@ impl Hcm {
         match &self.routes {
             Routes::Inline(routes) => Some(routes),
             Routes::Named(name) => snapshot.routes.get(name),
+            Routes::ByHost => None,
         }
     }
 }

@@ -26,7 +26,6 @@ pub(crate) struct Listener {
     pub(crate) chains: Vec<Arc<Chain>>,
     pub(crate) default_chain: Option<Arc<Chain>>,
     pub(crate) access_logs: Vec<Arc<AccessLogger>>,
-    source: model::Listener,
 }
 
 /// A compiled filter chain.
@@ -46,9 +45,6 @@ pub(crate) struct ChainTls {
     context: DownstreamTls,
     identity_generation: u64,
 }
-
-/// Refused until the pools can connect without HTTP.
-const TCP_CARRIED: bool = false;
 
 /// What carries the connection.
 pub(crate) enum Terminal {
@@ -92,13 +88,7 @@ impl Listener {
             chains,
             default_chain,
             access_logs: AccessLogger::compile_all(&listener.access_logs, compiler.writers)?,
-            source: listener.clone(),
         }))
-    }
-
-    /// Whether the socket of `other` serves this listener too.
-    pub(crate) fn has_same_socket(&self, other: &Self) -> bool {
-        self.address == other.address
     }
 
     /// Every chain.
@@ -109,11 +99,6 @@ impl Listener {
     /// The chain that takes over from `chain`: same name and TLS.
     pub(crate) fn successor(&self, chain: &Chain) -> Option<&Arc<Chain>> {
         self.all_chains().find(|candidate| candidate.name == chain.name && candidate.has_same_tls(chain))
-    }
-
-    /// As configured.
-    pub(crate) fn source(&self) -> &model::Listener {
-        &self.source
     }
 }
 
@@ -154,9 +139,6 @@ impl Chain {
                     Terminal::Tcp(_) => None,
                 });
                 Terminal::Http(Hcm::compile(compiler, hcm, clusters, old).map_err(at)?)
-            }
-            model::Terminal::Tcp(_) if !TCP_CARRIED => {
-                return Err(at("TCP proxying is not carried yet".to_owned()));
             }
             model::Terminal::Tcp(tcp) => Terminal::Tcp(Arc::new(TcpProxy {
                 clusters: tcp

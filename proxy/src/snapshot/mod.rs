@@ -14,7 +14,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use pillion_model::mesh::{MeshService, Resources};
 
-pub(crate) use hcm::{Filter, Hcm};
+pub(crate) use hcm::{Filter, Hcm, Routes};
 pub(crate) use listener::{Chain, Listener, TcpProxy, Terminal};
 pub(crate) use routes::{Action, ClusterRef, ForwardTo, RouteConfig, Routed, Target};
 

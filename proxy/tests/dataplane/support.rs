@@ -28,25 +28,25 @@ use pillion_proxy::{Options, Runtime};
 use tokio::net::{TcpListener, TcpStream};
 
 /// What origins answer with.
-pub type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type Body = BoxBody<Bytes, Infallible>;
 
 /// A body of this text.
-pub fn text(text: impl Into<Bytes>) -> Body {
+pub(crate) fn text(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).boxed()
 }
 
 /// An HTTP server of both versions that answers by a function.
-pub struct Origin {
+pub(crate) struct Origin {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Requests seen.
-    pub seen: Arc<AtomicUsize>,
+    pub(crate) seen: Arc<AtomicUsize>,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Origin {
     /// Starts one.
-    pub async fn start<F, R>(answer: F) -> Self
+    pub(crate) async fn start<F, R>(answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
@@ -76,18 +76,18 @@ impl Origin {
     }
 
     /// One that answers with its name.
-    pub async fn named(name: &'static str) -> Self {
+    pub(crate) async fn named(name: &'static str) -> Self {
         Self::start(move |_request| async move { Response::new(text(name)) }).await
     }
 
     /// Requests seen.
-    pub fn seen(&self) -> usize {
+    pub(crate) fn seen(&self) -> usize {
         self.seen.load(SeqCst)
     }
 }
 
 /// A static cluster of these endpoints.
-pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
+pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
     let endpoints = addresses
         .iter()
         .map(|address| Endpoint {
@@ -123,17 +123,17 @@ pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
 }
 
 /// A route of this name for everything that `matches`.
-pub fn route(name: &str, matches: RouteMatch, action: RouteAction) -> Route {
+pub(crate) fn route(name: &str, matches: RouteMatch, action: RouteAction) -> Route {
     Route { name: name.to_owned(), matches, action, headers: Default::default(), filters: Default::default() }
 }
 
 /// Forwards to `cluster`.
-pub fn forward(cluster: &str) -> RouteAction {
+pub(crate) fn forward(cluster: &str) -> RouteAction {
     RouteAction::Forward(Box::new(Forward::to(cluster)))
 }
 
 /// One virtual host for every domain.
-pub fn routes(routes: Vec<Route>) -> RouteConfiguration {
+pub(crate) fn routes(routes: Vec<Route>) -> RouteConfiguration {
     RouteConfiguration {
         name: "routes".to_owned(),
         virtual_hosts: vec![VirtualHost {
@@ -147,12 +147,12 @@ pub fn routes(routes: Vec<Route>) -> RouteConfiguration {
 }
 
 /// A connection manager over these routes.
-pub fn manager(configuration: RouteConfiguration) -> HttpConnectionManager {
+pub(crate) fn manager(configuration: RouteConfiguration) -> HttpConnectionManager {
     HttpConnectionManager::new("test", RouteSource::Inline(configuration))
 }
 
 /// A listener on a free port with one chain.
-pub fn listener(name: &str, terminal: Terminal) -> Listener {
+pub(crate) fn listener(name: &str, terminal: Terminal) -> Listener {
     Listener {
         name: name.to_owned(),
         address: Some("127.0.0.1:0".parse().unwrap()),
@@ -168,7 +168,7 @@ pub fn listener(name: &str, terminal: Terminal) -> Listener {
 }
 
 /// A plaintext chain.
-pub fn chain(name: &str, terminal: Terminal) -> FilterChain {
+pub(crate) fn chain(name: &str, terminal: Terminal) -> FilterChain {
     FilterChain {
         name: name.to_owned(),
         matches: FilterChainMatch::default(),
@@ -179,7 +179,7 @@ pub fn chain(name: &str, terminal: Terminal) -> FilterChain {
 }
 
 /// These listeners and clusters.
-pub fn resources(listeners: Vec<Listener>, clusters: Vec<Cluster>) -> Resources {
+pub(crate) fn resources(listeners: Vec<Listener>, clusters: Vec<Cluster>) -> Resources {
     Resources {
         listeners: listeners.into_iter().map(|listener| (listener.name.clone(), listener)).collect(),
         clusters: clusters.into_iter().map(|cluster| (cluster.name.clone(), cluster)).collect(),
@@ -188,26 +188,26 @@ pub fn resources(listeners: Vec<Listener>, clusters: Vec<Cluster>) -> Resources 
 }
 
 /// A running proxy and where its only listener is.
-pub struct Proxy {
+pub(crate) struct Proxy {
     /// The proxy.
-    pub runtime: Runtime,
+    pub(crate) runtime: Runtime,
     /// Its listener `main`.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 /// Knows no secrets.
-pub fn no_secrets() -> Arc<dyn Secrets> {
+pub(crate) fn no_secrets() -> Arc<dyn Secrets> {
     Arc::new(NoSecrets)
 }
 
 impl Proxy {
     /// Runs `resources`, which have a listener `main`.
-    pub fn start(resources: Resources) -> Self {
+    pub(crate) fn start(resources: Resources) -> Self {
         Self::start_with(resources, &no_secrets())
     }
 
     /// Runs `resources` with `secrets`.
-    pub fn start_with(resources: Resources, secrets: &Arc<dyn Secrets>) -> Self {
+    pub(crate) fn start_with(resources: Resources, secrets: &Arc<dyn Secrets>) -> Self {
         let options = Options { workers: NonZeroUsize::new(2).unwrap(), service: "me.test".to_owned() };
         let runtime = Runtime::start(&options).unwrap();
         let published = runtime.publish(resources, secrets);
@@ -217,30 +217,30 @@ impl Proxy {
     }
 
     /// An HTTP listener `main` with these routes over these clusters.
-    pub fn http(configuration: RouteConfiguration, clusters: Vec<Cluster>) -> Self {
+    pub(crate) fn http(configuration: RouteConfiguration, clusters: Vec<Cluster>) -> Self {
         Self::manager(manager(configuration), clusters)
     }
 
     /// An HTTP listener `main` with this connection manager.
-    pub fn manager(manager: HttpConnectionManager, clusters: Vec<Cluster>) -> Self {
+    pub(crate) fn manager(manager: HttpConnectionManager, clusters: Vec<Cluster>) -> Self {
         Self::start(resources(vec![listener("main", Terminal::Http(Box::new(manager)))], clusters))
     }
 
     /// Sends one GET.
-    pub async fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let response = self.send(get(path)).await;
         let status = response.status().as_u16();
         (status, body_text(response).await)
     }
 
     /// Sends one request on a new HTTP/1.1 connection.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         let mut client = self.client1().await;
         client.send_request(request).await.unwrap()
     }
 
     /// A new HTTP/1.1 connection.
-    pub async fn client1(&self) -> http1::SendRequest<Full<Bytes>> {
+    pub(crate) async fn client1(&self) -> http1::SendRequest<Full<Bytes>> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (client, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
@@ -248,7 +248,7 @@ impl Proxy {
     }
 
     /// A new HTTP/2 connection.
-    pub async fn client2(&self) -> http2::SendRequest<Full<Bytes>> {
+    pub(crate) async fn client2(&self) -> http2::SendRequest<Full<Bytes>> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (client, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -258,18 +258,18 @@ impl Proxy {
 }
 
 /// A GET request to host `test`.
-pub fn get(path: &str) -> Request<Full<Bytes>> {
+pub(crate) fn get(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).header("host", "test").body(Full::default()).unwrap()
 }
 
 /// The body as text.
-pub async fn body_text(response: Response<Incoming>) -> String {
+pub(crate) async fn body_text(response: Response<Incoming>) -> String {
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 /// Waits until `condition` holds, and fails with `what` after ten seconds.
-pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "not within ten seconds: {what}");

@@ -1,0 +1,165 @@
+//! The pages for operators: configuration, clusters, certificates, readiness, metrics.
+//!
+//! Served by a thread of their own over plain HTTP/1.1. The admin port belongs on loopback: it can
+//! drain the proxy. The metrics port shows metrics and health only.
+
+mod pages;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pillion_net::listen::{Reuse, bind_tcp, pause_accept};
+use pillion_net::readiness::Readiness;
+use pillion_net::tls::Secrets;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::metrics::Scrape;
+use crate::runtime::StartError;
+use crate::snapshot::Snapshot;
+
+/// Changes the log filter; the error says what is wrong with it.
+pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// What is served where.
+#[derive(Clone, Default)]
+pub struct AdminOptions {
+    /// Every page; loopback only. `None`: not served.
+    pub admin: Option<SocketAddr>,
+    /// `/metrics`, `/ready`, `/live`. `None`: not served.
+    pub metrics: Option<SocketAddr>,
+    /// What `/ready` says.
+    pub readiness: Readiness,
+    /// Cancelled by `POST /drain`: whoever started the proxy drains it.
+    pub drain: CancellationToken,
+    /// `/logging?level=`; `None`: not offered.
+    pub set_log_filter: Option<SetLogFilter>,
+    /// What `/certs` shows.
+    pub secrets: Option<Arc<dyn Fn() -> Option<Arc<dyn Secrets>> + Send + Sync>>,
+}
+
+/// What pages read of the data plane.
+#[derive(Clone)]
+pub(crate) struct View {
+    pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(crate) scrape: Scrape,
+}
+
+/// The running admin thread; dropping it ends it.
+pub struct Admin {
+    /// Where the admin pages are.
+    pub admin: Option<SocketAddr>,
+    /// Where the metrics are.
+    pub metrics: Option<SocketAddr>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Which pages a port shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pages {
+    All,
+    Metrics,
+}
+
+/// What every page needs.
+struct State {
+    options: AdminOptions,
+    view: View,
+}
+
+impl Admin {
+    /// Binds and starts.
+    pub(crate) fn start(options: AdminOptions, view: View) -> Result<Self, StartError> {
+        let bind = |name, address: Option<SocketAddr>| {
+            address.map(|address| bind_tcp(name, address, Reuse::Exclusive)).transpose()
+        };
+        let admin = bind("admin listener", options.admin)?;
+        let metrics = bind("metrics listener", options.metrics)?;
+        let address = |socket: &Option<std::net::TcpListener>| socket.as_ref()?.local_addr().ok();
+        let stop = CancellationToken::new();
+        let (stopped, state) = (stop.clone(), Arc::new(State { options, view }));
+        let (admin_address, metrics_address) = (address(&admin), address(&metrics));
+        let failed = |source: io::Error| StartError::Thread { name: "admin".to_owned(), source };
+        let thread = std::thread::Builder::new()
+            .name("admin".to_owned())
+            .spawn(move || {
+                match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                    Ok(runtime) => runtime.block_on(run(state, admin, metrics, stopped)),
+                    Err(error) => tracing::error!(%error, "the admin thread cannot start its runtime"),
+                }
+            })
+            .map_err(failed)?;
+        Ok(Self { admin: admin_address, metrics: metrics_address, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn run(
+    state: Arc<State>,
+    admin: Option<std::net::TcpListener>,
+    metrics: Option<std::net::TcpListener>,
+    stop: CancellationToken,
+) {
+    let tasks = TaskTracker::new();
+    for (socket, pages) in [(admin, Pages::All), (metrics, Pages::Metrics)] {
+        let Some(socket) = socket else { continue };
+        match tokio::net::TcpListener::from_std(socket) {
+            Ok(socket) => {
+                let serving = accept(Arc::clone(&state), socket, pages, stop.clone(), tasks.clone());
+                tasks.spawn_local(serving);
+            }
+            Err(error) => tracing::error!(%error, "admin pages cannot be served"),
+        }
+    }
+    stop.cancelled().await;
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn accept(
+    state: Arc<State>,
+    socket: tokio::net::TcpListener,
+    pages: Pages,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
+        match accepted {
+            Ok((stream, _)) if tasks.len() < CONNECTIONS_MAX => {
+                let (state, stop) = (Arc::clone(&state), stop.clone());
+                tasks.spawn_local(async move {
+                    let service = service_fn(|request| {
+                        let response = pages::answer(&state, pages, &request);
+                        async move { Ok::<_, Infallible>(response) }
+                    });
+                    let mut builder = http1::Builder::new();
+                    builder.timer(TokioTimer::new());
+                    let serving = builder.serve_connection(TokioIo::new(stream), service);
+                    stop.run_until_cancelled(serving).await;
+                });
+            }
+            Ok((stream, _)) => drop(stream),
+            Err(error) => pause_accept(&error).await,
+        }
+    }
+}
+
+/// Connections to both ports at once.
+const CONNECTIONS_MAX: usize = 256;

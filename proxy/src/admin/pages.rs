@@ -1,0 +1,209 @@
+//! What each page shows.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use pillion_model::tls::SVID_SECRET;
+use pillion_net::tls::PeerCertificate;
+use serde_json::json;
+
+use super::{Pages, State};
+
+type Page = Response<Full<Bytes>>;
+
+/// Answers one request.
+pub(super) fn answer(state: &State, pages: Pages, request: &Request<Incoming>) -> Page {
+    let path = request.uri().path();
+    match (pages, request.method(), path) {
+        (_, &Method::GET | &Method::HEAD, "/metrics" | "/stats/prometheus") => {
+            page("text/plain; version=0.0.4", state.view.scrape.text())
+        }
+        (_, &Method::GET | &Method::HEAD, "/ready") => ready(state),
+        (_, &Method::GET | &Method::HEAD, "/live") => text(StatusCode::OK, "LIVE\n"),
+        (Pages::All, &Method::GET, "/") => page("text/plain", INDEX.to_owned()),
+        (Pages::All, &Method::GET, "/config_dump") => page("application/json", config_dump(state)),
+        (Pages::All, &Method::GET, "/clusters") => page("text/plain", clusters(state)),
+        (Pages::All, &Method::GET, "/certs") => page("application/json", certs(state)),
+        (Pages::All, &Method::POST, "/drain") => {
+            state.options.drain.cancel();
+            text(StatusCode::OK, "draining\n")
+        }
+        (Pages::All, &Method::POST, "/logging") => logging(state, request.uri().query()),
+        (Pages::All, _, "/drain" | "/logging") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
+        _ => text(StatusCode::NOT_FOUND, "no such page; see /\n"),
+    }
+}
+
+const INDEX: &str = "\
+/config_dump        the running configuration
+/clusters           endpoints with their health and counters
+/certs              the proxy's certificate and roots
+/ready              200 when ready
+/live               200 while the process lives
+/drain              POST: stop taking traffic
+/logging?level=     POST: change the log filter
+/stats/prometheus   metrics
+";
+
+fn text(status: StatusCode, body: &str) -> Page {
+    let mut page = page("text/plain", body.to_owned());
+    *page.status_mut() = status;
+    page
+}
+
+fn page(content_type: &'static str, body: String) -> Page {
+    let mut page = Response::new(Full::new(Bytes::from(body)));
+    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    page
+}
+
+fn ready(state: &State) -> Page {
+    let readiness = &state.options.readiness;
+    if readiness.is_ready() {
+        return text(StatusCode::OK, "LIVE\n");
+    }
+    text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {}\n", readiness.pending().join(", ")))
+}
+
+fn logging(state: &State, query: Option<&str>) -> Page {
+    let level = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("level="));
+    match (level, &state.options.set_log_filter) {
+        (None, _) => text(StatusCode::BAD_REQUEST, "say which: /logging?level=debug\n"),
+        (_, None) => text(StatusCode::NOT_IMPLEMENTED, "this process has a fixed log filter\n"),
+        (Some(level), Some(set)) => match set(level) {
+            Ok(()) => text(StatusCode::OK, &format!("log filter is now {level}\n")),
+            Err(error) => text(StatusCode::BAD_REQUEST, &format!("{level}: {error}\n")),
+        },
+    }
+}
+
+/// What runs, by name, with the decisions a reader looks for; the resources themselves are shown by
+/// `explain` and the registry.
+fn config_dump(state: &State) -> String {
+    let snapshot = state.view.snapshot.load();
+    let resources = &snapshot.resources;
+    let listeners: Vec<_> = resources
+        .listeners
+        .values()
+        .map(|listener| {
+            json!({
+                "name": listener.name,
+                "address": listener.address.map(|address| address.to_string()),
+                "direction": listener.direction.as_str(),
+                "filterChains": listener.filter_chains.iter().map(|chain| json!({
+                    "name": chain.name,
+                    "serverNames": chain.matches.server_names,
+                    "tls": chain.tls.is_some(),
+                    "applied": snapshot.listeners.get(&listener.name).is_some_and(|compiled| {
+                        compiled.all_chains().any(|compiled| compiled.name == chain.name)
+                    }),
+                })).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    let routes: Vec<_> = resources
+        .routes
+        .values()
+        .map(|configuration| {
+            json!({
+                "name": configuration.name,
+                "applied": snapshot.routes.contains_key(&configuration.name),
+                "virtualHosts": configuration.virtual_hosts.iter().map(|host| json!({
+                    "name": host.name,
+                    "domains": host.domains,
+                    "routes": host.routes.iter().map(|route| &route.name).collect::<Vec<_>>(),
+                })).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    let clusters: Vec<_> = resources
+        .clusters
+        .values()
+        .map(|cluster| {
+            let endpoints = snapshot.clusters.get(&cluster.name).map_or(0, |compiled| compiled.hosts().hosts.len());
+            json!({
+                "name": cluster.name,
+                "applied": snapshot.clusters.contains_key(&cluster.name),
+                "tls": cluster.tls.is_some() || cluster.transports.iter().any(|transport| transport.tls.is_some()),
+                "endpoints": endpoints,
+            })
+        })
+        .collect();
+    let services: Vec<_> = resources
+        .services
+        .iter()
+        .map(|(name, service)| json!({"name": name, "service": service.service.to_string(), "index": service.index}))
+        .collect();
+    let dump = json!({
+        "generation": snapshot.generation,
+        "listeners": listeners,
+        "routes": routes,
+        "clusters": clusters,
+        "services": services,
+    });
+    serde_json::to_string_pretty(&dump).unwrap_or_default()
+}
+
+/// In Envoy's text form.
+fn clusters(state: &State) -> String {
+    let snapshot = state.view.snapshot.load();
+    let mut names: Vec<_> = snapshot.clusters.keys().collect();
+    names.sort();
+    let mut out = String::new();
+    for name in names {
+        let cluster = &snapshot.clusters[name];
+        let limits = &cluster.config.limits;
+        let _ = writeln!(out, "{name}::default_priority::max_connections::{}", limits.connections_max);
+        let _ = writeln!(out, "{name}::default_priority::max_requests::{}", limits.requests_max);
+        for host in &cluster.hosts().hosts {
+            let (endpoint, stats) = (&host.endpoint, &host.endpoint.stats);
+            let at = format!("{name}::{}", endpoint.address);
+            let health = match (endpoint.is_ejected(), host.health) {
+                (true, _) => "/failed_outlier_check".to_owned(),
+                (false, health) => health.as_str().to_owned(),
+            };
+            for (stat, value) in [
+                ("cx_active", u64::from(stats.cx_active.load(Relaxed))),
+                ("cx_connect_fail", stats.cx_connect_fail.load(Relaxed)),
+                ("cx_total", stats.cx_total.load(Relaxed)),
+                ("rq_active", u64::from(endpoint.active())),
+                ("rq_error", stats.rq_error.load(Relaxed)),
+                ("rq_success", stats.rq_success.load(Relaxed)),
+                ("rq_timeout", stats.rq_timeout.load(Relaxed)),
+                ("rq_total", stats.rq_total.load(Relaxed)),
+                ("weight", u64::from(host.weight)),
+                ("priority", u64::from(host.priority)),
+            ] {
+                let _ = writeln!(out, "{at}::{stat}::{value}");
+            }
+            let _ = writeln!(out, "{at}::hostname::{}", host.hostname);
+            let _ = writeln!(out, "{at}::health_flags::{health}");
+            let _ = writeln!(out, "{at}::zone::{}", host.locality.zone);
+        }
+    }
+    out
+}
+
+fn certs(state: &State) -> String {
+    let secrets = state.options.secrets.as_ref().and_then(|secrets| secrets());
+    let own = secrets.and_then(|secrets| secrets.certificate(SVID_SECRET));
+    let shown = own.and_then(|own| PeerCertificate::parse(&own.cert).ok());
+    let dump = match shown {
+        None => json!({"certificates": []}),
+        Some(certificate) => json!({"certificates": [{
+            "subjectAltNames": certificate.uri_sans.iter().chain(&certificate.dns_sans).collect::<Vec<_>>(),
+            "sha256": certificate.sha256_hex,
+            "secondsUntilExpiration": certificate
+                .not_after
+                .duration_since(SystemTime::now())
+                .map_or(0, |left| left.as_secs()),
+        }]}),
+    };
+    serde_json::to_string_pretty(&dump).unwrap_or_default()
+}

@@ -1,0 +1,143 @@
+//! From the host a request names to where it goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_model::matcher::RequestView;
+use pillion_model::mesh::MeshPort;
+use pillion_model::mesh::MeshService;
+use pillion_net::resolve::Target;
+use tokio::time::timeout;
+
+use super::{Egress, OutboundOptions};
+use crate::chain::Step;
+use crate::exchange::Exchange;
+use crate::local_reply::Cause;
+use crate::snapshot::{Routes, Snapshot};
+use crate::worker::Worker;
+
+/// How long a service's routes and clusters may take after the service itself is known.
+const PUBLISH_WAIT: Duration = Duration::from_secs(1);
+
+/// Where a request goes.
+pub(crate) enum Destination {
+    /// By routes: the connection manager's, or those found for the host.
+    Routes,
+    /// A TCP service of the mesh, through a CONNECT tunnel: its cluster.
+    Tcp(String),
+    /// Outside the mesh.
+    External(Target),
+}
+
+/// Finds the destination of a request on a listener that routes by host.
+pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
+    if !matches!(x.hcm.routes, Routes::ByHost) {
+        return Ok(Destination::Routes);
+    }
+    let worker = Arc::clone(x.connection.worker.shared());
+    let Some(outbound) = worker.outbound.get() else {
+        return Err(Cause::NoRouteConfiguration.into());
+    };
+    let target = target(x)?;
+    let Some(service) = service(x, outbound, &target.host).await else {
+        return match outbound.egress {
+            Egress::Allow => Ok(Destination::External(target)),
+            Egress::Deny => Err(Cause::EgressDenied(format!(
+                "`{}` is not a service of the mesh, and the egress policy denies other destinations",
+                target.host
+            ))
+            .into()),
+        };
+    };
+    let Some(port) = service.ports.iter().find(|port| port.port == target.port) else {
+        return Err(Cause::EgressFailed(no_port(&service, target.port)).into());
+    };
+    if !port.protocol.is_http() {
+        return tcp(x, &service, port).await;
+    }
+    if is_connect(x) {
+        return Err(Cause::EgressFailed(format!(
+            "`{}` port {} is an HTTP service: send the request itself instead of CONNECT",
+            service.service, port.port
+        ))
+        .into());
+    }
+    let name = &port.route_configuration;
+    let published = published(x, |snapshot| snapshot.routes.contains_key(name)).await;
+    if !published {
+        return Err(Cause::NoRouteConfiguration.into());
+    }
+    x.routes = x.snapshot.routes.get(name).cloned();
+    Ok(Destination::Routes)
+}
+
+fn is_connect(x: &Exchange) -> bool {
+    x.head.method == http::Method::CONNECT
+}
+
+fn target(x: &Exchange) -> Step<Target> {
+    let default_port = if x.head.scheme == "https" || is_connect(x) { 443 } else { 80 };
+    let mut target = Target::parse(x.head.authority(), default_port).map_err(|_error| Cause::MissingHost)?;
+    target.host.make_ascii_lowercase();
+    if target.host.ends_with('.') {
+        target.host.pop();
+    }
+    Ok(target)
+}
+
+/// The service of that name: known, or asked for.
+async fn service(x: &mut Exchange, outbound: &OutboundOptions, host: &str) -> Option<Arc<MeshService>> {
+    if let Some(service) = x.snapshot.services.get(host) {
+        if let Some(on_demand) = &outbound.on_demand {
+            on_demand.touch(host);
+        }
+        return Some(Arc::clone(service));
+    }
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        return None;
+    }
+    outbound.on_demand.as_ref()?.lookup(host).await
+}
+
+fn no_port(service: &MeshService, asked: u16) -> String {
+    let known: Vec<String> =
+        service.ports.iter().map(|port| format!("{} ({})", port.port, port.name)).collect();
+    format!("service `{}` has no port {asked}; it has {}", service.service, known.join(", "))
+}
+
+async fn tcp(x: &mut Exchange, service: &MeshService, port: &MeshPort) -> Step<Destination> {
+    if !is_connect(x) {
+        let reason = format!("`{}` port {} is a TCP service: use CONNECT", service.service, port.port);
+        return Err(Cause::EgressFailed(reason).into());
+    }
+    let Some(cluster) = port.clusters.first() else {
+        return Err(Cause::NoCluster(http::StatusCode::SERVICE_UNAVAILABLE).into());
+    };
+    published(x, |snapshot| snapshot.clusters.contains_key(cluster)).await;
+    Ok(Destination::Tcp(cluster.clone()))
+}
+
+/// Waits until the snapshot holds what is wanted, and makes it the request's.
+async fn published(x: &mut Exchange, holds: impl Fn(&Snapshot) -> bool) -> bool {
+    if holds(&x.snapshot) {
+        return true;
+    }
+    let worker = &x.connection.worker;
+    let mut changes = worker.shared().published.subscribe();
+    let wait = async {
+        loop {
+            let snapshot = Worker::snapshot(worker);
+            if holds(&snapshot) {
+                return Some(snapshot);
+            }
+            changes.changed().await.ok()?;
+        }
+    };
+    match timeout(PUBLISH_WAIT, wait).await {
+        Ok(Some(snapshot)) => {
+            x.snapshot = snapshot;
+            true
+        }
+        _ => false,
+    }
+}
