@@ -29,7 +29,9 @@ impl LogArguments {
         let filter = EnvFilter::try_new(&self.log).with_context(|| format!("--log {}", self.log))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let started = match self.log_format {
-            LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+            LogFormat::Text => {
+                builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
+            }
             LogFormat::Json => builder.json().try_init(),
         };
         started.map_err(|error| anyhow::anyhow!("start logging: {error}"))

@@ -11,6 +11,7 @@ mod docs;
 mod exit;
 mod files;
 mod http;
+mod logging;
 mod output;
 
 use std::process::ExitCode;

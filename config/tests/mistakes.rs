@@ -48,6 +48,14 @@ rules:
 }
 
 #[test]
+fn a_missing_field_hides_nothing() {
+    let yaml = "kind: Service\nnam: s\nhots: [a]\nmtls: off\n";
+    let found = mistakes("a.yaml", yaml);
+    let paths: Vec<_> = found.iter().map(|line| line.split(": ").nth(1).unwrap()).collect();
+    assert_eq!(paths, ["name", "ports", "nam", "hots", "mtls"], "{found:#?}");
+}
+
+#[test]
 fn every_format_tells_the_place() {
     let json = "[\n  {\"kind\": \"Service\", \"name\": \"a\",\n   \"ports\": [{\"nam\": \"http\", \"port\": 80}]}\n]";
     assert_eq!(

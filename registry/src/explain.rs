@@ -5,6 +5,7 @@
 
 mod reason;
 mod render;
+mod request;
 #[cfg(test)]
 mod tests;
 
@@ -18,12 +19,12 @@ use pillion_model::http::HttpFilter;
 use pillion_model::matcher::RequestView;
 use pillion_model::mesh::MeshPort;
 use pillion_model::name::{ServiceName, SpiffeId, parse_outbound_cluster};
-use pillion_model::path::{Normalization, Normalized, normalize};
 use pillion_model::rbac::{Action, Peer, Rbac};
 use pillion_model::route::{ClusterChoice, Forward, RouteAction, RouteTable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::request::Request;
 use crate::resolve::{InboundPort, MeshModel, ServiceModel};
 
 /// What is asked.
@@ -486,65 +487,5 @@ fn outcome(destinations: &[DestinationStep]) -> String {
             Some(empty) => format!("allowed, but {} has no endpoint that takes traffic: 503", empty.cluster),
             None => "allowed".to_owned(),
         },
-    }
-}
-
-/// The asked request as matchers see it.
-struct Request {
-    method: String,
-    path: String,
-    query: Option<String>,
-    authority: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Request {
-    /// `Err`: the path, which has no normal form.
-    fn of(service: &ServiceModel, question: &Question) -> Result<Self, String> {
-        let target = question.path.as_deref().unwrap_or("/");
-        let target = target.split('#').next().unwrap_or_default();
-        let (path, query) = match target.split_once('?') {
-            Some((path, query)) => (path, Some(query.to_owned())),
-            None => (target, None),
-        };
-        let rules = Normalization { dots: true, merge_slashes: true, ..Normalization::default() };
-        let Normalized::Path(path) = normalize(path, rules) else { return Err(path.to_owned()) };
-        let headers = question.headers.iter();
-        Ok(Self {
-            method: question.method.clone().unwrap_or_else(|| "GET".to_owned()),
-            path: path.into_owned(),
-            query,
-            authority: service.service.names.first().cloned().unwrap_or_default(),
-            headers: headers.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect(),
-        })
-    }
-}
-
-impl RequestView for Request {
-    fn method(&self) -> &str {
-        &self.method
-    }
-
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn query(&self) -> Option<&str> {
-        self.query.as_deref()
-    }
-
-    fn authority(&self) -> &str {
-        let host = self.headers.iter().find(|(name, _)| name == "host");
-        host.map_or(&self.authority, |(_, value)| value)
-    }
-
-    fn scheme(&self) -> &str {
-        "http"
-    }
-
-    fn header(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
-        for (_, value) in self.headers.iter().filter(|(have, _)| have == name) {
-            each(value.as_bytes());
-        }
     }
 }

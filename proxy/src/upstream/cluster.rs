@@ -111,6 +111,13 @@ impl Cluster {
         self.set_endpoints(&LoadAssignment { localities: vec![locality], ..LoadAssignment::default() });
     }
 
+    /// Without detection nobody would ever return.
+    pub(super) fn return_ejected(&self) {
+        for host in &self.hosts.load().hosts {
+            host.endpoint.outlier.return_to_service();
+        }
+    }
+
     /// No longer in the configuration: its pools are drained.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);

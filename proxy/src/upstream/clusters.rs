@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::control::Control;
-use super::dns::{DnsCluster, Names};
+use super::dns::Names;
 use super::outlier;
 use super::state::ClusterState;
 use super::tls;
@@ -159,16 +159,24 @@ impl Inner {
         }
         let transports = tls::compile(config, secrets)?;
         let state = self.states.entry(name.to_owned()).or_insert_with(|| Arc::new(ClusterState::new(name)));
-        let cluster = Cluster::new(config.clone(), Arc::clone(state), transports);
+        let cluster = Arc::new(Cluster::new(config.clone(), Arc::clone(state), transports));
         state.outlier.configure(config.outlier_detection.as_ref(), events);
-        if let Some(old) = self.clusters.insert(name.to_owned(), Arc::new(cluster)) {
+        let control = self.controls.entry(name.to_owned()).or_default();
+        control.configure(config, Instant::now());
+        if let Some(old) = self.clusters.insert(name.to_owned(), Arc::clone(&cluster)) {
             old.retire();
+            if config.outlier_detection.is_none() {
+                old.return_ejected();
+            }
+            // Until told otherwise its endpoints are those it had.
+            if std::mem::discriminant(&old.config.discovery) == std::mem::discriminant(&config.discovery)
+                && let Some(assignment) = self.assignments.get(name)
+            {
+                cluster.set_endpoints(assignment);
+                return Ok(());
+            }
         }
         self.assignments.remove(name);
-        let control = self.controls.entry(name.to_owned()).or_default();
-        let now = Instant::now();
-        control.interval_end = config.outlier_detection.as_ref().map(|config| now + config.interval);
-        control.dns = DnsCluster::new(&config.discovery, now);
         Ok(())
     }
 

@@ -5,26 +5,41 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pillion_model::cluster::Cluster as Config;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clusters::{Clusters, Inner};
+use super::dns::DnsCluster;
 use super::outlier::{Detector, Event, Round};
 use super::state::EndpointState;
 
 /// What the control task keeps of one cluster.
 #[derive(Default)]
 pub(super) struct Control {
-    pub(super) detector: Detector,
+    detector: Detector,
     /// The end of the present outlier interval.
-    pub(super) interval_end: Option<Instant>,
-    pub(super) dns: Option<super::dns::DnsCluster>,
+    interval_end: Option<Instant>,
+    dns: Option<DnsCluster>,
+}
+
+impl Control {
+    /// Follows a new configuration; what was ejected stays ejected while there is detection.
+    pub(super) fn configure(&mut self, config: &Config, now: Instant) {
+        let outlier = config.outlier_detection.as_ref();
+        if outlier.is_none() {
+            self.detector = Detector::default();
+        }
+        self.interval_end = outlier.map(|outlier| now + outlier.interval.max(INTERVAL_MIN));
+        self.dns = DnsCluster::new(&config.discovery, now);
+    }
 }
 
 /// Answers for one cluster's names.
 struct Resolved {
     cluster: String,
+    id: u64,
     found: Vec<(String, Result<Vec<IpAddr>, String>)>,
 }
 
@@ -53,7 +68,7 @@ impl Clusters {
 
     fn resolve_due(&self, lookups: &mut JoinSet<Resolved>) {
         let due = self.with(|inner| inner.names_due(Instant::now()));
-        for (cluster, hosts) in due {
+        for (cluster, id, hosts) in due {
             let names = Arc::clone(&self.names);
             lookups.spawn(async move {
                 let mut found = Vec::with_capacity(hosts.len());
@@ -61,7 +76,7 @@ impl Clusters {
                     let answer = names.addresses(host.clone()).await;
                     found.push((host, answer));
                 }
-                Resolved { cluster, found }
+                Resolved { cluster, id, found }
             });
         }
     }
@@ -77,23 +92,22 @@ impl Inner {
     }
 
     /// Clusters whose names are to be resolved now.
-    fn names_due(&mut self, now: Instant) -> Vec<(String, Vec<String>)> {
+    fn names_due(&mut self, now: Instant) -> Vec<(String, u64, Vec<String>)> {
         let mut due = Vec::new();
         for (name, control) in &mut self.controls {
             let Some(dns) = &mut control.dns else { continue };
             if dns.due.take_if(|due| *due <= now).is_some() {
-                due.push((name.clone(), dns.names().into_iter().collect()));
+                due.push((name.clone(), dns.id, dns.names().into_iter().collect()));
             }
         }
         due
     }
 
     fn resolved(&mut self, resolved: Resolved) {
-        // The cluster may have gone, or be another one by now: its own names are asked for anew.
+        // The cluster may have gone, or be another one by now, whose names are asked for anew.
         let Some(cluster) = self.clusters.get(&resolved.cluster) else { return };
-        let Some(dns) = self.controls.get_mut(&resolved.cluster).and_then(|it| it.dns.as_mut()) else {
-            return;
-        };
+        let dns = self.controls.get_mut(&resolved.cluster).and_then(|it| it.dns.as_mut());
+        let Some(dns) = dns.filter(|dns| dns.id == resolved.id) else { return };
         dns.take(resolved.found, Instant::now());
         let assignment = dns.resolved();
         if self.assignments.get(&resolved.cluster) != Some(&assignment) {

@@ -11,6 +11,8 @@ use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment};
 use pillion_net::resolve::Resolver;
 use tokio::time::Instant;
 
+use super::state::next_id;
+
 /// Turns names into addresses.
 pub trait Names: Send + Sync + 'static {
     /// Every address of `host`, in order of preference; the error is for people.
@@ -31,6 +33,8 @@ impl Names for Resolver {
 
 /// The names of one cluster and their last good addresses.
 pub(super) struct DnsCluster {
+    /// Tells answers for this configuration from those for the one before.
+    pub(super) id: u64,
     assignment: LoadAssignment,
     choice: Choice,
     refresh: Duration,
@@ -56,13 +60,8 @@ impl DnsCluster {
             Discovery::Static(_) | Discovery::Eds { .. } | Discovery::OriginalDst => return None,
         };
         let refresh = (*refresh).max(REFRESH_MIN);
-        Some(Self {
-            assignment: assignment.clone(),
-            choice,
-            refresh,
-            due: Some(now),
-            answers: HashMap::new(),
-        })
+        let (id, assignment) = (next_id(), assignment.clone());
+        Some(Self { id, assignment, choice, refresh, due: Some(now), answers: HashMap::new() })
     }
 
     /// The names to resolve.

@@ -39,6 +39,8 @@ pub(super) struct EndpointPool {
     shared: RefCell<Vec<Rc<Http2>>>,
     waiting: RefCell<VecDeque<Waiter>>,
     connecting: Cell<usize>,
+    /// What the last connection spoke; before that, what the next one most likely will.
+    spoken: Cell<Wanted>,
     /// Connections of this pool, in use or not.
     open: Cell<usize>,
     /// No connection is kept any more.
@@ -93,6 +95,7 @@ impl EndpointPool {
             shared: RefCell::default(),
             waiting: RefCell::default(),
             connecting: Cell::new(0),
+            spoken: Cell::new(if host.transport.offers_http2() { Wanted::Http2 } else { wanted }),
             open: Cell::new(0),
             draining: Cell::new(false),
         }
@@ -167,7 +170,7 @@ impl EndpointPool {
     }
 
     fn speaks_http2(&self) -> bool {
-        self.wanted == Wanted::Http2 || !self.shared.borrow().is_empty()
+        self.spoken.get() == Wanted::Http2
     }
 
     fn open_one(self: &Rc<Self>, priority: Priority) {
@@ -310,13 +313,18 @@ impl EndpointPool {
             Err(error) => return self.fail_waiting(&error),
             Ok(Opened::Http1(connection)) => {
                 self.open.set(self.open.get() + 1);
+                self.spoken.set(Wanted::Http1);
                 self.hand_over(Connection::Http1(connection));
             }
             Ok(Opened::Http2(connection)) => {
                 self.open.set(self.open.get() + 1);
+                self.spoken.set(Wanted::Http2);
                 self.shared.borrow_mut().push(connection);
                 self.serve_waiting();
             }
+        }
+        if !self.waiting.borrow().is_empty() {
+            self.open_for_waiting(Priority::Default);
         }
         if self.is_draining() {
             // Those that waited have been served; nothing is kept.

@@ -93,7 +93,7 @@ impl Attempt {
     /// have been dropped.
     pub fn timed_out(&mut self) {
         if let (Some(endpoint), Some(started)) = (&self.endpoint, self.started.take()) {
-            endpoint.report(Outcome::Timeout, started.elapsed());
+            endpoint.report(Outcome::Timeout, started);
         }
     }
 
@@ -149,11 +149,9 @@ impl Pools {
         let sent = try_pool(&pool, attempt, request).await;
         attempt.end();
         match &sent {
-            Ok(sent) => {
-                pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), now.elapsed())
-            }
+            Ok(sent) => pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), now),
             Err(failure) if failure.cause != Cause::Reset(Reset::Overflow) => {
-                pool.endpoint.report(Outcome::Failure, now.elapsed());
+                pool.endpoint.report(Outcome::Failure, now);
             }
             Err(_overflow) => {}
         }

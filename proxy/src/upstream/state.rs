@@ -87,6 +87,8 @@ pub struct ClusterStats {
     pub lb_healthy_panic: AtomicU64,
     pub membership_change: AtomicU64,
     pub ssl_fail_verify_san: AtomicU64,
+    pub ssl_fail_verify_error: AtomicU64,
+    pub ssl_connection_error: AtomicU64,
     pub ssl_handshake: AtomicU64,
 }
 
@@ -136,6 +138,11 @@ impl ClusterState {
     /// What the limits of `priority` count.
     pub fn usage(&self, priority: Priority) -> &Usage {
         &self.usage[priority as usize]
+    }
+
+    /// Counters of outlier detection.
+    pub fn outlier_stats(&self) -> &outlier::OutlierStats {
+        &self.outlier.stats
     }
 
     /// Requests in flight and waiting, over both priorities.
@@ -189,11 +196,12 @@ impl EndpointState {
         Duration::from_nanos(self.ewma.latency_ns())
     }
 
-    /// Records how a try ended: feeds the counters, the latency estimate and outlier detection.
+    /// Records how a try that began at `since` ended: feeds the counters, the latency estimate and outlier detection.
     ///
     /// `Pools::send` reports what it sees itself; the caller reports timeouts.
-    pub fn report(self: &Arc<Self>, outcome: Outcome, elapsed: Duration) {
+    pub fn report(self: &Arc<Self>, outcome: Outcome, since: Instant) {
         let now = Instant::now();
+        let elapsed = now.saturating_duration_since(since);
         let code = match outcome {
             Outcome::Response(code) => {
                 let counter = if code < 500 { &self.stats.rq_success } else { &self.stats.rq_error };

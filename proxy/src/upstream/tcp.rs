@@ -54,7 +54,7 @@ impl Pools {
         let opened = dial(cluster, &endpoint, &host.transport, counted).await;
         attempt.end();
         let outcome = if opened.is_ok() { Outcome::Response(200) } else { Outcome::Failure };
-        endpoint.report(outcome, now.elapsed());
+        endpoint.report(outcome, now);
         match opened {
             Ok(io) => Ok(TcpUpstream { io, active }),
             Err(error) => Err(Failure::reset(error.reset).detail(error.detail).at(&endpoint)),

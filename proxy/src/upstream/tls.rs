@@ -11,13 +11,12 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use arc_swap::ArcSwapOption;
 use pillion_model::cluster::Cluster as Config;
 use pillion_model::tls::UpstreamTls;
-use pillion_net::tls::{PeerError, Secrets, TlsError, client_config, server_name};
+use pillion_net::tls::{Secrets, TlsError, client_config, explain, server_name};
 use rustls::{CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::connect::ConnectError;
-use super::failure::io_detail;
 use super::io::Stream;
 use super::state::{ClusterStats, next_id};
 
@@ -84,6 +83,11 @@ impl Transport {
         self.context.is_some()
     }
 
+    /// Whether ALPN offers HTTP/2.
+    pub(super) fn offers_http2(&self) -> bool {
+        self.context.as_ref().is_some_and(|context| context.alpn.iter().any(|protocol| protocol == "h2"))
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
     }
@@ -113,35 +117,20 @@ impl Transport {
                 Ok(Stream::Tls(Box::new(stream)))
             }
             Err(error) => {
-                if matches!(refused_certificate(&error), Some(PeerError::Name { .. })) {
-                    stats.ssl_fail_verify_san.fetch_add(1, Relaxed);
-                }
-                Err(ConnectError::refused(tls_detail(&error)))
+                count_refusal(&error, stats);
+                Err(ConnectError::refused(format!("TLS_error: {}", explain(&error))))
             }
         }
     }
 }
 
-/// Our own verifier's reason, if that is what failed.
-fn refused_certificate(error: &io::Error) -> Option<&PeerError> {
-    let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = tls_error(error) else {
-        return None;
+/// Counts a certificate that was refused: for its names by our own rules, or as X.509.
+fn count_refusal(error: &io::Error, stats: &ClusterStats) {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let counter = match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(_))) => &stats.ssl_fail_verify_san,
+        Some(rustls::Error::InvalidCertificate(_)) => &stats.ssl_fail_verify_error,
+        _ => &stats.ssl_connection_error,
     };
-    other.0.downcast_ref()
-}
-
-fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref()?.downcast_ref()
-}
-
-/// What went wrong in a handshake: which names the peer presented and which were wanted, if that
-/// is it.
-fn tls_detail(error: &io::Error) -> String {
-    if let Some(refused) = refused_certificate(error) {
-        return format!("TLS_error: {refused}");
-    }
-    match tls_error(error) {
-        Some(error) => format!("TLS_error: {error}"),
-        None => format!("TLS_error: connection closed in the handshake: {}", io_detail(error)),
-    }
+    counter.fetch_add(1, Relaxed);
 }

@@ -10,6 +10,7 @@ use pillion_model::listener::{Direction, FilterChain, FilterChainMatch, Listener
 use pillion_model::mesh::{MeshPort, OUTBOUND_LISTENER, Resources};
 use pillion_model::name::vip;
 use pillion_model::route::{RouteConfiguration, VirtualHost};
+use pillion_model::tls::{DataSource, Roots};
 
 use super::inbound::{SERVER_NAME, UPGRADES, inbound};
 use super::{MeshModel, ServiceModel};
@@ -23,13 +24,17 @@ pub struct EnvoyOptions {
     pub vip_slot: Option<u8>,
 }
 
+/// Where the machine's root certificates are.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// Everything a foreign Envoy runs: every service's clusters and endpoints, one listener that routes by
 /// Host, one listener for each tcp port, and its own inbound side where `instance` has one.
 pub fn envoy(model: &MeshModel, instance: Option<&Instance>, options: &EnvoyOptions) -> Resources {
     let mut resources = instance.map(|instance| inbound(model, instance)).unwrap_or_default();
     for service in model.services.values() {
         for cluster in &service.clusters {
-            resources.clusters.insert(cluster.name.clone(), one_protocol(cluster.clone()));
+            let cluster = with_system_roots(one_protocol(cluster.clone()));
+            resources.clusters.insert(cluster.name.clone(), cluster);
         }
         for assignment in &service.endpoints {
             resources.endpoints.insert(assignment.cluster.clone(), assignment.clone());
@@ -61,6 +66,15 @@ fn one_protocol(mut cluster: Cluster) -> Cluster {
         for tls in contexts.chain(&mut cluster.tls) {
             tls.alpn = vec!["http/1.1".to_owned()];
         }
+    }
+    cluster
+}
+
+/// Envoy has no system roots of its own: they are a file, where Debian and Envoy's images have it.
+fn with_system_roots(mut cluster: Cluster) -> Cluster {
+    let validation = cluster.tls.as_mut().and_then(|tls| tls.validation.as_mut());
+    if let Some(validation) = validation.filter(|validation| validation.roots == Roots::System) {
+        validation.roots = Roots::Given(DataSource::File(SYSTEM_ROOTS.to_owned()));
     }
     cluster
 }

@@ -4,9 +4,11 @@ pub mod binary;
 pub mod http;
 pub mod peer;
 pub mod process;
+pub mod registry;
 pub mod wait;
 
 pub use binary::pillion;
 pub use peer::peer;
 pub use process::Process;
+pub use registry::Registry;
 pub use wait::{DEADLINE, eventually};

@@ -86,8 +86,7 @@ impl Detector {
             return false;
         }
         monitor.ejected_at = None;
-        endpoint.outlier.reset();
-        endpoint.outlier.ejected.store(false, Relaxed);
+        endpoint.outlier.return_to_service();
         true
     }
 

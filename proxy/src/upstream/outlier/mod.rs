@@ -52,7 +52,7 @@ pub(super) struct EndpointOutlier {
     /// In the present interval.
     total: AtomicU32,
     success: AtomicU32,
-    pub(super) ejected: AtomicBool,
+    ejected: AtomicBool,
 }
 
 /// A detection made by counting in a row.
@@ -143,6 +143,12 @@ impl EndpointOutlier {
             Kind::ConsecutiveGatewayFailure => self.consecutive_gateway.store(0, Relaxed),
             Kind::SuccessRate | Kind::FailurePercentage => {}
         }
+    }
+
+    /// Takes part again.
+    pub(super) fn return_to_service(&self) {
+        self.reset();
+        self.ejected.store(false, Relaxed);
     }
 
     /// Starts counting in a row afresh.

@@ -33,7 +33,7 @@ impl Cluster {
     /// Reports outcomes of one endpoint and handles what they set off.
     fn report(&mut self, at: usize, codes: &[u16]) {
         for &code in codes {
-            self.endpoints[at].report(Outcome::Response(code), Duration::from_millis(1));
+            self.endpoints[at].report(Outcome::Response(code), self.now);
             while let Ok(event) = self.events.try_recv() {
                 let Self { detector, config, endpoints, state, now, roll, .. } = self;
                 let round =

@@ -108,3 +108,57 @@ fn names_are_resolved_again_and_again() {
         control.await.expect("it ends");
     });
 }
+
+#[test]
+fn another_configuration_keeps_endpoints_and_what_is_known_of_them() {
+    on_worker(async {
+        let (address, seen) = http1_origin(async |_| ok("hello")).await;
+        let proxy = Proxy::new();
+        let cluster = proxy.cluster(config("web"), &[address]);
+        proxy.text(&cluster).await;
+        let endpoint = Arc::clone(&cluster.hosts().hosts[0].endpoint);
+        let mut other = config("web");
+        other.connect_timeout = Duration::from_secs(1);
+        // The endpoints are not told again.
+        let (map, rejected) = proxy.clusters.apply(
+            &[("web".to_owned(), other)].into(),
+            &std::collections::BTreeMap::new(),
+            &pillion_net::tls::NoSecrets,
+        );
+        assert_eq!(rejected, []);
+        assert!(!Arc::ptr_eq(&map["web"], &cluster));
+        assert_eq!(proxy.text(&map["web"]).await, "hello");
+        assert!(Arc::ptr_eq(&map["web"].hosts().hosts[0].endpoint, &endpoint));
+        assert_eq!(endpoint.stats.rq_success.load(Relaxed), 2);
+        assert_eq!(seen.connections.get(), 2, "pools belong to a configuration");
+        proxy.pools.sweep();
+        until("the older connection is closed", || endpoint.stats.cx_active.load(Relaxed) == 1).await;
+    });
+}
+
+#[test]
+fn a_bad_cluster_is_refused_by_name_and_field_and_the_one_before_stays() {
+    on_worker(async {
+        let (address, _) = http1_origin(async |_| ok("hello")).await;
+        let proxy = Proxy::new();
+        let cluster = proxy.cluster(config("web"), &[address]);
+        let mut bad = config("web");
+        let file = pillion_model::tls::DataSource::File("/nowhere/roots.pem".to_owned());
+        let mut tls = pillion_net::tls::mesh_client_context(&[], "", &[]);
+        tls.certificate = None;
+        let roots = pillion_model::tls::Roots::Given(file);
+        tls.validation = Some(pillion_model::tls::Validation { roots, names: Vec::new() });
+        bad.tls = Some(tls);
+        let (map, rejected) = proxy.clusters.apply(
+            &[("web".to_owned(), bad)].into(),
+            &std::collections::BTreeMap::new(),
+            &pillion_net::tls::NoSecrets,
+        );
+        assert_eq!(rejected.len(), 1);
+        assert_eq!(rejected[0].name, "web");
+        assert!(rejected[0].reason.starts_with("transport_socket: "), "{}", rejected[0].reason);
+        assert!(rejected[0].reason.contains("/nowhere/roots.pem"), "{}", rejected[0].reason);
+        assert!(Arc::ptr_eq(&map["web"], &cluster));
+        assert_eq!(proxy.text(&map["web"]).await, "hello");
+    });
+}

@@ -164,6 +164,20 @@ fn at_most_connections_requests_wait_their_turn() {
 }
 
 #[test]
+fn a_burst_opens_a_connection_for_each_request() {
+    on_worker(async {
+        let (address, seen) = http1_origin(async |_| ok("hello")).await;
+        let proxy = Proxy::new();
+        let cluster = proxy.cluster(config("web"), &[address]);
+        for _ in 0..2 {
+            let all = (0..10).map(|_| proxy.text(&cluster));
+            assert_eq!(futures_util::future::join_all(all).await, vec!["hello"; 10]);
+        }
+        assert!((1..=10).contains(&seen.connections.get()), "{}", seen.connections.get());
+    });
+}
+
+#[test]
 fn a_removed_endpoint_finishes_what_it_has() {
     on_worker(async {
         let release = std::rc::Rc::new(tokio::sync::Notify::new());

@@ -104,6 +104,19 @@ fn rotation_drains_connections_of_the_identity_before() {
 }
 
 #[test]
+fn a_burst_opens_one_connection_where_http2_is_offered() {
+    on_worker(async {
+        let ca = TestCa::new("mesh.internal");
+        let (address, connections) = mesh_origin(ca.service("shop", "orders")).await;
+        let proxy = Proxy::new();
+        let cluster = proxy.secured(mesh(ORDERS), assignment(&[address]), &ca.service("shop", "web"));
+        let all = (0..30).map(|_| proxy.text(&cluster));
+        assert_eq!(futures_util::future::join_all(all).await, vec!["HTTP/2.0"; 30]);
+        assert_eq!(connections.get(), 1);
+    });
+}
+
+#[test]
 fn metadata_chooses_the_transport() {
     on_worker(async {
         let ca = TestCa::new("mesh.internal");

@@ -1,0 +1,87 @@
+//! `pillion proxy`: the data plane.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use pillion_config::{Diagnostics, document};
+use pillion_net::tls::{NoSecrets, Secrets};
+use pillion_proxy::{Options, Runtime};
+use pillion_xds::bootstrap::{Bootstrap, read_bootstrap};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::files::show;
+use crate::logging::LogArguments;
+use crate::output::{line, note};
+
+/// How long requests in flight may take after SIGTERM.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Arguments of `pillion proxy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Run this Envoy v3 bootstrap (YAML or JSON). What is not supported is refused with its place.
+    #[arg(long, env = "PILLION_ENVOY_CONFIG", value_name = "FILE")]
+    envoy_config: PathBuf,
+    /// Worker threads; without it, one for each CPU that this process may use.
+    #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT")]
+    workers: Option<NonZeroUsize>,
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+/// Runs until SIGTERM or Ctrl-C, then drains.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    arguments.log.start()?;
+    let bootstrap = read(&arguments.envoy_config)?;
+    super::block_on(serve(arguments, bootstrap))
+}
+
+/// Reads a bootstrap; every part that is refused is shown at its place.
+fn read(file: &std::path::Path) -> anyhow::Result<Bootstrap> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let document = document::parse(&text, &file.display().to_string()).map_err(|mistakes| show(&mistakes))?;
+    let bootstrap = read_bootstrap(&document.value).map_err(|refused| {
+        let place = |problem: &pillion_xds::decode::Problem| {
+            document.diagnostic(&problem.path, problem.reason.as_str())
+        };
+        show(&Diagnostics(refused.problems.iter().map(place).collect()))
+    })?;
+    for path in &bootstrap.ignored {
+        note(format_args!("{}: {path} has no effect here", file.display()));
+    }
+    Ok(bootstrap)
+}
+
+async fn serve(arguments: &Arguments, bootstrap: Bootstrap) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    let workers = arguments.workers.or_else(|| std::thread::available_parallelism().ok());
+    let options = Options { workers: workers.unwrap_or(NonZeroUsize::MIN), service: bootstrap.node.cluster };
+    let runtime = Runtime::start(&options)?;
+    let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
+    let secrets: Arc<dyn Secrets> = Arc::new(NoSecrets);
+    let published = runtime.publish(bootstrap.resources, &secrets);
+    if !published.rejected.is_empty() {
+        let reasons =
+            published.rejected.iter().map(|one| format!("{} {}: {}", one.kind, one.name, one.reason));
+        anyhow::bail!("{}", reasons.collect::<Vec<_>>().join("\n"));
+    }
+    for name in names {
+        if let Some(address) = runtime.bound(&name) {
+            line(format_args!("{name} {address}"))?;
+        }
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let left = runtime.drain(GRACE).await;
+    if left > 0 {
+        note(format_args!("{left} connections are cut after {GRACE:?}"));
+    }
+    runtime.stop();
+    Ok(())
+}
