@@ -48,6 +48,9 @@ pub(crate) enum Command {
     Validate(commands::validate::Arguments),
     /// Print the JSON Schema of resources, for editors.
     Schema(commands::schema::Arguments),
+    /// Look at certificates.
+    #[command(subcommand)]
+    Cert(commands::cert::Command),
     /// Print a completion script for a shell.
     Completions(commands::completions::Arguments),
     /// A command in a mount namespace of its own.

@@ -3,7 +3,7 @@
 //! Names are resolved without the C library, which a static binary lacks; only IP addresses are
 //! dialled.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,8 +130,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn connect(origin: &Origin, tls: Option<Arc<rustls::ClientConfig>>) -> anyhow::Result<Box<dyn Stream>> {
     let work = async {
-        let addresses = Resolver::system().addresses(&origin.host).await?;
-        let stream = dial(&addresses, origin.port).await?;
+        let stream = dial(origin).await?;
         if !origin.tls {
             return Ok(Box::new(stream) as Box<dyn Stream>);
         }
@@ -145,14 +144,13 @@ async fn connect(origin: &Origin, tls: Option<Arc<rustls::ClientConfig>>) -> any
         .with_context(|| format!("no connection within {CONNECT_TIMEOUT:?}"))?
 }
 
-async fn dial(addresses: &[IpAddr], port: u16) -> anyhow::Result<TcpStream> {
+/// Connects to the first address of the host that answers.
+pub(crate) async fn dial(origin: &Origin) -> anyhow::Result<TcpStream> {
     let mut last = None;
-    for address in addresses {
-        match TcpStream::connect(SocketAddr::new(*address, port)).await {
+    for address in Resolver::system().addresses(&origin.host).await? {
+        match TcpStream::connect(SocketAddr::new(address, origin.port)).await {
             Ok(stream) => return Ok(stream),
-            Err(error) => {
-                last = Some(anyhow::Error::new(error).context(format!("connect to {address}:{port}")))
-            }
+            Err(error) => last = Some(anyhow::Error::new(error).context(format!("connect to {address}"))),
         }
     }
     Err(last.unwrap_or_else(|| anyhow::anyhow!("the name has no address")))

@@ -12,6 +12,7 @@ mod exit;
 mod files;
 mod http;
 mod logging;
+mod onlooker;
 mod output;
 
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
 //! One file per command: its arguments and what it does.
 
 pub(crate) mod apply;
+pub(crate) mod cert;
 pub(crate) mod completions;
 pub(crate) mod delete;
 pub(crate) mod describe;
@@ -37,6 +38,7 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<()> {
         Command::Diff(arguments) => block_on(diff::run(arguments)),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Schema(arguments) => schema::run(&arguments),
+        Command::Cert(command) => block_on(cert::run(command)),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::DemoService(service) => block_on(crate::demo::services::run(service)),
     }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use pillion_net::tls::{PeerCertificate, provider};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use pillion_net::tls::PeerCertificate;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::onlooker;
 
 /// How long the other side may take to refuse.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,13 +18,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shakes hands without a client certificate, and tells which certificate the other side showed and
 /// whether it then refused to talk.
 pub(super) async fn knock(address: SocketAddr, sni: &str) -> anyhow::Result<(PeerCertificate, bool)> {
-    let provider = provider();
-    let verifier = Arc::new(Onlooker(Arc::clone(&provider)));
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+    let config = onlooker::client_config()?;
     let name = ServerName::try_from(sni.to_owned()).context("server name")?;
     let knock = async {
         let stream = TcpStream::connect(address).await?;
@@ -56,45 +50,4 @@ pub(super) async fn plaintext_is_refused(address: SocketAddr) -> anyhow::Result<
     outcome.unwrap_or_else(|_elapsed| {
         Err(anyhow::anyhow!("neither served nor refused within {REFUSAL_TIMEOUT:?}"))
     })
-}
-
-/// Looks at the certificate without judging it: the point is to see what strangers are shown.
-#[derive(Debug)]
-struct Onlooker(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for Onlooker {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
