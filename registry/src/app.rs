@@ -5,29 +5,50 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pillion_model::name::{NameError, TrustDomain};
+use pillion_model::tls::{Certificate, DownstreamTls, SVID_SECRET, TlsVersion};
 use pillion_net::grpc::{Serve, ServerSecurity};
+use pillion_net::identity::{self, IdentityWatch};
 use pillion_net::listen::{BindError, Reuse, bind_tcp};
 use pillion_net::readiness::Readiness;
+use pillion_net::resolve::Target;
+use pillion_net::tls::{ServerTls, mesh_server_context};
+use pillion_xds::ads::AdsService;
+use pillion_xds::ads::server::Limits;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Auth, TOKEN_FILE, TokenFileError};
+use crate::ca::{Authority, CaError, IdentityService, RegistryNames, Settings, keep_identity};
 use crate::catalog::Catalog;
+use crate::control::Control;
 use crate::metrics::Metrics;
-use crate::store::StoreError;
+use crate::registration::RegistrationService;
 use crate::store::redb::RedbStore;
+use crate::store::{Store, StoreError};
 use crate::watch::Hub;
+
+mod mesh;
+
+/// The mesh's root certificates, PEM, for clients on the same machine.
+pub const ROOTS_FILE: &str = "roots.pem";
 
 /// How to run a registry. Port 0 picks a free port; [`Running`] tells which.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where everything that must survive is kept.
     pub data_dir: PathBuf,
-    /// The HTTP API. Default `127.0.0.1:7070`.
+    /// The HTTP API: plaintext on loopback, TLS elsewhere. Default `127.0.0.1:7070`.
     pub api: SocketAddr,
+    /// gRPC for proxies, over mutual TLS. Default `127.0.0.1:7071`.
+    pub mesh: SocketAddr,
+    /// Names and addresses by which others call this registry; they go into its certificate.
+    pub advertise: Vec<Target>,
     /// No token is asked for and certificates are given to everybody on loopback. For trials.
     pub open: bool,
+    /// The trust domain of identities, fixed by the first start. Default `mesh.internal`.
+    pub trust_domain: Option<TrustDomain>,
     /// How long requests in flight may take when the registry stops. Default 5 s.
     pub grace: Duration,
 }
@@ -35,10 +56,14 @@ pub struct Options {
 impl Options {
     /// The defaults, with everything kept in `data_dir`.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Self {
             data_dir: data_dir.into(),
-            api: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            api: loopback(7070),
+            mesh: loopback(7071),
+            advertise: Vec::new(),
             open: false,
+            trust_domain: None,
             grace: Duration::from_secs(5),
         }
     }
@@ -56,17 +81,34 @@ pub enum StartError {
     /// The operator's token cannot be used.
     #[error(transparent)]
     Token(#[from] TokenFileError),
+    /// The certificate authority cannot be used.
+    #[error(transparent)]
+    Authority(#[from] CaError),
     /// `--open` beyond this machine.
     #[error(
         "--open answers anybody who asks, so it listens on loopback only; {0} is not: choose 127.0.0.1, or \
          leave --open out"
     )]
     OpenBeyondLoopback(SocketAddr),
+    /// Another trust domain than at the first start.
+    #[error(
+        "the trust domain is {fixed} since this registry's first start, not {asked}; leave --trust-domain \
+         out, or start with an empty data directory"
+    )]
+    TrustDomain {
+        /// As at the first start.
+        fixed: String,
+        /// As asked for now.
+        asked: TrustDomain,
+    },
+    /// The trust domain in the store is none.
+    #[error("the trust domain in the store cannot be used")]
+    BadTrustDomain(#[from] NameError),
     /// The system refused something.
     #[error("cannot {what}: {source}")]
     Io {
         /// What was attempted.
-        what: &'static str,
+        what: String,
         /// The system's error.
         source: std::io::Error,
     },
@@ -76,12 +118,18 @@ pub enum StartError {
 pub struct Running {
     /// Where the HTTP API listens.
     pub api_addr: SocketAddr,
+    /// Whether the API is behind TLS: `https` rather than `http`.
+    pub api_tls: bool,
+    /// Where proxies connect.
+    pub mesh_addr: SocketAddr,
     /// The operator's token file, unless the API is open.
     pub token_file: Option<PathBuf>,
     /// Whether the token was made by this start.
     pub token_is_new: bool,
     readiness: Readiness,
     catalog: Arc<Catalog>,
+    control: Arc<Control>,
+    authority: Arc<Authority>,
     serving: CancellationToken,
     background: CancellationToken,
     servers: TaskTracker,
@@ -99,47 +147,87 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     }
     // Sockets first: a taken port is told before anything is written.
     let api_listener = listen("HTTP API", options.api, "--api")?;
-    let readiness = Readiness::new();
-    let catalog_ready = readiness.part("catalog");
+    let mesh_listener = listen("mesh gRPC", options.mesh, "--mesh")?;
+    let (api_addr, mesh_addr) = (address(&api_listener)?, address(&mesh_listener)?);
 
-    let store = open_store(&options.data_dir).await?;
+    let readiness = Readiness::new();
+    let store: Arc<dyn Store> = open_store(&options.data_dir).await?;
     let (auth, token_is_new) = match options.open {
         true => (Auth::Open, false),
         false => Auth::operator(&options.data_dir)?,
     };
-    let catalog = Catalog::open(store).await?;
-    let hub = Hub::new(&catalog.world());
-    let metrics = Arc::new(Metrics::new());
-
+    let catalog = Catalog::open(Arc::clone(&store)).await?;
     let (serving, background) = (CancellationToken::new(), CancellationToken::new());
+    let running_if_dropped = background.clone().drop_guard();
     let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
     let (following, stop) = (Arc::clone(&catalog), background.clone());
     tasks.spawn(async move { following.follow(stop).await });
+
+    let trust_domain = trust_domain(&catalog, options.trust_domain.clone()).await?;
+    let zone = catalog.world().resources.set.mesh().zone;
+    let authority = Authority::open(store, Settings { trust_domain, zone, ..Settings::default() }).await?;
+    write_roots(&options.data_dir, &authority)?;
+    let (publisher, mut identity) = identity::channel();
+    let names = RegistryNames::new(&advertised(&options, api_addr, mesh_addr));
+    tasks.spawn(keep_identity(Arc::clone(&authority), names, publisher, background.clone()));
+    let (redeeming, stop) = (Arc::clone(&authority), background.clone());
+    tasks.spawn(async move { redeeming.tokens().follow(stop).await });
+    let identity_ready = readiness.part("certificate");
+
+    let (control, updating) = Control::new(Arc::clone(&catalog), background.clone());
+    tasks.spawn(updating);
+    let (configured, model, stop) = (Arc::clone(&authority), control.model(), background.clone());
+    tasks.spawn(async move { stop.run_until_cancelled(mesh::follow_zone(configured, model)).await });
     let (keeping, stop) = (Arc::clone(&catalog), background.clone());
     tasks.spawn(async move { keeping.keep(stop).await });
+    let hub = Hub::new(&catalog.world());
     let (watched, telling, stop) = (Arc::clone(&catalog), Arc::clone(&hub), background.clone());
     tasks.spawn(async move { telling.run(&watched, stop).await });
+
+    let metrics = Arc::new(Metrics::new());
+    let ads = AdsService::new(Arc::clone(&control), control_plane(), Limits::default());
+    let registration = RegistrationService::new(
+        Arc::clone(&catalog),
+        control.model(),
+        Arc::clone(&metrics),
+        serving.clone(),
+    );
+    let issuing = IdentityService::new(Arc::clone(&authority), options.open);
+    let grpc = mesh::router(ads.clone(), registration, issuing);
+    let mut mesh = Serve::new("mesh gRPC", mesh_security(identity.clone()), grpc);
+    mesh.grace = options.grace;
 
     let parts = api::Parts {
         catalog: Arc::clone(&catalog),
         hub,
+        control: Arc::clone(&control),
+        ads,
+        authority: Arc::clone(&authority),
         metrics,
         readiness: readiness.clone(),
         stop: serving.clone(),
     };
-    let api_addr = address(&api_listener)?;
-    let mut api = Serve::new("HTTP API", ServerSecurity::Plaintext, api::router(parts, auth));
+    let api_tls = !api_addr.ip().is_loopback();
+    let security = if api_tls { api_security(identity.clone()) } else { ServerSecurity::Plaintext };
+    let mut api = Serve::new("HTTP API", security, api::router(parts, auth));
     api.grace = options.grace;
-    servers.spawn(api.run(api_listener, serving.clone()));
-    drop(catalog_ready);
 
+    identity.first().await;
+    drop(identity_ready);
+    servers.spawn(mesh.run(mesh_listener, serving.clone()));
+    servers.spawn(api.run(api_listener, serving.clone()));
     let token_file = (!options.open).then(|| options.data_dir.join(TOKEN_FILE));
+    running_if_dropped.disarm();
     Ok(Running {
         api_addr,
+        api_tls,
+        mesh_addr,
         token_file,
         token_is_new,
         readiness,
         catalog,
+        control,
+        authority,
         serving,
         background,
         servers,
@@ -153,16 +241,22 @@ impl Running {
         self.readiness.ready().await;
     }
 
-    /// The catalog, for tests and for whoever runs a registry inside another process.
+    /// The catalog, for whoever runs a registry inside another process.
     pub fn catalog(&self) -> &Arc<Catalog> {
         &self.catalog
     }
 
-    /// Stops: not ready any more, requests in flight are given their time, and the store is closed
-    /// with everything acknowledged in it.
+    /// The certificate authority, for whoever runs a registry inside another process.
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
+    }
+
+    /// Stops: not ready any more, proxies are asked to reconnect, requests in flight are given their
+    /// time, and the store is closed with everything acknowledged in it.
     pub async fn stop(self) {
         self.readiness.leave();
         self.serving.cancel();
+        self.control.close();
         self.servers.close();
         self.servers.wait().await;
         self.background.cancel();
@@ -188,11 +282,66 @@ async fn open_store(directory: &Path) -> Result<Arc<RedbStore>, StartError> {
     }
 }
 
+/// The trust domain of the first start, which this may be.
+async fn trust_domain(catalog: &Catalog, asked: Option<TrustDomain>) -> Result<TrustDomain, StartError> {
+    let fixed = catalog.world().trust_domain.clone();
+    match (fixed, asked) {
+        (Some(fixed), Some(asked)) if *fixed != *asked.as_str() => {
+            Err(StartError::TrustDomain { fixed: fixed.to_string(), asked })
+        }
+        (Some(fixed), _) => Ok(TrustDomain::parse(&fixed)?),
+        (None, asked) => {
+            let domain = asked.unwrap_or_default();
+            catalog.fix_trust_domain(domain.as_str()).await?;
+            Ok(domain)
+        }
+    }
+}
+
+/// The addresses the registry is bound to, beside those it is told to advertise.
+fn advertised(options: &Options, api: SocketAddr, mesh: SocketAddr) -> Vec<Target> {
+    let bound = [api, mesh].into_iter().filter(|bound| !bound.ip().is_unspecified());
+    let bound = bound.map(|bound| Target { host: bound.ip().to_string(), port: bound.port() });
+    options.advertise.iter().cloned().chain(bound).collect()
+}
+
+fn write_roots(directory: &Path, authority: &Authority) -> Result<(), StartError> {
+    let path = directory.join(ROOTS_FILE);
+    std::fs::write(&path, authority.info().root_pem)
+        .map_err(|source| StartError::Io { what: format!("write {}", path.display()), source })
+}
+
+/// A certificate is asked of the client, and whoever has none may only obtain one.
+fn mesh_security(identity: IdentityWatch) -> ServerSecurity {
+    let context = DownstreamTls { require_client_certificate: false, ..mesh_server_context(&["h2"]) };
+    ServerSecurity::Mesh(Arc::new(ServerTls::new(context, identity)))
+}
+
+/// Callers of the API bring a token, not a certificate.
+fn api_security(identity: IdentityWatch) -> ServerSecurity {
+    let context = DownstreamTls {
+        certificates: vec![Certificate::Secret(SVID_SECRET.to_owned())],
+        validation: None,
+        require_client_certificate: false,
+        alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
+        min_version: TlsVersion::V1_2,
+        max_version: TlsVersion::V1_3,
+    };
+    ServerSecurity::Mesh(Arc::new(ServerTls::new(context, identity)))
+}
+
+/// How this registry names itself in ADS responses.
+fn control_plane() -> String {
+    format!("pillion-registry/{}", env!("CARGO_PKG_VERSION"))
+}
+
 fn listen(name: &str, address: SocketAddr, flag: &str) -> Result<TcpListener, StartError> {
     let socket = bind_tcp(name, address, Reuse::Exclusive).map_err(|error| error.with_flag(flag))?;
-    TcpListener::from_std(socket).map_err(|source| StartError::Io { what: "use the socket", source })
+    let failed = |source| StartError::Io { what: format!("use the socket of the {name}"), source };
+    TcpListener::from_std(socket).map_err(failed)
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|source| StartError::Io { what: "read the socket's address", source })
+    let failed = |source| StartError::Io { what: "read a socket's address".to_owned(), source };
+    listener.local_addr().map_err(failed)
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use axum::http::{Method, StatusCode};
 use pillion_model::health::Health;
+use pillion_xds::ads::{AdsService, Source};
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::catalog::Catalog;
@@ -18,9 +19,13 @@ pub struct Metrics {
     instances: IntGaugeVec,
     services: IntGauge,
     protected: IntGauge,
-    expired: IntGauge,
-    braked: IntGauge,
-    asleep: IntGauge,
+    expired: IntCounter,
+    braked: IntCounter,
+    asleep: IntCounter,
+    streams: IntGauge,
+    pushes: IntCounterVec,
+    acks: IntCounterVec,
+    nacks: IntCounterVec,
     watchers: IntGauge,
     revision: IntGauge,
     resources: IntGauge,
@@ -37,6 +42,7 @@ impl Metrics {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
         let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
         let requests = counters(
             "pillion_registry_api_requests_total",
             "Requests to the HTTP API.",
@@ -55,9 +61,13 @@ impl Metrics {
                 "pillion_registry_protected_instances",
                 "Silent instances held by the brake on mass expiry.",
             ),
-            expired: gauge("pillion_registry_expired_total", "Instances that left for silence alone."),
-            braked: gauge("pillion_registry_braked_total", "Times the brake held an instance."),
-            asleep: gauge(
+            expired: counter("pillion_registry_expired_total", "Instances that left for silence alone."),
+            braked: counter("pillion_registry_braked_total", "Times the brake held an instance."),
+            streams: gauge("pillion_xds_streams", "Open ADS streams."),
+            pushes: counters("pillion_xds_pushes_total", "ADS responses sent.", &["type"]),
+            acks: counters("pillion_xds_acks_total", "ADS responses that clients accepted.", &["type"]),
+            nacks: counters("pillion_xds_nacks_total", "ADS responses that clients refused.", &["type"]),
+            asleep: counter(
                 "pillion_registry_asleep_milliseconds_total",
                 "Time this process slept through, which counts against nobody.",
             ),
@@ -86,7 +96,7 @@ impl Metrics {
     }
 
     /// Everything, as Prometheus reads it.
-    pub fn text(&self, catalog: &Catalog, hub: &Hub) -> String {
+    pub fn text<S: Source>(&self, catalog: &Catalog, hub: &Hub, ads: &AdsService<S>) -> String {
         let world = catalog.world();
         let mut by_health = [0; HEALTHS.len()];
         for instance in world.catalog.services.values().flat_map(|service| service.instances.values()) {
@@ -103,9 +113,15 @@ impl Metrics {
         set(&self.services, world.catalog.services.len() as u64);
         set(&self.resources, world.resources.entries.len() as u64);
         set(&self.protected, catalog.leases().protected() as u64);
-        set(&self.expired, stats.expired.load(Ordering::Relaxed));
-        set(&self.braked, stats.protected.load(Ordering::Relaxed));
-        set(&self.asleep, stats.asleep_ms.load(Ordering::Relaxed));
+        raise(&self.expired, stats.expired.load(Ordering::Relaxed));
+        raise(&self.braked, stats.protected.load(Ordering::Relaxed));
+        raise(&self.asleep, stats.asleep_ms.load(Ordering::Relaxed));
+        set(&self.streams, ads.proxies().len() as u64);
+        for (kind, totals) in ads.totals() {
+            raise(&self.pushes.with_label_values(&[kind]), totals.pushes);
+            raise(&self.acks.with_label_values(&[kind]), totals.acks);
+            raise(&self.nacks.with_label_values(&[kind]), totals.nacks);
+        }
         set(&self.watchers, hub.subscribers() as u64);
         set(&self.revision, world.revision);
         let mut text = Vec::new();
@@ -120,6 +136,11 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Brings a counter up to a sum that is kept elsewhere.
+fn raise(counter: &IntCounter, sum: u64) {
+    counter.inc_by(sum.saturating_sub(counter.get()));
 }
 
 fn registered<M: prometheus::core::Collector + Clone + 'static>(

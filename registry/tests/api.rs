@@ -379,6 +379,7 @@ async fn what_is_in_the_way_of_a_start_is_told() {
     let options = |directory: &std::path::Path, port| {
         let mut options = Options::new(directory);
         options.api.set_port(port);
+        options.mesh.set_port(0);
         options
     };
     let other = tempfile::tempdir().expect("tempdir");

@@ -12,9 +12,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use pillion_net::readiness::Readiness;
+use pillion_xds::ads::AdsService;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::Authority;
 use crate::catalog::Catalog;
+use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::watch::Hub;
 
@@ -26,6 +29,7 @@ mod problem;
 mod request;
 mod resources;
 mod services;
+mod tokens;
 mod types;
 mod watch;
 
@@ -51,6 +55,12 @@ pub struct Parts {
     pub catalog: Arc<Catalog>,
     /// Watching.
     pub hub: Arc<Hub>,
+    /// What is resolved.
+    pub control: Arc<Control>,
+    /// The connected proxies.
+    pub ads: AdsService<Control>,
+    /// Certificates and join tokens.
+    pub authority: Arc<Authority>,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     /// Whether every part of the process is up.
@@ -201,6 +211,38 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
             Operation::new("get", "/v1/sd/prometheus", "Targets for Prometheus (http_sd)")
                 .gives("TargetGroups"),
             get(operate::prometheus_targets),
+        ),
+        (
+            Operation::new("post", "/v1/explain", "What would happen to a request, and why")
+                .takes(Body::json("Question"))
+                .gives("Explanation"),
+            post(operate::explain),
+        ),
+        (Operation::new("get", "/v1/proxies", "Connected proxies").gives("ProxyList"), get(operate::proxies)),
+        (
+            Operation::new("post", "/v1/tokens", "Create a join token; its secret is shown only now")
+                .takes(Body::optional("TokenDocument"))
+                .gives("NewTokenView")
+                .status(201),
+            post(tokens::create),
+        ),
+        (
+            Operation::new("get", "/v1/tokens", "Join tokens, without secrets").gives("TokenList"),
+            get(tokens::list),
+        ),
+        (
+            Operation::new("delete", "/v1/tokens/{id}", "Delete a join token").status(204),
+            delete(tokens::remove),
+        ),
+        (
+            Operation::new(
+                "get",
+                "/v1/ca",
+                "The root certificates: PEM, or with Accept JSON what is known of them",
+            )
+            .gives("AuthorityView")
+            .open(),
+            get(tokens::authority),
         ),
         (Operation::new("get", "/v1/openapi.json", "This document").open(), get(operate::openapi)),
         (

@@ -4,9 +4,12 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
-use super::operate::TargetGroups;
+use super::operate::{ProxyList, TargetGroups};
 use super::resources::{AppliedView, ResourceList};
+use super::tokens::{AuthorityView, NewTokenView, TokenDocument, TokenList};
 use super::{BeatView, InstanceDocument, InstanceList, InstanceView, Problem, ServiceList, ServiceView};
+
+use crate::explain::{Explanation, Question};
 
 const SCHEMAS: &str = "#/components/schemas/";
 
@@ -171,6 +174,13 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<ResourceList>();
     generator.subschema_for::<AppliedView>();
     generator.subschema_for::<TargetGroups>();
+    generator.subschema_for::<ProxyList>();
+    generator.subschema_for::<Question>();
+    generator.subschema_for::<Explanation>();
+    generator.subschema_for::<TokenDocument>();
+    generator.subschema_for::<NewTokenView>();
+    generator.subschema_for::<TokenList>();
+    generator.subschema_for::<AuthorityView>();
     generator.subschema_for::<Problem>();
     let mut schemas = generator.take_definitions(true);
     schemas.extend(pillion_config::definitions(SCHEMAS));

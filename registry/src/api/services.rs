@@ -127,7 +127,7 @@ async fn wait(api: &Api, query: &Query, interest: Interest) -> Result<Option<Arc
     let world = api.catalog.world();
     let Some(since) = query.first("since") else { return Ok(Some(world)) };
     let Position::Known(after) = position("since", since, &world)? else { return Err(gone(&world)) };
-    let mut subscription = api.hub.subscribe(interest, Some(after))?;
+    let mut subscription = api.hub.subscribe(&world, interest, Some(after))?;
     let next = tokio::time::timeout(wait, subscription.next());
     match api.stop.run_until_cancelled(next).await {
         Some(Ok(_)) => Ok(Some(api.catalog.world())),

@@ -47,7 +47,7 @@ pub(super) async fn stream(
         },
         (None, None) => None,
     };
-    let subscription = api.hub.subscribe(interest, after)?;
+    let subscription = api.hub.subscribe(&world, interest, after)?;
     let start = Stream { subscription, stop: api.stop.clone() };
     let events = stream::unfold(start, Stream::next);
     let first = stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from_static(RETRY.as_bytes()))]);

@@ -346,7 +346,11 @@ fn next_instance(registration: &Registration, known: Option<&Known>) -> Result<I
         zone: registration.zone.clone(),
         ttl: registration.ttl,
         generation: registration.generation.unwrap_or(1),
-        health: HealthInputs { reported: registration.reported.unwrap_or_default(), ..Default::default() },
+        health: HealthInputs {
+            reported: registration.reported.unwrap_or_default(),
+            probe: registration.probe.unwrap_or_default(),
+            ..HealthInputs::default()
+        },
     };
     match (known, registration.generation) {
         (None, _) => {}
@@ -357,7 +361,7 @@ fn next_instance(registration: &Registration, known: Option<&Known>) -> Result<I
             next.health.administrative = have.health.administrative;
             if got.is_none_or(|got| got == have.generation) {
                 next.generation = have.generation;
-                next.health.probe = have.health.probe;
+                next.health.probe = registration.probe.unwrap_or(have.health.probe);
                 next.health.reported = registration.reported.unwrap_or(have.health.reported);
             }
             let same = Instance { health: next.health, ..Instance::clone(have) } == next;

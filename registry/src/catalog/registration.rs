@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use pillion_model::health::Reported;
+use pillion_model::health::{Probe, Reported};
 use pillion_model::instance::{InstancePort, Protocol, WEIGHT_DEFAULT};
 use pillion_model::name::{InstanceId, ServiceName, check_label};
 use serde_json::{Map, Value};
@@ -75,6 +75,8 @@ pub struct Registration {
     pub generation: Option<u64>,
     /// What it says of its health; `None`: nothing.
     pub reported: Option<Reported>,
+    /// What its sidecar found; only registration streams say so.
+    pub probe: Option<Probe>,
 }
 
 impl Registration {
@@ -108,6 +110,7 @@ impl Registration {
             ttl: read.ttl(body),
             generation: read.generation(body),
             reported: read.health(body),
+            probe: None,
         };
         if read.problems.is_empty() { Ok(registration) } else { Err(read.problems) }
     }

@@ -149,21 +149,30 @@ impl Hub {
     /// Takes in the catalog's state and flushes what is due; says when the rest is.
     fn look(&self, world: &World, now: Instant) -> Option<Instant> {
         let mut state = self.lock();
-        state.notice(world);
+        if world.revision > state.revision {
+            state.notice(world);
+        }
         state.flush(now)
     }
 
-    /// Begins to watch. `after`: everything up to this revision is known; `None`: nothing is.
+    /// Begins to watch from `world` on, which is newer than `after`: everything up to that revision is
+    /// known; `None`: nothing is.
     ///
     /// # Errors
     ///
     /// [`TooMany`] if there is no room.
     pub fn subscribe(
         self: &Arc<Self>,
+        world: &World,
         interest: Interest,
         after: Option<u64>,
     ) -> Result<Subscription, TooMany> {
         let mut state = self.lock();
+        // What the subscriber may have seen elsewhere already, it must be told here too.
+        if world.revision > state.revision {
+            state.notice(world);
+            state.flush(Instant::now());
+        }
         if state.subscribers.len() >= SUBSCRIBERS_MAX {
             return Err(TooMany);
         }

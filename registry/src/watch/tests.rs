@@ -93,7 +93,7 @@ async fn the_first_batch_is_the_whole_state_and_the_next_only_what_changed() {
     sim.set("orders", "a", Some("10.0.0.1"));
     sim.set("web", "a", Some("10.0.0.2"));
     sim.look_after(FLUSHED);
-    let mut watch = sim.hub.subscribe(Interest::All, None).expect("room");
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, None).expect("room");
     let batch = watch.next().await;
     assert_eq!(told(&batch), [("service", "orders".into(), 1), ("service", "web".into(), 2)]);
     assert_eq!(batch.token, "e.2");
@@ -108,9 +108,9 @@ async fn the_first_batch_is_the_whole_state_and_the_next_only_what_changed() {
 #[tokio::test]
 async fn only_those_interested_are_woken() {
     let mut sim = Sim::new();
-    let mut orders = sim.hub.subscribe(only(&["orders"]), Some(0)).expect("room");
-    let web = sim.hub.subscribe(only(&["web"]), Some(0)).expect("room");
-    let shop = sim.hub.subscribe(Interest::Namespace("shop".into()), Some(0)).expect("room");
+    let mut orders = sim.hub.subscribe(&sim.world, only(&["orders"]), Some(0)).expect("room");
+    let web = sim.hub.subscribe(&sim.world, only(&["web"]), Some(0)).expect("room");
+    let shop = sim.hub.subscribe(&sim.world, Interest::Namespace("shop".into()), Some(0)).expect("room");
     sim.set("orders", "a", Some("10.0.0.1"));
     sim.look_after(FLUSHED);
     assert_eq!(told(&orders.next().await), [("service", "orders".into(), 1)]);
@@ -120,7 +120,7 @@ async fn only_those_interested_are_woken() {
 #[tokio::test]
 async fn changes_in_quick_succession_are_told_together() {
     let mut sim = Sim::new();
-    let mut watch = sim.hub.subscribe(Interest::All, Some(0)).expect("room");
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, Some(0)).expect("room");
     sim.set("orders", "a", Some("10.0.0.1"));
     sim.look_after(FLUSHED);
     assert_eq!(told(&watch.next().await), [("service", "orders".into(), 1)], "the first at once");
@@ -142,7 +142,7 @@ async fn whoever_resumes_hears_what_changed_since_and_nothing_else() {
     sim.set("web", "a", Some("10.0.0.2"));
     sim.look_after(FLUSHED);
     for (after, want) in [(2, vec![]), (1, vec!["web"]), (0, vec!["orders", "web"])] {
-        let mut watch = sim.hub.subscribe(Interest::All, Some(after)).expect("room");
+        let mut watch = sim.hub.subscribe(&sim.world, Interest::All, Some(after)).expect("room");
         let services: Vec<_> = told(&watch.progress()).into_iter().map(|(_, service, _)| service).collect();
         assert_eq!(services, want, "after {after}");
     }
@@ -154,23 +154,24 @@ async fn a_departed_service_is_told_and_one_too_far_behind_begins_again() {
     sim.set("orders", "a", Some("10.0.0.1"));
     sim.set("web", "a", Some("10.0.0.1"));
     sim.look_after(FLUSHED);
-    let mut watch = sim.hub.subscribe(Interest::All, Some(2)).expect("room");
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, Some(2)).expect("room");
     sim.forget("orders");
     sim.look_after(FLUSHED);
     assert_eq!(told(&watch.next().await), [("removed", "orders".into(), 3)]);
-    let mut resumed = sim.hub.subscribe(Interest::All, Some(2)).expect("room");
+    let mut resumed = sim.hub.subscribe(&sim.world, Interest::All, Some(2)).expect("room");
     assert_eq!(told(&resumed.next().await), [("removed", "orders".into(), 3)]);
     // Once the trace is gone, whoever did not hear of it is told everything.
     sim.world.floor = 3;
+    sim.world.revision += 1;
     sim.look_after(FLUSHED);
-    let mut late = sim.hub.subscribe(Interest::All, Some(2)).expect("room");
+    let mut late = sim.hub.subscribe(&sim.world, Interest::All, Some(2)).expect("room");
     assert_eq!(told(&late.next().await), [("resync", String::new(), 0), ("service", "web".into(), 2)]);
 }
 
 #[tokio::test]
 async fn a_slow_subscriber_gets_the_current_state_once() {
     let mut sim = Sim::new();
-    let mut watch = sim.hub.subscribe(Interest::All, None).expect("room");
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, None).expect("room");
     assert_eq!(told(&watch.next().await), []);
     sim.set("orders", "a", Some("10.0.0.1"));
     sim.look_after(FLUSHED);
@@ -187,7 +188,7 @@ async fn a_slow_subscriber_gets_the_current_state_once() {
 #[tokio::test]
 async fn a_subscription_ends_with_its_owner() {
     let sim = Sim::new();
-    let watch = sim.hub.subscribe(only(&["orders"]), None).expect("room");
+    let watch = sim.hub.subscribe(&sim.world, only(&["orders"]), None).expect("room");
     assert_eq!(sim.hub.subscribers(), 1);
     drop(watch);
     assert_eq!(sim.hub.subscribers(), 0);

@@ -275,6 +275,9 @@ pub struct HealthCheck {
     pub healthy: u32,
     #[prost(uint32, tag = "5")]
     pub unhealthy: u32,
+    /// Name of the instance's port that is checked.
+    #[prost(string, tag = "6")]
+    pub port: ::prost::alloc::string::String,
 }
 impl ::prost::Name for HealthCheck {
     const NAME: &'static str = "HealthCheck";

@@ -1,0 +1,64 @@
+//! What port 7071 serves: one call for whoever has no certificate yet, the rest for the mesh.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use pillion_model::name::SpiffeId;
+use pillion_net::grpc::require_peer;
+use pillion_xds::ads::{AdsService, PeerId};
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::server::NamedService;
+use tower::Service;
+
+use crate::ca::{Authority, IdentityService, Settings};
+use crate::control::Control;
+use crate::registration::RegistrationService;
+use crate::resolve::MeshModel;
+
+pub(super) fn router(
+    ads: AdsService<Control>,
+    registration: RegistrationService,
+    issuing: IdentityService,
+) -> Router {
+    let guarded = with(with(Router::new(), ads.into_server()), registration.into_server());
+    let guarded = require_peer(guarded.layer(middleware::from_fn(tell_peer)));
+    with(guarded, issuing.into_server()).fallback(unknown)
+}
+
+/// Certificates issued from now on say what zone the mesh has.
+pub(super) async fn follow_zone(authority: Arc<Authority>, mut model: watch::Receiver<Arc<MeshModel>>) {
+    loop {
+        let zone = model.borrow_and_update().zone.clone();
+        authority.configure(Settings { zone, ..authority.settings() });
+        if model.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn with<S>(router: Router, service: S) -> Router
+where
+    S: Service<Request, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
+    S::Response: IntoResponse,
+    S::Future: Send + 'static,
+{
+    router.route_service(&format!("/{}/{{*method}}", S::NAME), service)
+}
+
+/// The ADS server reads the peer's identity under its own type.
+async fn tell_peer(mut request: Request, next: Next) -> Response {
+    if let Some(peer) = request.extensions().get::<SpiffeId>().cloned() {
+        request.extensions_mut().insert(PeerId(peer));
+    }
+    next.run(request).await
+}
+
+async fn unknown(request: Request) -> http::Response<Body> {
+    Status::unimplemented(format!("{} is not served here", request.uri().path())).into_http()
+}
