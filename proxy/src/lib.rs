@@ -23,9 +23,11 @@ mod response;
 mod router;
 pub mod runtime;
 mod snapshot;
+mod static_mode;
 pub mod upstream;
 mod worker;
 
 pub use outbound::{Egress, OnDemand, OutboundOptions};
 pub use runtime::{Options, Published, Runtime, StartError};
 pub use snapshot::Rejected;
+pub use static_mode::{StaticError, StaticProxy, static_mode};

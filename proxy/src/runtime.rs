@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -83,7 +83,7 @@ pub struct Runtime {
 struct WorkerHandle {
     commands: mpsc::UnboundedSender<Command>,
     thread: Option<JoinHandle<()>>,
-    open: Arc<AtomicUsize>,
+    open: Arc<AtomicIsize>,
 }
 
 /// What only publications touch.
@@ -219,7 +219,8 @@ impl Runtime {
 
     /// Open connections.
     pub fn connections(&self) -> usize {
-        self.workers.iter().map(|worker| worker.open.load(Relaxed)).sum()
+        let open: isize = self.workers.iter().map(|worker| worker.open.load(Relaxed)).sum();
+        open.unsigned_abs()
     }
 
     /// Prometheus' text form of all metrics.
@@ -331,7 +332,7 @@ impl Drop for Runtime {
 impl WorkerHandle {
     fn start(name: &str, index: usize, shared: &Arc<Shared>, shard: &Arc<Shard>) -> io::Result<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let open = Arc::new(AtomicUsize::new(0));
+        let open = Arc::new(AtomicIsize::new(0));
         let start = Start {
             index,
             shared: Arc::clone(shared),

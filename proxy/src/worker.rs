@@ -3,21 +3,22 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
+use futures_util::FutureExt;
 use hashbrown::HashMap;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::downstream;
+use crate::downstream::{self, Accepted};
 use crate::metrics::{Shard, Symbol, Symbols, WorkerMetrics};
 use crate::outbound::OutboundOptions;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Listener, Snapshot};
 use crate::upstream::{Clusters, Pools};
 
 /// What the runtime tells a worker.
@@ -59,7 +60,7 @@ pub(crate) struct Worker {
     drain: CancellationToken,
     index: u64,
     connections: Cell<u64>,
-    open: Arc<AtomicUsize>,
+    open: Arc<AtomicIsize>,
 }
 
 /// What a worker is started with.
@@ -69,7 +70,7 @@ pub(crate) struct Start {
     pub(crate) shard: Arc<Shard>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     /// Connections open, for the runtime to see.
-    pub(crate) open: Arc<AtomicUsize>,
+    pub(crate) open: Arc<AtomicIsize>,
 }
 
 /// Runs a worker until it is told to stop, or has drained.
@@ -140,50 +141,47 @@ impl Worker {
         };
         let worker = Rc::clone(self);
         self.tasks.spawn_local(async move {
+            let mut last = None;
             while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
                 match accepted {
-                    Ok((stream, remote)) => worker.accept(&listener, stream, remote, &stop),
+                    Ok(accepted) => worker.accept(&listener, &mut last, accepted, &stop),
                     Err(error) => pillion_net::listen::pause_accept(&error).await,
                 }
+            }
+            // Closing the socket would reset what the kernel has queued on it.
+            while let Some(Ok(accepted)) = socket.accept().now_or_never() {
+                worker.accept(&listener, &mut last, accepted, &stop);
             }
         });
     }
 
+    /// Carries a connection; `last` is the listener as it was with the connection before, for those
+    /// that come when it is gone from the configuration already.
     fn accept(
         self: &Rc<Self>,
-        listener: &str,
-        stream: tokio::net::TcpStream,
-        remote: std::net::SocketAddr,
+        name: &str,
+        last: &mut Option<Arc<Listener>>,
+        accepted: (tokio::net::TcpStream, std::net::SocketAddr),
         stop: &CancellationToken,
     ) {
-        let Some(listener) = self.snapshot().listeners.get(listener).cloned() else { return };
-        let open = Open::new(&self.open);
-        let serve = downstream::serve(Rc::clone(self), listener, stream, remote, stop.child_token());
+        if let Some(listener) = self.snapshot().listeners.get(name) {
+            *last = Some(Arc::clone(listener));
+        }
+        let Some(listener) = last.clone() else { return };
+        let accepted = Accepted::new(self, listener, accepted, stop.child_token());
         let cut = self.cut.clone();
         self.tasks.spawn_local(async move {
-            cut.run_until_cancelled(serve).await;
-            drop(open);
+            cut.run_until_cancelled(downstream::serve(accepted)).await;
         });
+    }
+
+    /// One more or less connection.
+    pub(crate) fn connection_opened(&self, change: isize) {
+        self.open.fetch_add(change, Relaxed);
     }
 
     /// What all workers share.
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
-    }
-}
-
-/// Counts an open connection.
-struct Open(Arc<AtomicUsize>);
-
-impl Open {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
     }
 }

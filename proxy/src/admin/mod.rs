@@ -29,6 +29,9 @@ use crate::snapshot::Snapshot;
 /// Changes the log filter; the error says what is wrong with it.
 pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
+/// Gives the secrets of the moment.
+pub type CurrentSecrets = Arc<dyn Fn() -> Option<Arc<dyn Secrets>> + Send + Sync>;
+
 /// What is served where.
 #[derive(Clone, Default)]
 pub struct AdminOptions {
@@ -43,7 +46,7 @@ pub struct AdminOptions {
     /// `/logging?level=`; `None`: not offered.
     pub set_log_filter: Option<SetLogFilter>,
     /// What `/certs` shows.
-    pub secrets: Option<Arc<dyn Fn() -> Option<Arc<dyn Secrets>> + Send + Sync>>,
+    pub secrets: Option<CurrentSecrets>,
 }
 
 /// What pages read of the data plane.

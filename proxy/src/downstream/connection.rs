@@ -209,23 +209,60 @@ impl Refused {
     }
 }
 
-/// Carries one accepted connection to its end.
-pub(crate) async fn serve(
+/// A connection as it was accepted.
+pub(crate) struct Accepted {
     worker: Rc<Worker>,
     listener: Arc<Listener>,
     stream: TcpStream,
     remote: SocketAddr,
     drain: CancellationToken,
-) {
-    let direction = Symbol::from(listener.direction);
-    let metrics = Rc::clone(&worker);
-    let labels = [direction, Symbol::EMPTY, Symbol::EMPTY];
-    metrics.metrics.add(Family::ConnectionsTotal, labels, 1);
-    metrics.metrics.add(Family::Connections, labels, 1);
-    if let Err(refused) = carry(worker, listener, stream, remote, drain).await {
-        metrics.metrics.add(Family::ConnectionFailures, [direction, refused.symbol(), Symbol::EMPTY], 1);
+    open: Open,
+}
+
+impl Accepted {
+    /// Counted from here on; `drain` says "finish what is there".
+    pub(crate) fn new(
+        worker: &Rc<Worker>,
+        listener: Arc<Listener>,
+        (stream, remote): (TcpStream, SocketAddr),
+        drain: CancellationToken,
+    ) -> Self {
+        let open = Open::new(Rc::clone(worker), listener.direction.into());
+        Self { worker: Rc::clone(worker), listener, stream, remote, drain, open }
     }
-    metrics.metrics.add(Family::Connections, labels, -1);
+}
+
+/// Carries one accepted connection to its end.
+pub(crate) async fn serve(accepted: Accepted) {
+    let Accepted { worker, listener, stream, remote, drain, open: _counted } = accepted;
+    let (metrics, direction) = (Rc::clone(&worker), Symbol::from(listener.direction));
+    if let Err(refused) = carry(worker, listener, stream, remote, drain).await {
+        let labels = [direction, refused.symbol(), Symbol::EMPTY];
+        metrics.metrics.add(Family::ConnectionFailures, labels, 1);
+    }
+}
+
+/// Counts a connection while it is open, however it ends.
+struct Open {
+    worker: Rc<Worker>,
+    labels: [Symbol; 3],
+}
+
+impl Open {
+    fn new(worker: Rc<Worker>, direction: Symbol) -> Self {
+        let labels = [direction, Symbol::EMPTY, Symbol::EMPTY];
+        worker.metrics.add(Family::ConnectionsTotal, labels, 1);
+        worker.metrics.add(Family::Connections, labels, 1);
+        worker.connection_opened(1);
+        Self { worker, labels }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.metrics.add(Family::Connections, self.labels, -1);
+        self.worker.connection_opened(-1);
+    }
 }
 
 async fn carry(
@@ -235,9 +272,27 @@ async fn carry(
     remote: SocketAddr,
     drain: CancellationToken,
 ) -> Result<(), Refused> {
+    // Boxed: a handshake is large and soon over, a connection is small and stays.
+    let opening = Box::pin(open(worker, listener, stream, remote, drain));
+    let Some((connection, chain, io)) = opening.await? else { return Ok(()) };
+    match &chain.terminal {
+        Terminal::Http(hcm) => super::serve_http(connection, Arc::clone(hcm), io).await,
+        Terminal::Tcp(proxy) => tcp::serve_tcp(connection, Arc::clone(proxy), io).await,
+    }
+    Ok(())
+}
+
+/// Up to the first byte for the filter chain; `None`: the client is gone.
+async fn open(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    drain: CancellationToken,
+) -> Result<Option<(Rc<Connection>, Arc<Chain>, Io)>, Refused> {
     // Both fail only on a socket that is gone already.
     let _ = stream.set_nodelay(true);
-    let Ok(mut local) = stream.local_addr() else { return Ok(()) };
+    let Ok(mut local) = stream.local_addr() else { return Ok(None) };
     if listener.original_dst
         && let Some(original) = original_destination(&stream)
     {
@@ -258,17 +313,13 @@ async fn carry(
         return Err(Refused::Rbac);
     }
     let io = Io::new(stream, Arc::clone(&connection.activity));
-    match &chain.terminal {
-        Terminal::Http(hcm) => super::serve_http(connection, Arc::clone(hcm), io).await,
-        Terminal::Tcp(proxy) => tcp::serve_tcp(connection, Arc::clone(proxy), io).await,
-    }
-    Ok(())
+    Ok(Some((connection, chain, io)))
 }
 
 /// A connection after its first bytes.
 enum First {
     Plain(Prefixed),
-    Tls(Hello),
+    Tls(Box<Hello>),
 }
 
 /// Reads as much as choosing a filter chain needs.
@@ -279,7 +330,11 @@ async fn inspect(listener: &Listener, mut stream: TcpStream) -> std::io::Result<
     }
     let (is_tls, read) = detect::tls(&mut stream).await?;
     let stream = Prefixed::new(read, stream);
-    if is_tls { tls::hello(stream).await.map(First::Tls) } else { Ok(First::Plain(stream)) }
+    if is_tls {
+        tls::hello(stream).await.map(|hello| First::Tls(Box::new(hello)))
+    } else {
+        Ok(First::Plain(stream))
+    }
 }
 
 impl First {

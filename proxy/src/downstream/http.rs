@@ -71,7 +71,7 @@ pub(crate) async fn serve_http(connection: Rc<Connection>, hcm: Arc<Hcm>, mut io
                     http2
                 }
                 () = watch => return,
-                () = connection.drain.cancelled() => return,
+                () = drained(&connection, &hcm) => return,
             }
         }
     };
@@ -81,6 +81,12 @@ pub(crate) async fn serve_http(connection: Rc<Connection>, hcm: Arc<Hcm>, mut io
     } else {
         serve_http1(connection, &hcm, io).await;
     }
+}
+
+/// Ends when the connection drains and has had time to send what was on its way.
+async fn drained(connection: &Connection, hcm: &Hcm) {
+    connection.drain.cancelled().await;
+    tokio::time::sleep(hcm.config.drain_timeout).await;
 }
 
 async fn serve_http1(connection: Rc<Connection>, hcm: &Hcm, io: Io) {

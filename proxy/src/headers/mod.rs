@@ -7,8 +7,3 @@ pub(crate) mod forwarded;
 pub(crate) mod hop;
 pub(crate) mod ids;
 pub(crate) mod names;
-
-/// The path and query as text.
-pub(crate) fn path_of(path: &http::uri::PathAndQuery) -> &str {
-    path.as_str()
-}

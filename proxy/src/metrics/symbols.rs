@@ -11,7 +11,7 @@ pub(crate) struct Symbol(u32);
 macro_rules! known {
     ($($name:ident = $index:literal, $text:literal;)*) => {
         impl Symbol {
-            $(#[doc = $text] pub(crate) const $name: Self = Self($index);)*
+            $(#[doc = concat!("`", $text, "`.")] pub(crate) const $name: Self = Self($index);)*
         }
         const KNOWN: &[&str] = &[$($text),*];
     };
