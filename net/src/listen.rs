@@ -92,6 +92,27 @@ pub fn bind_udp(name: &str, address: SocketAddr, reuse: Reuse) -> Result<UdpSock
     open_udp(address, reuse).map_err(|source| failure(name, address, source, &["udp", "udp6"]))
 }
 
+/// Binds a UDP and a TCP socket to the same address, as DNS wants it. Port 0 picks a port that is free
+/// for both.
+///
+/// # Errors
+///
+/// As [`bind_tcp`].
+pub fn bind_udp_and_tcp(name: &str, address: SocketAddr) -> Result<(UdpSocket, TcpListener), BindError> {
+    let mut tries = PAIR_TRIES;
+    loop {
+        let udp = bind_udp(name, address, Reuse::Exclusive)?;
+        let bound = udp.local_addr().map_err(|source| failure(name, address, source, &[]))?;
+        tries -= 1;
+        match bind_tcp(name, bound, Reuse::Exclusive) {
+            Ok(tcp) => return Ok((udp, tcp)),
+            // The port picked for UDP is another's for TCP: pick again.
+            Err(error) if address.port() != 0 || tries == 0 => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
 /// The local address from which `target` is reached. Sends nothing.
 ///
 /// # Errors
@@ -192,6 +213,7 @@ fn listening_inodes(table: &str, port: u16) -> Vec<String> {
 
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+const PAIR_TRIES: u32 = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
@@ -227,6 +249,16 @@ mod tests {
         let address = udp.local_addr().expect("bound");
         bind_udp("dns", address, Reuse::Join).expect("joins");
         bind_udp("dns", address, Reuse::Exclusive).expect_err("still exclusive");
+    }
+
+    #[test]
+    fn udp_and_tcp_share_a_port_or_the_taken_one_is_reported() {
+        let (udp, tcp) = bind_udp_and_tcp("dns", loopback()).expect("a port");
+        let address = udp.local_addr().expect("bound");
+        assert_eq!(address, tcp.local_addr().expect("bound"));
+        drop(udp);
+        let error = bind_udp_and_tcp("dns", address).expect_err("TCP is taken").to_string();
+        assert!(error.starts_with(&format!("dns: {address} is taken by ")), "{error}");
     }
 
     #[test]

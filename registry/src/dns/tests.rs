@@ -11,7 +11,7 @@ use pillion_dns::serve;
 use pillion_model::health::{HealthInputs, Lease, Probe, Reported};
 use pillion_model::instance::{Instance, InstancePort, Protocol, TTL_DEFAULT};
 use pillion_model::name::{InstanceId, ServiceName};
-use pillion_net::listen::{Reuse, bind_tcp, bind_udp};
+use pillion_net::listen::bind_udp_and_tcp;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -122,13 +122,7 @@ impl Server {
             Box::new(move || state.read().expect("not poisoned").clone())
         };
         let zone = Arc::new(RegistryZone::new(current, vec!["10.0.9.9".parse().expect("an address")]));
-        let (udp, tcp) = loop {
-            let udp = bind_udp("dns", ([127, 0, 0, 1], 0).into(), Reuse::Exclusive).expect("a port");
-            let address = udp.local_addr().expect("bound");
-            if let Ok(tcp) = bind_tcp("dns", address, Reuse::Exclusive) {
-                break (udp, tcp);
-            }
-        };
+        let (udp, tcp) = bind_udp_and_tcp("dns", ([127, 0, 0, 1], 0).into()).expect("a port");
         let address = udp.local_addr().expect("bound");
         let stop = CancellationToken::new();
         let (udp, tcp) =
