@@ -29,6 +29,7 @@ use crate::store::redb::RedbStore;
 use crate::store::{Store, StoreError};
 use crate::watch::Hub;
 
+mod dns;
 mod mesh;
 
 /// The mesh's root certificates, PEM, for clients on the same machine.
@@ -43,6 +44,8 @@ pub struct Options {
     pub api: SocketAddr,
     /// gRPC for proxies, over mutual TLS. Default `127.0.0.1:7071`.
     pub mesh: SocketAddr,
+    /// DNS, UDP and TCP. Default `127.0.0.1:7053`.
+    pub dns: SocketAddr,
     /// Names and addresses by which others call this registry; they go into its certificate.
     pub advertise: Vec<Target>,
     /// No token is asked for and certificates are given to everybody on loopback. For trials.
@@ -61,6 +64,7 @@ impl Options {
             data_dir: data_dir.into(),
             api: loopback(7070),
             mesh: loopback(7071),
+            dns: loopback(7053),
             advertise: Vec::new(),
             open: false,
             trust_domain: None,
@@ -122,6 +126,8 @@ pub struct Running {
     pub api_tls: bool,
     /// Where proxies connect.
     pub mesh_addr: SocketAddr,
+    /// Where DNS answers, UDP and TCP.
+    pub dns_addr: SocketAddr,
     /// The operator's token file, unless the API is open.
     pub token_file: Option<PathBuf>,
     /// Whether the token was made by this start.
@@ -149,6 +155,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let api_listener = listen("HTTP API", options.api, "--api")?;
     let mesh_listener = listen("mesh gRPC", options.mesh, "--mesh")?;
     let (api_addr, mesh_addr) = (address(&api_listener)?, address(&mesh_listener)?);
+    let dns_sockets = dns::bind(options.dns)?;
+    let dns_addr = address(&dns_sockets.tcp)?;
 
     let readiness = Readiness::new();
     let store: Arc<dyn Store> = open_store(&options.data_dir).await?;
@@ -168,7 +176,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let authority = Authority::open(store, Settings { trust_domain, zone, ..Settings::default() }).await?;
     write_roots(&options.data_dir, &authority)?;
     let (publisher, mut identity) = identity::channel();
-    let names = RegistryNames::new(&advertised(&options, api_addr, mesh_addr));
+    let advertised = advertised(&options, &[api_addr, mesh_addr, dns_addr]);
+    let names = RegistryNames::new(&advertised);
     tasks.spawn(keep_identity(Arc::clone(&authority), names, publisher, background.clone()));
     let (redeeming, stop) = (Arc::clone(&authority), background.clone());
     tasks.spawn(async move { redeeming.tokens().follow(stop).await });
@@ -185,6 +194,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(async move { telling.run(&watched, stop).await });
 
     let metrics = Arc::new(Metrics::new());
+    let zone = dns::zone(&catalog, &advertised);
     let ads = AdsService::new(Arc::clone(&control), control_plane(), Limits::default());
     let registration = RegistrationService::new(
         Arc::clone(&catalog),
@@ -203,6 +213,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         control: Arc::clone(&control),
         ads,
         authority: Arc::clone(&authority),
+        zone: Arc::clone(&zone),
         metrics,
         readiness: readiness.clone(),
         stop: serving.clone(),
@@ -215,6 +226,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     identity.first().await;
     drop(identity_ready);
     servers.spawn(mesh.run(mesh_listener, serving.clone()));
+    servers.spawn(dns::serve(dns_sockets, zone, serving.clone()));
     servers.spawn(api.run(api_listener, serving.clone()));
     let token_file = (!options.open).then(|| options.data_dir.join(TOKEN_FILE));
     running_if_dropped.disarm();
@@ -222,6 +234,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         api_addr,
         api_tls,
         mesh_addr,
+        dns_addr,
         token_file,
         token_is_new,
         readiness,
@@ -299,8 +312,8 @@ async fn trust_domain(catalog: &Catalog, asked: Option<TrustDomain>) -> Result<T
 }
 
 /// The addresses the registry is bound to, beside those it is told to advertise.
-fn advertised(options: &Options, api: SocketAddr, mesh: SocketAddr) -> Vec<Target> {
-    let bound = [api, mesh].into_iter().filter(|bound| !bound.ip().is_unspecified());
+fn advertised(options: &Options, bound: &[SocketAddr]) -> Vec<Target> {
+    let bound = bound.iter().filter(|bound| !bound.ip().is_unspecified());
     let bound = bound.map(|bound| Target { host: bound.ip().to_string(), port: bound.port() });
     options.advertise.iter().cloned().chain(bound).collect()
 }

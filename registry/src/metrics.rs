@@ -8,6 +8,7 @@ use pillion_xds::ads::{AdsService, Source};
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::catalog::Catalog;
+use crate::dns::RegistryZone;
 use crate::watch::Hub;
 
 /// Counters and gauges of one registry process.
@@ -26,6 +27,7 @@ pub struct Metrics {
     pushes: IntCounterVec,
     acks: IntCounterVec,
     nacks: IntCounterVec,
+    answers: IntCounterVec,
     watchers: IntGauge,
     revision: IntGauge,
     resources: IntGauge,
@@ -67,6 +69,7 @@ impl Metrics {
             pushes: counters("pillion_xds_pushes_total", "ADS responses sent.", &["type"]),
             acks: counters("pillion_xds_acks_total", "ADS responses that clients accepted.", &["type"]),
             nacks: counters("pillion_xds_nacks_total", "ADS responses that clients refused.", &["type"]),
+            answers: counters("pillion_dns_answers_total", "DNS answers by response code.", &["code"]),
             asleep: counter(
                 "pillion_registry_asleep_milliseconds_total",
                 "Time this process slept through, which counts against nobody.",
@@ -96,7 +99,13 @@ impl Metrics {
     }
 
     /// Everything, as Prometheus reads it.
-    pub fn text<S: Source>(&self, catalog: &Catalog, hub: &Hub, ads: &AdsService<S>) -> String {
+    pub fn text<S: Source>(
+        &self,
+        catalog: &Catalog,
+        hub: &Hub,
+        ads: &AdsService<S>,
+        zone: &RegistryZone,
+    ) -> String {
         let world = catalog.world();
         let mut by_health = [0; HEALTHS.len()];
         for instance in world.catalog.services.values().flat_map(|service| service.instances.values()) {
@@ -117,6 +126,9 @@ impl Metrics {
         raise(&self.braked, stats.protected.load(Ordering::Relaxed));
         raise(&self.asleep, stats.asleep_ms.load(Ordering::Relaxed));
         set(&self.streams, ads.proxies().len() as u64);
+        for (code, sum) in zone.answers_total() {
+            raise(&self.answers.with_label_values(&[code]), sum);
+        }
         for (kind, totals) in ads.totals() {
             raise(&self.pushes.with_label_values(&[kind]), totals.pushes);
             raise(&self.acks.with_label_values(&[kind]), totals.acks);

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ca::Authority;
 use crate::catalog::Catalog;
 use crate::control::Control;
+use crate::dns::RegistryZone;
 use crate::metrics::Metrics;
 use crate::watch::Hub;
 
@@ -61,6 +62,8 @@ pub struct Parts {
     pub ads: AdsService<Control>,
     /// Certificates and join tokens.
     pub authority: Arc<Authority>,
+    /// DNS, for what it has answered.
+    pub zone: Arc<RegistryZone>,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     /// Whether every part of the process is up.

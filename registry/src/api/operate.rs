@@ -161,7 +161,7 @@ pub(super) async fn openapi() -> Json<serde_json::Value> {
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
-    let text = api.metrics.text(&api.catalog, &api.hub, &api.ads);
+    let text = api.metrics.text(&api.catalog, &api.hub, &api.ads, &api.zone);
     let mut response = text.into_response();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -96,6 +96,23 @@ async fn a_follower_that_lags_too_far_is_told_to_load_again() {
     assert!(store.watch(4_990).next().await.is_ok());
 }
 
+#[tokio::test]
+async fn what_was_acknowledged_is_there_when_the_process_is_killed() {
+    let (directory, killed) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+    let store = RedbStore::open(directory.path()).expect("opens");
+    for round in 1..=20u64 {
+        let writes = (0..10).map(|n| store.commit(put(&format!("{round}-{n}"), "x")));
+        for result in futures_util::future::join_all(writes).await {
+            result.expect("commits");
+        }
+        // The file as SIGKILL would leave it at this moment: nothing was closed or flushed.
+        std::fs::copy(directory.path().join(FILE_NAME), killed.path().join(FILE_NAME)).expect("copies");
+        let after = RedbStore::open(killed.path()).expect("opens after the kill");
+        let state = after.load().await.expect("loads");
+        assert_eq!((state.revision, state.entries.len() as u64), (round * 10, round * 10));
+    }
+}
+
 #[test]
 fn a_second_process_is_told_who_holds_the_directory() {
     let directory = tempfile::tempdir().expect("tempdir");

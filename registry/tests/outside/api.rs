@@ -1,11 +1,9 @@
 //! The HTTP API from outside: a registry on a free port, asked over TCP.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Client, Events, start};
 use serde_json::json;
-use support::{Client, Events, start};
 
 const A: &str = "/v1/namespaces/shop/services/orders/instances/a";
 const INSTANCES: &str = "/v1/namespaces/shop/services/orders/instances";
@@ -380,6 +378,7 @@ async fn what_is_in_the_way_of_a_start_is_told() {
         let mut options = Options::new(directory);
         options.api.set_port(port);
         options.mesh.set_port(0);
+        options.dns.set_port(0);
         options
     };
     let other = tempfile::tempdir().expect("tempdir");

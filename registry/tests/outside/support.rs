@@ -138,6 +138,7 @@ pub(crate) async fn start(directory: &Path) -> (Running, Client) {
     let mut options = Options::new(directory);
     options.api.set_port(0);
     options.mesh.set_port(0);
+    options.dns.set_port(0);
     let running = app::start(options).await.expect("starts");
     let token = std::fs::read_to_string(running.token_file.as_ref().expect("not open")).expect("a token");
     let client = Client { address: running.api_addr, token: Some(token.trim().to_owned()) };

@@ -1,0 +1,53 @@
+//! DNS on one port, UDP and TCP, over the catalog.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use pillion_net::listen::{Reuse, bind_udp};
+use pillion_net::resolve::Target;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio_util::sync::CancellationToken;
+
+use super::{StartError, address, listen};
+use crate::catalog::Catalog;
+use crate::dns::RegistryZone;
+
+/// Times a free port is looked for that is free for both UDP and TCP.
+const TRIES: usize = 16;
+
+/// The same port twice.
+pub(super) struct Sockets {
+    pub(super) tcp: TcpListener,
+    udp: UdpSocket,
+}
+
+pub(super) fn bind(at: SocketAddr) -> Result<Sockets, StartError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let tcp = listen("DNS (TCP)", at, "--dns")?;
+        match bind_udp("DNS (UDP)", address(&tcp)?, Reuse::Exclusive) {
+            Ok(udp) => {
+                let failed = |source| StartError::Io { what: "use the socket of DNS".to_owned(), source };
+                return Ok(Sockets { tcp, udp: UdpSocket::from_std(udp).map_err(failed)? });
+            }
+            // The free port found for TCP is somebody's for UDP: look for another.
+            Err(_) if at.port() == 0 && tries < TRIES => {}
+            Err(error) => return Err(error.with_flag("--dns").into()),
+        }
+    }
+}
+
+/// The zone over the catalog; this name server is where the registry is.
+pub(super) fn zone(catalog: &Arc<Catalog>, advertised: &[Target]) -> Arc<RegistryZone> {
+    let catalog = Arc::clone(catalog);
+    let mut addresses: Vec<IpAddr> =
+        advertised.iter().filter_map(|target| target.host.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Arc::new(RegistryZone::new(Box::new(move || Some(catalog.world())), addresses))
+}
+
+pub(super) async fn serve(sockets: Sockets, zone: Arc<RegistryZone>, stop: CancellationToken) {
+    pillion_dns::serve("registry DNS", sockets.udp, sockets.tcp, zone, stop).await;
+}
