@@ -1,5 +1,7 @@
 //! Logs of the long-running commands: to stderr, as text or JSON.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
@@ -23,17 +25,37 @@ enum LogFormat {
     Json,
 }
 
+/// Changes what is logged while the process runs; the error says what is wrong with the filter.
+pub(crate) type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
 impl LogArguments {
-    /// Starts logging; once per process.
-    pub(crate) fn start(&self) -> anyhow::Result<()> {
+    /// Starts logging; once per process. Gives the way to change the filter.
+    pub(crate) fn start(&self) -> anyhow::Result<SetLogFilter> {
         let filter = EnvFilter::try_new(&self.log).with_context(|| format!("--log {}", self.log))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let started = match self.log_format {
+        let failed = |error| anyhow::anyhow!("start logging: {error}");
+        match self.log_format {
             LogFormat::Text => {
-                builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
+                let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+                let builder = builder.with_ansi(colours).with_filter_reloading();
+                let handle = builder.reload_handle();
+                builder.try_init().map_err(failed)?;
+                Ok(Arc::new(move |text| change(text, |filter| handle.reload(filter))))
             }
-            LogFormat::Json => builder.json().try_init(),
-        };
-        started.map_err(|error| anyhow::anyhow!("start logging: {error}"))
+            LogFormat::Json => {
+                let builder = builder.json().with_filter_reloading();
+                let handle = builder.reload_handle();
+                builder.try_init().map_err(failed)?;
+                Ok(Arc::new(move |text| change(text, |filter| handle.reload(filter))))
+            }
+        }
     }
+}
+
+fn change<E: std::fmt::Display>(
+    text: &str,
+    reload: impl Fn(EnvFilter) -> Result<(), E>,
+) -> Result<(), String> {
+    let filter = EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+    reload(filter).map_err(|error| error.to_string())
 }

@@ -55,7 +55,10 @@ async fn a_static_bootstrap_serves_and_ends_in_order() {
     let file = folder.path().join("envoy.yaml");
     std::fs::write(&file, bootstrap("", application.bound("listening on").await)).expect("written");
     let path = file.display().to_string();
-    let mut proxy = Process::pillion("proxy", ["proxy", "--envoy-config", &path, "--workers", "1"]);
+    let mut proxy = Process::pillion(
+        "proxy",
+        ["proxy", "--envoy-config", &path, "--workers", "1", "--admin", "127.0.0.1:0"],
+    );
     let web = proxy.bound("web").await;
     let page = eventually("the application answers", DEADLINE, || async {
         let page = http::get(web, "any", "/orders").await?;
@@ -65,6 +68,11 @@ async fn a_static_bootstrap_serves_and_ends_in_order() {
     assert_eq!(page.json()["instance"], "orders-1", "{page:?}");
     let gone = http::get(web, "any", "/gone").await.expect("served");
     assert_eq!((gone.status, &*gone.body), (410, "gone"));
+    let admin = proxy.bound("admin").await;
+    let metrics = http::get(admin, "admin", "/metrics").await.expect("served");
+    assert!(metrics.body.contains("pillion_requests_total"), "{}", metrics.body);
+    let dump = http::get(admin, "admin", "/config_dump").await.expect("served");
+    assert!(dump.body.contains("\"app\""), "{}", dump.body);
     proxy.signal(Signal::TERM);
     let status = proxy.exit(DEADLINE).await;
     assert!(status.success(), "{status}: {}", proxy.output());

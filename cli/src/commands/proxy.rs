@@ -1,5 +1,6 @@
 //! `pillion proxy`: the data plane.
 
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,12 +9,14 @@ use std::time::Duration;
 use anyhow::Context;
 use pillion_config::{Diagnostics, document};
 use pillion_net::tls::{NoSecrets, Secrets};
+use pillion_proxy::admin::AdminOptions;
 use pillion_proxy::{Options, Runtime};
 use pillion_xds::bootstrap::{Bootstrap, read_bootstrap};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::files::show;
-use crate::logging::LogArguments;
+use crate::logging::{LogArguments, SetLogFilter};
 use crate::output::{line, note};
 
 /// How long requests in flight may take after SIGTERM.
@@ -25,6 +28,12 @@ pub(crate) struct Arguments {
     /// Run this Envoy v3 bootstrap (YAML or JSON). What is not supported is refused with its place.
     #[arg(long, env = "PILLION_ENVOY_CONFIG", value_name = "FILE")]
     envoy_config: PathBuf,
+    /// Administration; loopback only. Without it, the bootstrap's.
+    #[arg(long, env = "PILLION_ADMIN", value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+    /// `/metrics`, `/ready` and `/live`; without it, only the administration serves them.
+    #[arg(long, env = "PILLION_METRICS", value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Worker threads; without it, one for each CPU that this process may use.
     #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT")]
     workers: Option<NonZeroUsize>,
@@ -32,11 +41,11 @@ pub(crate) struct Arguments {
     log: LogArguments,
 }
 
-/// Runs until SIGTERM or Ctrl-C, then drains.
+/// Runs until SIGTERM, Ctrl-C or `POST /drain`, then drains.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    arguments.log.start()?;
+    let set_log_filter = arguments.log.start()?;
     let bootstrap = read(&arguments.envoy_config)?;
-    super::block_on(serve(arguments, bootstrap))
+    super::block_on(serve(arguments, bootstrap, set_log_filter))
 }
 
 /// Reads a bootstrap; every part that is refused is shown at its place.
@@ -55,7 +64,11 @@ fn read(file: &std::path::Path) -> anyhow::Result<Bootstrap> {
     Ok(bootstrap)
 }
 
-async fn serve(arguments: &Arguments, bootstrap: Bootstrap) -> anyhow::Result<()> {
+async fn serve(
+    arguments: &Arguments,
+    bootstrap: Bootstrap,
+    set_log_filter: SetLogFilter,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let workers = arguments.workers.or_else(|| std::thread::available_parallelism().ok());
@@ -69,6 +82,19 @@ async fn serve(arguments: &Arguments, bootstrap: Bootstrap) -> anyhow::Result<()
             published.rejected.iter().map(|one| format!("{} {}: {}", one.kind, one.name, one.reason));
         anyhow::bail!("{}", reasons.collect::<Vec<_>>().join("\n"));
     }
+    let drain = CancellationToken::new();
+    let admin = runtime.serve_admin(AdminOptions {
+        admin: arguments.admin.or(bootstrap.admin),
+        metrics: arguments.metrics,
+        drain: drain.clone(),
+        set_log_filter: Some(set_log_filter),
+        ..AdminOptions::default()
+    })?;
+    for (name, address) in [("admin", admin.admin), ("metrics", admin.metrics)] {
+        if let Some(address) = address {
+            line(format_args!("{name} {address}"))?;
+        }
+    }
     for name in names {
         if let Some(address) = runtime.bound(&name) {
             line(format_args!("{name} {address}"))?;
@@ -77,6 +103,7 @@ async fn serve(arguments: &Arguments, bootstrap: Bootstrap) -> anyhow::Result<()
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = drain.cancelled() => {}
     }
     let left = runtime.drain(GRACE).await;
     if left > 0 {

@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
 
 /// Serves until SIGTERM or Ctrl-C.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    arguments.log.start()?;
+    let _set_log_filter = arguments.log.start()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(arguments))
