@@ -247,10 +247,10 @@ impl Catalog {
             if let Some(got) = generation.filter(|got| *got < have) {
                 return Err(ReportError::Older { got, have });
             }
-            if matches!(&known, Known::Gone(gone) if gone.deregistered) {
+            let generation = generation.unwrap_or(have).max(have);
+            if matches!(&known, Known::Gone(gone) if gone.deregistered && gone.generation == generation) {
                 return Ok(());
             }
-            let generation = generation.unwrap_or(have).max(have);
             let gone = GoneRecord { generation, deregistered: true, at: unix_seconds() };
             let key = instance_key(service, id);
             let mut transaction = Transaction::default();

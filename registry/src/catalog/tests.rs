@@ -201,3 +201,51 @@ async fn old_traces_and_empty_services_are_forgotten() {
     generation = fixture.register(json!({"address": "10.0.0.5", "port": 8080, "generation": 9})).await;
     assert_eq!(generation, Ok(9));
 }
+
+/// A message about one instance, as it may arrive late, twice or out of order.
+#[derive(Clone, Copy, Debug)]
+enum Sent {
+    Register(u64),
+    Deregister(u64),
+}
+
+fn sent() -> impl proptest::strategy::Strategy<Value = Vec<Sent>> {
+    use proptest::prelude::*;
+    let one = prop_oneof![(1..5u64).prop_map(Sent::Register), (1..5u64).prop_map(Sent::Deregister)];
+    proptest::collection::vec(one, 1..20)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn whatever_the_order_generations_only_rise_and_what_left_stays_away(messages in sent()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let fixture = Fixture::new().await;
+            // The highest generation seen, and the highest that was acknowledged as gone.
+            let (mut highest, mut gone) = (0, 0);
+            for message in messages {
+                match message {
+                    Sent::Register(generation) => {
+                        let body = json!({"address": "10.0.0.5", "port": 80, "generation": generation});
+                        let accepted = fixture.register(body).await.is_ok();
+                        assert_eq!(accepted, generation >= highest && generation > gone, "{message:?}");
+                        highest = highest.max(if accepted { generation } else { 0 });
+                    }
+                    Sent::Deregister(generation) => {
+                        let known = highest > 0;
+                        let left = fixture.catalog.deregister(&orders(), &id("a"), Some(generation)).await.is_ok();
+                        assert_eq!(left, known && generation >= highest.max(gone), "{message:?}");
+                        gone = gone.max(if left { generation } else { 0 });
+                        highest = highest.max(gone);
+                    }
+                }
+                let world = fixture.catalog.world();
+                let present = world.catalog.instance(&orders(), &id("a")).map(|instance| instance.generation);
+                assert_eq!(present, (highest > gone).then_some(highest));
+            }
+            fixture.stop.cancel();
+        });
+    }
+}
