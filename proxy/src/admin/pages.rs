@@ -11,7 +11,10 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use pillion_model::tls::SVID_SECRET;
 use pillion_net::tls::PeerCertificate;
-use serde_json::json;
+use pillion_xds::ads::Encoded;
+use pillion_xds::encode::{Dialect, encode_cluster, encode_endpoints, encode_listener, encode_routes};
+use pillion_xds::json::to_json;
+use serde_json::{Value, json};
 
 use super::{Pages, State};
 
@@ -83,71 +86,70 @@ fn logging(state: &State, query: Option<&str>) -> Page {
     }
 }
 
-/// What runs, by name, with the decisions a reader looks for; the resources themselves are shown by
-/// `explain` and the registry.
+/// Every resource in Envoy's JSON form, and whether it runs. Private keys are not shown.
 fn config_dump(state: &State) -> String {
     let snapshot = state.view.snapshot.load();
     let resources = &snapshot.resources;
-    let listeners: Vec<_> = resources
-        .listeners
+    let listeners = resources.listeners.values().map(|listener| {
+        let applied = snapshot.listeners.contains_key(&listener.name);
+        dumped(encode_listener(listener, Dialect::Pillion), applied)
+    });
+    let routes = resources.routes.values().map(|routes| {
+        dumped(encode_routes(routes, Dialect::Pillion), snapshot.routes.contains_key(&routes.name))
+    });
+    let clusters = resources.clusters.values().map(|cluster| {
+        let applied = snapshot.clusters.contains_key(&cluster.name);
+        dumped(encode_cluster(cluster, Dialect::Pillion), applied)
+    });
+    let endpoints = resources
+        .endpoints
         .values()
-        .map(|listener| {
-            json!({
-                "name": listener.name,
-                "address": listener.address.map(|address| address.to_string()),
-                "direction": listener.direction.as_str(),
-                "filterChains": listener.filter_chains.iter().map(|chain| json!({
-                    "name": chain.name,
-                    "serverNames": chain.matches.server_names,
-                    "tls": chain.tls.is_some(),
-                    "applied": snapshot.listeners.get(&listener.name).is_some_and(|compiled| {
-                        compiled.all_chains().any(|compiled| compiled.name == chain.name)
-                    }),
-                })).collect::<Vec<_>>(),
-            })
+        .map(|endpoints| dumped(encode_endpoints(endpoints, Dialect::Pillion), true));
+    let services = resources.services.iter().map(|(name, service)| {
+        json!({
+            "name": name,
+            "service": service.service.to_string(),
+            "index": service.index,
+            "ports": service.ports.iter().map(|port| json!({
+                "name": port.name,
+                "port": port.port,
+                "protocol": port.protocol.as_str(),
+                "routeConfiguration": port.route_configuration,
+                "clusters": port.clusters,
+            })).collect::<Vec<_>>(),
         })
-        .collect();
-    let routes: Vec<_> = resources
-        .routes
-        .values()
-        .map(|configuration| {
-            json!({
-                "name": configuration.name,
-                "applied": snapshot.routes.contains_key(&configuration.name),
-                "virtualHosts": configuration.virtual_hosts.iter().map(|host| json!({
-                    "name": host.name,
-                    "domains": host.domains,
-                    "routes": host.routes.iter().map(|route| &route.name).collect::<Vec<_>>(),
-                })).collect::<Vec<_>>(),
-            })
-        })
-        .collect();
-    let clusters: Vec<_> = resources
-        .clusters
-        .values()
-        .map(|cluster| {
-            let endpoints = snapshot.clusters.get(&cluster.name).map_or(0, |compiled| compiled.hosts().hosts.len());
-            json!({
-                "name": cluster.name,
-                "applied": snapshot.clusters.contains_key(&cluster.name),
-                "tls": cluster.tls.is_some() || cluster.transports.iter().any(|transport| transport.tls.is_some()),
-                "endpoints": endpoints,
-            })
-        })
-        .collect();
-    let services: Vec<_> = resources
-        .services
-        .iter()
-        .map(|(name, service)| json!({"name": name, "service": service.service.to_string(), "index": service.index}))
-        .collect();
+    });
     let dump = json!({
         "generation": snapshot.generation,
-        "listeners": listeners,
-        "routes": routes,
-        "clusters": clusters,
-        "services": services,
+        "listeners": listeners.collect::<Vec<_>>(),
+        "routes": routes.collect::<Vec<_>>(),
+        "clusters": clusters.collect::<Vec<_>>(),
+        "endpoints": endpoints.collect::<Vec<_>>(),
+        "services": services.collect::<Vec<_>>(),
     });
     serde_json::to_string_pretty(&dump).unwrap_or_default()
+}
+
+fn dumped(encoded: Encoded, applied: bool) -> Value {
+    let mut resource = to_json(&encoded.body).unwrap_or_else(|error| Value::String(error.to_string()));
+    redact(&mut resource);
+    json!({"name": encoded.name, "version": encoded.version, "applied": applied, "resource": resource})
+}
+
+/// Replaces private keys that stand in the configuration itself.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match name.as_str() {
+                    "privateKey" | "private_key" => *value = Value::String("[redacted]".to_owned()),
+                    _ => redact(value),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// In Envoy's text form.

@@ -110,18 +110,28 @@ async fn serve_http1(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
         _ = serving.as_mut() => return,
         end = until_end(&connection, hcm) => end,
     };
-    if end == End::Finish {
-        // Responses say `connection: close` from here on. An idle client gets time to use the
-        // connection once more, so that no request crosses our close on the wire.
-        let grace = hcm.config.drain_timeout;
-        tokio::select! {
-            biased;
-            _ = serving.as_mut() => return,
-            () = tokio::time::sleep(grace) => {}
-        }
+    if end == End::Close {
+        return;
+    }
+    // Responses say `connection: close` from here on. An idle client gets time to use the connection
+    // once more, so that no request crosses our close on the wire.
+    let grace = hcm.config.drain_timeout;
+    tokio::select! {
+        biased;
+        _ = serving.as_mut() => return,
+        () = tokio::time::sleep(grace) => {}
     }
     serving.as_mut().graceful_shutdown();
-    let _ = serving.await;
+    finish(serving, &connection, hcm).await;
+}
+
+/// Waits for the end of a connection that was told to end, but not for a client that is silent.
+async fn finish<F: Future>(serving: std::pin::Pin<&mut F>, connection: &Connection, hcm: &Hcm) {
+    tokio::select! {
+        biased;
+        _ = serving => {}
+        () = watch(&connection.activity, hcm) => {}
+    }
 }
 
 async fn serve_http2(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
@@ -150,7 +160,12 @@ async fn serve_http2(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
     }
     // GOAWAY with the largest id, and the final one after a round trip.
     serving.as_mut().graceful_shutdown();
-    let _ = serving.await;
+    if end == End::Close {
+        // The client may be gone: it gets a moment for its farewell.
+        let _ = tokio::time::timeout(hcm.config.drain_timeout, serving).await;
+        return;
+    }
+    finish(serving, &connection, hcm).await;
 }
 
 /// Waits until the connection should end, and says how.
