@@ -44,6 +44,7 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     match outbound::resolve(x).await? {
         Destination::Routes => filters::route::resolve(x)?,
         Destination::Tcp(cluster) => return outbound::tunnel(x, &cluster).await,
+        Destination::Inner(routes) => return Ok(outbound::inner(x, routes)),
         Destination::External(target) => return outbound::external(x, &target).await,
     }
     filters::validate::upgrade_allowed(x)?;

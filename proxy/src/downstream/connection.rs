@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Version};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use pillion_model::listener::{ConnectionFacts, Direction, choose};
 use pillion_model::rbac::Peer;
 use pillion_net::tls::PeerCertificate;
@@ -49,6 +51,8 @@ pub(crate) struct Connection {
     pub(crate) abused: Cell<bool>,
     requests: Cell<u32>,
     reset_early: Cell<u32>,
+    /// Inside a CONNECT tunnel to an HTTP service: its route configuration.
+    pub(crate) tunnelled_to: Option<Arc<str>>,
     chain: RefCell<Arc<Chain>>,
     generation: Cell<u64>,
     /// Made once per connection and configuration of its details.
@@ -164,6 +168,31 @@ struct Facts<'a> {
 }
 
 impl Connection {
+    /// A connection inside a tunnel of this one.
+    fn tunnelled(&self, routes: Arc<str>) -> Rc<Self> {
+        Rc::new(Self {
+            id: self.worker.next_connection_id(),
+            source: self.source,
+            listener: Arc::clone(&self.listener),
+            direction: self.direction,
+            remote: self.remote,
+            local: self.local,
+            tls: None,
+            activity: Arc::new(Activity::new()),
+            draining: Cell::new(false),
+            abuse: CancellationToken::new(),
+            abused: Cell::new(false),
+            requests: Cell::new(0),
+            reset_early: Cell::new(0),
+            generation: Cell::new(self.generation.get()),
+            tunnelled_to: Some(routes),
+            chain: RefCell::new(self.chain()),
+            client_cert_element: OnceCell::new(),
+            worker: Rc::clone(&self.worker),
+            drain: self.drain.clone(),
+        })
+    }
+
     fn new(worker: &Rc<Worker>, chain: &Arc<Chain>, facts: Facts<'_>) -> Rc<Self> {
         let Facts { listener, local, remote, tls, drain } = facts;
         Rc::new(Self {
@@ -181,6 +210,7 @@ impl Connection {
             requests: Cell::new(0),
             reset_early: Cell::new(0),
             generation: Cell::new(worker.snapshot().generation),
+            tunnelled_to: None,
             chain: RefCell::new(Arc::clone(chain)),
             client_cert_element: OnceCell::new(),
             worker: Rc::clone(worker),
@@ -240,6 +270,14 @@ pub(crate) async fn serve(accepted: Accepted) {
         let labels = [direction, refused.symbol(), Symbol::EMPTY];
         metrics.metrics.add(Family::ConnectionFailures, labels, 1);
     }
+}
+
+/// Carries the requests that come through a tunnel of `outer` to an HTTP service.
+pub(crate) async fn serve_tunnelled(outer: &Connection, client: Upgraded, routes: Arc<str>) {
+    let connection = outer.tunnelled(routes);
+    let io = Io::new(Stream::Tunnel(TokioIo::new(client)), Arc::clone(&connection.activity));
+    let hcm = connection.hcm();
+    super::serve_http(connection, hcm, io).await;
 }
 
 /// Counts a connection while it is open, however it ends.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -24,6 +26,8 @@ pub(crate) struct Prefixed {
 pub(crate) enum Stream {
     Plain(Prefixed),
     Tls(Box<TlsStream<Prefixed>>),
+    /// Inside a CONNECT tunnel.
+    Tunnel(TokioIo<Upgraded>),
 }
 
 /// A downstream stream that tells its [`Activity`] when bytes come.
@@ -129,6 +133,7 @@ macro_rules! each {
         match &mut $self.get_mut().stream {
             Stream::Plain($stream) => $call,
             Stream::Tls($stream) => $call,
+            Stream::Tunnel($stream) => $call,
         }
     };
 }
@@ -147,6 +152,7 @@ impl AsyncRead for Io {
         let polled = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         if buf.filled().len() > before {
             self.activity.read();
@@ -172,6 +178,7 @@ impl AsyncWrite for Io {
         match &self.stream {
             Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
+            Stream::Tunnel(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -8,6 +8,6 @@ mod io;
 mod tcp;
 mod tls;
 
-pub(crate) use connection::{Accepted, Connection, serve};
+pub(crate) use connection::{Accepted, Connection, serve, serve_tunnelled};
 pub(crate) use http::serve_http;
 pub(crate) use tcp::{Copied, copy_both};

@@ -21,7 +21,7 @@ use pillion_model::mesh::MeshService;
 pub(crate) use external::run as external;
 pub(crate) use listeners::{by_host, vip_listeners};
 pub(crate) use resolve::{Destination, resolve};
-pub(crate) use tunnel::run as tunnel;
+pub(crate) use tunnel::{inner, run as tunnel};
 
 /// What happens to destinations outside the mesh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -25,6 +25,8 @@ pub(crate) enum Destination {
     Routes,
     /// A TCP service of the mesh, through a CONNECT tunnel: its cluster.
     Tcp(String),
+    /// An HTTP service of the mesh, through a CONNECT tunnel: its route configuration.
+    Inner(Arc<str>),
     /// Outside the mesh.
     External(Target),
 }
@@ -33,6 +35,9 @@ pub(crate) enum Destination {
 pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
     if !matches!(x.hcm.routes, Routes::ByHost) {
         return Ok(Destination::Routes);
+    }
+    if let Some(name) = x.connection.tunnelled_to.clone() {
+        return routes(x, &name).await;
     }
     let worker = Arc::clone(x.connection.worker.shared());
     let Some(outbound) = worker.outbound.get() else {
@@ -56,15 +61,14 @@ pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
         return tcp(x, &service, port).await;
     }
     if is_connect(x) {
-        return Err(Cause::EgressFailed(format!(
-            "`{}` port {} is an HTTP service: send the request itself instead of CONNECT",
-            service.service, port.port
-        ))
-        .into());
+        return Ok(Destination::Inner(port.route_configuration.as_str().into()));
     }
-    let name = &port.route_configuration;
-    let published = published(x, |snapshot| snapshot.routes.contains_key(name)).await;
-    if !published {
+    routes(x, &port.route_configuration).await
+}
+
+/// By the route configuration of that name, as soon as it is published.
+async fn routes(x: &mut Exchange, name: &str) -> Step<Destination> {
+    if !published(x, |snapshot| snapshot.routes.contains_key(name)).await {
         return Err(Cause::NoRouteConfiguration.into());
     }
     x.routes = x.snapshot.routes.get(name).cloned();

@@ -1,4 +1,7 @@
-//! CONNECT to a TCP service of the mesh.
+//! CONNECT to a service of the mesh. A TCP service gets the bytes; to an HTTP service the client
+//! speaks HTTP inside the tunnel (gRPC clients with a proxy do), and each request is routed.
+
+use std::sync::Arc;
 
 use http::{Response, StatusCode};
 
@@ -32,4 +35,10 @@ pub(crate) async fn run(x: &mut Exchange, cluster: &str) -> Step<Response<Body>>
         }
         .into()),
     }
+}
+
+/// Lets the client speak HTTP inside the tunnel, routed by the route configuration `routes`.
+pub(crate) fn inner(x: &mut Exchange, routes: Arc<str>) -> Response<Body> {
+    x.tunnel = Some(Tunnel { upstream: Upstream::Inner(routes), idle: None });
+    Response::new(Body::Empty)
 }

@@ -99,6 +99,26 @@ async fn connect_carries_tcp_services() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_through_a_tunnel_to_an_http_service_are_routed() {
+    let origin = Origin::named("orders").await;
+    let proxy = start(OutboundOptions::default(), with_service(origin.address, tcp_server().await, 80));
+    let mut client = proxy.client1().await;
+    let name = "orders.shop.mesh.internal:80";
+    let connect = Request::connect(name).header("host", name).body(Full::default()).unwrap();
+    let mut response = client.send_request(connect).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let upgraded = hyper::upgrade::on(&mut response).await.unwrap();
+    let (mut inner, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), upgraded).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let request = Request::get("http://whatever/").body(Full::<bytes::Bytes>::default()).unwrap();
+        assert_eq!(body_text(inner.send_request(request).await.unwrap()).await, "orders");
+    }
+    assert_eq!(origin.seen(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn destinations_outside_follow_the_egress_policy() {
     let outside = Origin::named("outside").await;
     let none = || resources(Vec::new(), Vec::new());
