@@ -1,6 +1,7 @@
 //! Builders that start real processes on free ports and wait for conditions with deadlines.
 
 pub mod binary;
+pub mod docker;
 pub mod http;
 pub mod peer;
 pub mod process;
@@ -8,6 +9,7 @@ pub mod registry;
 pub mod wait;
 
 pub use binary::pillion;
+pub use docker::Docker;
 pub use peer::peer;
 pub use process::Process;
 pub use registry::Registry;
