@@ -48,6 +48,14 @@ pub(crate) enum Command {
     Validate(commands::validate::Arguments),
     /// Print the JSON Schema of resources, for editors.
     Schema(commands::schema::Arguments),
+    /// Say what would happen to a request, and why.
+    Explain(commands::explain::Arguments),
+    /// Make and manage join tokens.
+    #[command(subcommand)]
+    Token(commands::token::Command),
+    /// Write what others need to join the mesh.
+    #[command(subcommand)]
+    Generate(Box<commands::generate::Command>),
     /// Look at certificates.
     #[command(subcommand)]
     Cert(commands::cert::Command),

@@ -6,6 +6,8 @@ use pillion_tests::support::{DEADLINE, Process, Registry};
 use rustix::process::Signal;
 use serde_json::json;
 
+/// A free port of loopback.
+const ANY: &str = "127.0.0.1:0";
 const ORDERS_1: &str = "/v1/namespaces/shop/services/orders/instances/orders-1";
 
 fn shop() -> String {
@@ -30,7 +32,7 @@ async fn resources_are_applied_listed_compared_and_deleted() {
         (&["delete", "service", "orders.shop"], 1, "still needed"),
         (&["delete", "route", "orders-canary.shop"], 0, "deleted"),
         (&["delete", "route", "orders-canary.shop"], 1, "404"),
-        (&["get", "teapots"], 2, "want services, instances, resources"),
+        (&["get", "teapots"], 2, "want services, instances, proxies, resources"),
     ] {
         let finished = registry.cli(arguments).await;
         assert_eq!(finished.code, code, "{arguments:?}: {finished:?}");
@@ -83,7 +85,8 @@ async fn a_taken_port_is_told_with_the_flag_that_chooses_another() {
     let registry = Registry::start(data.path()).await;
     let other = tempfile::tempdir().expect("a folder");
     let (folder, api) = (other.path().display().to_string(), registry.api.to_string());
-    let finished = run(["registry", "--open", "--data-dir", &folder, "--api", &api]).await;
+    let finished =
+        run(["registry", "--open", "--data-dir", &folder, "--api", &api, "--mesh", ANY, "--dns", ANY]).await;
     assert_eq!(finished.code, 1, "{finished:?}");
     for want in [&*api, "is taken", "--api"] {
         assert!(finished.stderr.contains(want), "no `{want}` in {finished:?}");
@@ -94,8 +97,10 @@ async fn a_taken_port_is_told_with_the_flag_that_chooses_another() {
 async fn the_operators_token_is_made_once_asked_for_and_found() {
     let data = tempfile::tempdir().expect("a folder");
     let folder = data.path().display().to_string();
-    let mut registry =
-        Process::pillion("registry", ["registry", "--data-dir", &folder, "--api", "127.0.0.1:0"]);
+    let mut registry = Process::pillion(
+        "registry",
+        ["registry", "--data-dir", &folder, "--api", ANY, "--mesh", ANY, "--dns", ANY],
+    );
     let api = format!("http://{}", registry.bound("api").await);
     let elsewhere = tempfile::tempdir().expect("a folder").path().display().to_string();
     let refused = run(["get", "services", "--api", &api, "--data-dir", &elsewhere]).await;
@@ -118,7 +123,8 @@ async fn a_corrupted_store_is_refused_and_left_as_it_is() {
         entries.into_iter().find(|path| path.extension().is_some_and(|e| e == "redb")).expect("a store");
     std::fs::write(&store, b"this is no store").expect("written");
     let folder = data.path().display().to_string();
-    let finished = run(["registry", "--open", "--data-dir", &folder, "--api", "127.0.0.1:0"]).await;
+    let finished =
+        run(["registry", "--open", "--data-dir", &folder, "--api", ANY, "--mesh", ANY, "--dns", ANY]).await;
     assert_eq!(finished.code, 1, "{finished:?}");
     assert!(finished.stderr.contains(&store.display().to_string()), "{finished:?}");
     assert_eq!(std::fs::read(&store).expect("readable"), b"this is no store");

@@ -11,7 +11,7 @@ use crate::output::{self, OutputArguments, Rows};
 /// Arguments of `pillion get`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// services, instances, resources, or a kind of resource such as routes.
+    /// services, instances, proxies, resources, or a kind of resource such as routes.
     what: String,
     /// Only this one: a service for services and instances, else a resource's name.
     name: Option<String>,
@@ -32,6 +32,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (list, rows): (Value, fn(&Value) -> Rows) = match &*arguments.what.to_ascii_lowercase() {
         "services" | "svc" => (services(&client, name.as_ref(), namespace).await?, service_rows),
         "instances" | "instance" => (instances(&client, name.as_ref(), namespace).await?, instance_rows),
+        "proxies" | "proxy" => (client.get("/v1/proxies").await?["proxies"].clone(), proxy_rows),
         "resources" if name.is_none() => (resources(&client, None, namespace).await?, resource_rows),
         "resources" => return Err(Usage("say of which kind: pillion get route NAME".to_owned()).into()),
         other => {
@@ -70,7 +71,7 @@ pub(super) fn kind(text: &str) -> anyhow::Result<Kind> {
     let known = || {
         let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
         Usage(format!(
-            "`{text}` is unknown; want services, instances, resources or a kind: {}",
+            "`{text}` is unknown; want services, instances, proxies, resources or a kind: {}",
             kinds.join(", ")
         ))
     };
@@ -175,6 +176,17 @@ fn resource_rows(list: &Value) -> Rows {
     let mut rows = Rows::new(["KIND", "NAMESPACE", "NAME", "TO"]);
     for resource in list.as_array().into_iter().flatten() {
         rows.push(["kind", "namespace", "name", "to"].map(|field| text(resource, field)));
+    }
+    rows
+}
+
+fn proxy_rows(list: &Value) -> Rows {
+    let mut rows = Rows::new(["NODE", "IDENTITY", "AGENT", "VERSION", "STREAM", "PUSHES", "REFUSED"]);
+    for proxy in list.as_array().into_iter().flatten() {
+        let types = || proxy["types"].as_array().into_iter().flatten();
+        let sum = |field: &str| types().filter_map(|kind| kind[field].as_u64()).sum::<u64>().to_string();
+        let texts = ["node", "identity", "userAgent", "version", "variant"].map(|field| text(proxy, field));
+        rows.push(texts.into_iter().chain([sum("pushes"), sum("nacks")]));
     }
     rows
 }

@@ -6,6 +6,8 @@ pub(crate) mod completions;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod diff;
+pub(crate) mod explain;
+pub(crate) mod generate;
 pub(crate) mod get;
 pub(crate) mod proxy;
 pub(crate) mod ready;
@@ -13,6 +15,7 @@ pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod sidecar;
+pub(crate) mod token;
 pub(crate) mod validate;
 
 use std::future::Future;
@@ -38,6 +41,9 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<()> {
         Command::Diff(arguments) => block_on(diff::run(arguments)),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Schema(arguments) => schema::run(&arguments),
+        Command::Explain(arguments) => block_on(explain::run(arguments)),
+        Command::Token(command) => block_on(token::run(command)),
+        Command::Generate(command) => block_on(generate::run(*command)),
         Command::Cert(command) => block_on(cert::run(command)),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::DemoService(service) => block_on(crate::demo::services::run(service)),

@@ -4,12 +4,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use pillion_model::name::TrustDomain;
+use pillion_net::resolve::Target;
 use pillion_registry::app;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_directory;
 use crate::logging::LogArguments;
 use crate::output::{line, note};
+
+/// The port of an advertised name that names none.
+const MESH_PORT: u16 = 7071;
 
 /// Arguments of `pillion registry`.
 #[derive(Debug, clap::Args)]
@@ -20,6 +25,18 @@ pub(crate) struct Arguments {
     /// The HTTP API. Port 0 picks a free one, here and below; what was bound is printed.
     #[arg(long, env = "PILLION_LISTEN_API", value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     api: SocketAddr,
+    /// gRPC for proxies, over mutual TLS.
+    #[arg(long, env = "PILLION_LISTEN_MESH", value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
+    mesh: SocketAddr,
+    /// DNS, UDP and TCP.
+    #[arg(long, env = "PILLION_LISTEN_DNS", value_name = "ADDRESS", default_value = "127.0.0.1:7053")]
+    dns: SocketAddr,
+    /// Names and addresses by which others call this registry; they go into its certificate.
+    #[arg(long, env = "PILLION_ADVERTISE", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    advertise: Vec<String>,
+    /// The trust domain of every identity, fixed by the first start; without it `mesh.internal`.
+    #[arg(long, env = "PILLION_TRUST_DOMAIN", value_name = "DOMAIN")]
+    trust_domain: Option<String>,
     /// Ask for no token and give certificates to everybody on this machine: for trials, on loopback.
     #[arg(long, env = "PILLION_OPEN")]
     open: bool,
@@ -40,9 +57,18 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let mut options = app::Options::new(&arguments.data_dir);
     options.api = arguments.api;
+    options.mesh = arguments.mesh;
+    options.dns = arguments.dns;
     options.open = arguments.open;
+    let advertise = arguments.advertise.iter().map(|text| Target::parse(text, MESH_PORT));
+    options.advertise = advertise.collect::<Result<_, _>>().context("--advertise")?;
+    let trust_domain = arguments.trust_domain.as_deref().map(TrustDomain::parse).transpose();
+    options.trust_domain = trust_domain.context("--trust-domain")?;
     let registry = app::start(options).await?;
-    line(format_args!("api      http://{}", registry.api_addr))?;
+    let scheme = if registry.api_tls { "https" } else { "http" };
+    line(format_args!("api      {scheme}://{}", registry.api_addr))?;
+    line(format_args!("mesh     {}", registry.mesh_addr))?;
+    line(format_args!("dns      {}", registry.dns_addr))?;
     if let Some(file) = registry.token_file.as_ref().filter(|_| registry.token_is_new) {
         note(format_args!("the operator's token is in {}", file.display()));
     }

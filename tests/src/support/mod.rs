@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod docker;
+pub mod envoy;
 pub mod http;
 pub mod peer;
 pub mod process;
@@ -10,6 +11,7 @@ pub mod wait;
 
 pub use binary::pillion;
 pub use docker::Docker;
+pub use envoy::Envoy;
 pub use peer::peer;
 pub use process::Process;
 pub use registry::Registry;

@@ -13,32 +13,38 @@ pub struct Registry {
     pub process: Process,
     /// The HTTP API.
     pub api: SocketAddr,
+    /// gRPC for proxies.
+    pub mesh: SocketAddr,
+    /// DNS, UDP and TCP.
+    pub dns: SocketAddr,
     data: PathBuf,
 }
 
 impl Registry {
     /// Starts one with its data in `data`.
     pub async fn start(data: &Path) -> Self {
-        Self::start_at(data, SocketAddr::from(([127, 0, 0, 1], 0))).await
+        Self::start_at(data, [SocketAddr::from(([127, 0, 0, 1], 0)); 3]).await
     }
 
-    /// Starts one whose API listens on `api`.
-    pub async fn start_at(data: &Path, api: SocketAddr) -> Self {
+    /// Starts one on these addresses: API, mesh, DNS.
+    async fn start_at(data: &Path, addresses: [SocketAddr; 3]) -> Self {
         let folder = data.display().to_string();
-        let address = api.to_string();
-        let arguments = ["registry", "--open", "--data-dir", &folder, "--api", &address];
-        let process = Process::pillion("registry", arguments);
+        let [api, mesh, dns] = addresses.map(|address| address.to_string());
+        let arguments = ["--data-dir", &folder, "--api", &api, "--mesh", &mesh, "--dns", &dns];
+        let process = Process::pillion("registry", ["registry", "--open"].into_iter().chain(arguments));
         let api = process.bound("api").await;
+        let mesh = process.bound("mesh").await;
+        let dns = process.bound("dns").await;
         let finished = run(["wait", "--address", &api.to_string()]).await;
         assert_eq!(finished.code, 0, "{finished:?}");
-        Self { process, api, data: data.to_owned() }
+        Self { process, api, mesh, dns, data: data.to_owned() }
     }
 
-    /// Kills it as a crash would, and starts it again on the same data and port.
+    /// Kills it as a crash would, and starts it again on the same data and ports.
     pub async fn crash_and_restart(self) -> Self {
-        let Self { process, api, data } = self;
+        let Self { process, api, mesh, dns, data } = self;
         process.kill().await;
-        Self::start_at(&data, api).await
+        Self::start_at(&data, [api, mesh, dns]).await
     }
 
     /// Runs a command of `pillion` against it.

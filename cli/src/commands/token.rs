@@ -1,0 +1,140 @@
+//! `pillion token`: join tokens, with which sidecars obtain their first identity.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use http::Method;
+use serde_json::{Map, Value};
+
+use super::get::text;
+use crate::api::{self, ApiArguments};
+use crate::output::{self, Format, OutputArguments, Rows, line};
+
+/// `pillion token`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Create a join token and print it; its secret is shown only now.
+    Create(CreateArguments),
+    /// List join tokens, without their secrets.
+    List(ListArguments),
+    /// Delete a join token.
+    Delete(DeleteArguments),
+}
+
+/// Arguments of `pillion token create`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArguments {
+    /// How long it is good: `15m`, `24h`.
+    #[arg(long, env = "PILLION_TOKEN_TTL", value_name = "DURATION", default_value = "1h")]
+    ttl: String,
+    /// May be used any number of times, as task definitions need it; without it, once.
+    #[arg(long, env = "PILLION_REUSABLE")]
+    reusable: bool,
+    /// Good only for this service.
+    #[arg(long, env = "PILLION_SERVICE", value_name = "NAME")]
+    service: Option<String>,
+    /// Good only in this namespace.
+    #[arg(short, long, env = "PILLION_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
+    /// Write the token to this file (mode 0600) rather than print it.
+    #[arg(long, env = "PILLION_OUT", value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    api: ApiArguments,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// Arguments of `pillion token list`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArguments {
+    #[command(flatten)]
+    api: ApiArguments,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// Arguments of `pillion token delete`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeleteArguments {
+    /// The token's id: its part before the first dot.
+    id: String,
+    #[command(flatten)]
+    api: ApiArguments,
+}
+
+/// Runs the subcommand.
+pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Create(arguments) => create(arguments).await,
+        Command::List(arguments) => list(arguments).await,
+        Command::Delete(arguments) => delete(arguments).await,
+    }
+}
+
+async fn create(arguments: CreateArguments) -> anyhow::Result<()> {
+    let mut body = Map::new();
+    body.insert("ttl".to_owned(), arguments.ttl.into());
+    body.insert("reusable".to_owned(), arguments.reusable.into());
+    for (field, value) in [("service", arguments.service), ("namespace", arguments.namespace)] {
+        if let Some(value) = value {
+            body.insert(field.to_owned(), value.into());
+        }
+    }
+    let headers = [("content-type", "application/json")];
+    let client = arguments.api.client()?;
+    let answer =
+        client.request(Method::POST, "/v1/tokens", &headers, Value::Object(body).to_string()).await?;
+    let created = api::json(&answer)?;
+    let token = created["token"].as_str().context("the answer holds no token")?;
+    match (&arguments.out, arguments.output.format) {
+        (Some(file), _) => write_secret(file, token),
+        (None, Format::Table) => line(token), // alone, so that it can be assigned in a shell
+        (None, format) => output::print(format, &created, || Rows::new([])),
+    }
+}
+
+fn write_secret(file: &Path, token: &str) -> anyhow::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(true).mode(0o600).open(file);
+    let written = opened.and_then(|mut file| writeln!(file, "{token}"));
+    written.with_context(|| format!("write {}", file.display()))
+}
+
+async fn list(arguments: ListArguments) -> anyhow::Result<()> {
+    let list = arguments.api.client()?.get("/v1/tokens").await?["tokens"].clone();
+    output::print(arguments.output.format, &list, || {
+        let mut rows = Rows::new(["ID", "FOR", "USES", "EXPIRES"]);
+        for token in list.as_array().into_iter().flatten() {
+            let service = match (token["service"].as_str(), token["namespace"].as_str()) {
+                (Some(service), Some(namespace)) => format!("{service}.{namespace}"),
+                (Some(one), None) | (None, Some(one)) => one.to_owned(),
+                (None, None) => "any service".to_owned(),
+            };
+            let uses = match (token["reusable"].as_bool(), token["used"].is_null()) {
+                (Some(true), _) => "any number",
+                (_, true) => "one",
+                (_, false) => "none left",
+            };
+            rows.push([text(token, "id"), service, uses.to_owned(), expiry(&token["expires"])]);
+        }
+        rows
+    })
+}
+
+fn expiry(seconds: &Value) -> String {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    match seconds.as_u64().and_then(|end| end.checked_sub(now)) {
+        Some(left) => format!("in {} min", left.div_ceil(60)),
+        None => "expired".to_owned(),
+    }
+}
+
+async fn delete(arguments: DeleteArguments) -> anyhow::Result<()> {
+    let path = format!("/v1/tokens/{}", arguments.id);
+    arguments.api.client()?.request(Method::DELETE, &path, &[], "").await?;
+    line(format_args!("token {} deleted", arguments.id))
+}
