@@ -3,14 +3,12 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use pillion_config::{Diagnostics, document};
-use pillion_net::tls::{NoSecrets, Secrets};
 use pillion_proxy::admin::AdminOptions;
-use pillion_proxy::{Options, Runtime};
+use pillion_proxy::{StaticProxy, static_mode};
 use pillion_xds::bootstrap::{Bootstrap, read_bootstrap};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -72,24 +70,17 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let workers = arguments.workers.or_else(|| std::thread::available_parallelism().ok());
-    let options = Options { workers: workers.unwrap_or(NonZeroUsize::MIN), service: bootstrap.node.cluster };
-    let runtime = Runtime::start(&options)?;
     let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
-    let secrets: Arc<dyn Secrets> = Arc::new(NoSecrets);
-    let published = runtime.publish(bootstrap.resources, &secrets);
-    if !published.rejected.is_empty() {
-        let reasons =
-            published.rejected.iter().map(|one| format!("{} {}: {}", one.kind, one.name, one.reason));
-        anyhow::bail!("{}", reasons.collect::<Vec<_>>().join("\n"));
-    }
     let drain = CancellationToken::new();
-    let admin = runtime.serve_admin(AdminOptions {
+    let options = AdminOptions {
         admin: arguments.admin.or(bootstrap.admin),
         metrics: arguments.metrics,
         drain: drain.clone(),
         set_log_filter: Some(set_log_filter),
         ..AdminOptions::default()
-    })?;
+    };
+    let workers = workers.unwrap_or(NonZeroUsize::MIN);
+    let StaticProxy { runtime, admin } = static_mode(bootstrap.resources, workers, options)?;
     for (name, address) in [("admin", admin.admin), ("metrics", admin.metrics)] {
         if let Some(address) = address {
             line(format_args!("{name} {address}"))?;
