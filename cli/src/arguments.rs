@@ -26,8 +26,8 @@ pub(crate) enum Command {
     Demo(crate::demo::Arguments),
     /// The registry: which services and instances exist, told to everyone who asks.
     Registry(commands::registry::Arguments),
-    /// A proxy that runs an Envoy v3 bootstrap.
-    Proxy(commands::proxy::Arguments),
+    /// A sidecar of one service instance, or a proxy that runs an Envoy v3 bootstrap.
+    Proxy(Box<commands::proxy::Arguments>),
     /// Run a command with a sidecar beside it.
     Run(Box<commands::run::Arguments>),
     /// Ask whether the registry or proxy on this machine is ready (exit code 0 or 1).

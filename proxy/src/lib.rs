@@ -22,6 +22,7 @@ mod request;
 mod response;
 mod router;
 pub mod runtime;
+pub mod sidecar;
 mod snapshot;
 mod static_mode;
 pub mod upstream;

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::metrics::{Scrape, Shard, Symbols};
 use crate::outbound::{OutboundOptions, by_host, vip_listeners};
 use crate::snapshot::{Compiler, Rejected, Snapshot};
 use crate::upstream::Clusters;
-use crate::worker::{self, Command, Shared, Start};
+use crate::worker::{self, Command, OpenConnections, Shared, Start};
 
 /// How a [`Runtime`] is started.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ pub struct Runtime {
 struct WorkerHandle {
     commands: mpsc::UnboundedSender<Command>,
     thread: Option<JoinHandle<()>>,
-    open: Arc<AtomicIsize>,
+    open: Arc<OpenConnections>,
 }
 
 /// What only publications touch.
@@ -219,7 +219,13 @@ impl Runtime {
 
     /// Open connections.
     pub fn connections(&self) -> usize {
-        let open: isize = self.workers.iter().map(|worker| worker.open.load(Relaxed)).sum();
+        let open: isize = self.workers.iter().map(|worker| worker.open.all.load(Relaxed)).sum();
+        open.unsigned_abs()
+    }
+
+    /// Open connections that others made to listeners of inbound direction.
+    pub fn inbound_connections(&self) -> usize {
+        let open: isize = self.workers.iter().map(|worker| worker.open.inbound.load(Relaxed)).sum();
         open.unsigned_abs()
     }
 
@@ -332,7 +338,7 @@ impl Drop for Runtime {
 impl WorkerHandle {
     fn start(name: &str, index: usize, shared: &Arc<Shared>, shard: &Arc<Shard>) -> io::Result<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let open = Arc::new(AtomicIsize::new(0));
+        let open = Arc::<OpenConnections>::default();
         let start = Start {
             index,
             shared: Arc::clone(shared),

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use futures_util::FutureExt;
 use hashbrown::HashMap;
+use pillion_model::listener::Direction;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -60,7 +61,16 @@ pub(crate) struct Worker {
     drain: CancellationToken,
     index: u64,
     connections: Cell<u64>,
-    open: Arc<AtomicIsize>,
+    open: Arc<OpenConnections>,
+}
+
+/// Connections open in one worker, for the runtime to see.
+#[derive(Default)]
+pub(crate) struct OpenConnections {
+    /// All of them.
+    pub(crate) all: AtomicIsize,
+    /// Those that others made to us.
+    pub(crate) inbound: AtomicIsize,
 }
 
 /// What a worker is started with.
@@ -70,7 +80,7 @@ pub(crate) struct Start {
     pub(crate) shard: Arc<Shard>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     /// Connections open, for the runtime to see.
-    pub(crate) open: Arc<AtomicIsize>,
+    pub(crate) open: Arc<OpenConnections>,
 }
 
 /// Runs a worker until it is told to stop, or has drained.
@@ -176,8 +186,11 @@ impl Worker {
     }
 
     /// One more or less connection.
-    pub(crate) fn connection_opened(&self, change: isize) {
-        self.open.fetch_add(change, Relaxed);
+    pub(crate) fn connection_opened(&self, direction: Direction, change: isize) {
+        self.open.all.fetch_add(change, Relaxed);
+        if direction == Direction::Inbound {
+            self.open.inbound.fetch_add(change, Relaxed);
+        }
     }
 
     /// What all workers share.

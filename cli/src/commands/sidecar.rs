@@ -65,12 +65,12 @@ pub(crate) struct ListenArguments {
     /// For the application's calls: routed by Host, and an HTTP proxy.
     #[arg(long, env = "PILLION_OUTBOUND", value_name = "ADDRESS", default_value = "127.0.0.1:15001")]
     pub(crate) outbound: SocketAddr,
-    /// Administration; loopback only.
-    #[arg(long, env = "PILLION_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
-    pub(crate) admin: SocketAddr,
-    /// `/metrics`, `/ready` and `/live`.
-    #[arg(long, env = "PILLION_METRICS", value_name = "ADDRESS", default_value = "0.0.0.0:15020")]
-    pub(crate) metrics: SocketAddr,
+    /// Administration; loopback only. A sidecar's default is 127.0.0.1:15000, a bootstrap names its own.
+    #[arg(long, env = "PILLION_ADMIN", value_name = "ADDRESS")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// `/metrics`, `/ready` and `/live`. A sidecar's default is 0.0.0.0:15020; with a bootstrap, none.
+    #[arg(long, env = "PILLION_METRICS", value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// DNS for the application; loopback only.
     #[arg(long, env = "PILLION_DNS", value_name = "ADDRESS", default_value = "127.0.0.1:15053")]
     pub(crate) dns: SocketAddr,

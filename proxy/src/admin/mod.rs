@@ -43,6 +43,8 @@ pub struct AdminOptions {
     pub readiness: Readiness,
     /// Cancelled by `POST /drain`: whoever started the proxy drains it.
     pub drain: CancellationToken,
+    /// Cancelled when the drain is over: `POST /drain?wait=true` is answered then.
+    pub drained: CancellationToken,
     /// `/logging?level=`; `None`: not offered.
     pub set_log_filter: Option<SetLogFilter>,
     /// What `/certs` shows.
@@ -150,7 +152,13 @@ async fn accept(
                 tasks.spawn_local(async move {
                     let service = service_fn(|request| {
                         let response = pages::answer(&state, pages, &request);
-                        async move { Ok::<_, Infallible>(response) }
+                        let drained = pages::waits(pages, &request).then(|| state.options.drained.clone());
+                        async move {
+                            if let Some(drained) = drained {
+                                drained.cancelled().await;
+                            }
+                            Ok::<_, Infallible>(response)
+                        }
                     });
                     let mut builder = http1::Builder::new();
                     builder.timer(TokioTimer::new());

@@ -43,13 +43,22 @@ pub(super) fn answer(state: &State, pages: Pages, request: &Request<Incoming>) -
     }
 }
 
+/// Whether the answer is held back until the drain is over: `POST /drain?wait=true`.
+pub(super) fn waits(pages: Pages, request: &Request<Incoming>) -> bool {
+    let uri = request.uri();
+    pages == Pages::All
+        && request.method() == Method::POST
+        && uri.path() == "/drain"
+        && uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "wait=true"))
+}
+
 const INDEX: &str = "\
 /config_dump        the running configuration
 /clusters           endpoints with their health and counters
 /certs              the proxy's certificate and roots
 /ready              200 when ready
 /live               200 while the process lives
-/drain              POST: stop taking traffic
+/drain              POST: stop taking traffic; ?wait=true answers when it is over
 /logging?level=     POST: change the log filter
 /stats/prometheus   metrics
 ";

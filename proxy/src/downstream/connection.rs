@@ -257,7 +257,7 @@ impl Accepted {
         (stream, remote): (TcpStream, SocketAddr),
         drain: CancellationToken,
     ) -> Self {
-        let open = Open::new(Rc::clone(worker), listener.direction.into());
+        let open = Open::new(Rc::clone(worker), listener.direction);
         Self { worker: Rc::clone(worker), listener, stream, remote, drain, open }
     }
 }
@@ -283,23 +283,24 @@ pub(crate) async fn serve_tunnelled(outer: &Connection, client: Upgraded, routes
 /// Counts a connection while it is open, however it ends.
 struct Open {
     worker: Rc<Worker>,
+    direction: Direction,
     labels: [Symbol; 3],
 }
 
 impl Open {
-    fn new(worker: Rc<Worker>, direction: Symbol) -> Self {
-        let labels = [direction, Symbol::EMPTY, Symbol::EMPTY];
+    fn new(worker: Rc<Worker>, direction: Direction) -> Self {
+        let labels = [direction.into(), Symbol::EMPTY, Symbol::EMPTY];
         worker.metrics.add(Family::ConnectionsTotal, labels, 1);
         worker.metrics.add(Family::Connections, labels, 1);
-        worker.connection_opened(1);
-        Self { worker, labels }
+        worker.connection_opened(direction, 1);
+        Self { worker, direction, labels }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.worker.metrics.add(Family::Connections, self.labels, -1);
-        self.worker.connection_opened(-1);
+        self.worker.connection_opened(self.direction, -1);
     }
 }
 

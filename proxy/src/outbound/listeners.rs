@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use pillion_model::http::{AccessLog, HttpConnectionManager, RouteSource, ServerHeader};
+use pillion_model::http::{
+    AccessLog, FaultPolicy, HttpConnectionManager, HttpFilter, RouteSource, ServerHeader,
+};
 use pillion_model::listener::{Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal};
 use pillion_model::mesh::{MeshPort, MeshService, OUTBOUND_LISTENER};
 
@@ -47,6 +49,9 @@ fn terminal(port: &MeshPort, options: &OutboundOptions) -> Terminal {
 
 fn manager(routes: &str, access_logs: &[AccessLog]) -> HttpConnectionManager {
     let mut manager = HttpConnectionManager::new("outbound", RouteSource::Rds(routes.to_owned()));
+    // Routes carry their own faults and CORS policies; these two give them effect.
+    manager.filters.insert(0, HttpFilter::Cors);
+    manager.filters.insert(1, HttpFilter::Fault(FaultPolicy::default()));
     manager.upgrades = vec!["websocket".to_owned()];
     manager.access_logs = access_logs.to_vec();
     manager.server_header = ServerHeader::PassThrough;

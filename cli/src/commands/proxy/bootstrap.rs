@@ -1,8 +1,6 @@
-//! `pillion proxy`: the data plane.
+//! `pillion proxy --envoy-config`: an Envoy v3 bootstrap.
 
-use std::net::SocketAddr;
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,41 +11,26 @@ use pillion_xds::bootstrap::{Bootstrap, read_bootstrap};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::Arguments;
 use crate::files::show;
-use crate::logging::{LogArguments, SetLogFilter};
+use crate::logging::SetLogFilter;
 use crate::output::{line, note};
 
 /// How long requests in flight may take after SIGTERM.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Arguments of `pillion proxy`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
-    /// Run this Envoy v3 bootstrap (YAML or JSON). What is not supported is refused with its place.
-    #[arg(long, env = "PILLION_ENVOY_CONFIG", value_name = "FILE")]
-    envoy_config: PathBuf,
-    /// Administration; loopback only. Without it, the bootstrap's.
-    #[arg(long, env = "PILLION_ADMIN", value_name = "ADDRESS")]
-    admin: Option<SocketAddr>,
-    /// `/metrics`, `/ready` and `/live`; without it, only the administration serves them.
-    #[arg(long, env = "PILLION_METRICS", value_name = "ADDRESS")]
-    metrics: Option<SocketAddr>,
-    /// Worker threads; without it, one for each CPU that this process may use.
-    #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT")]
-    workers: Option<NonZeroUsize>,
-    #[command(flatten)]
-    log: LogArguments,
-}
-
 /// Runs until SIGTERM, Ctrl-C or `POST /drain`, then drains.
-pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let set_log_filter = arguments.log.start()?;
-    let bootstrap = read(&arguments.envoy_config)?;
-    super::block_on(serve(arguments, bootstrap, set_log_filter))
+pub(super) async fn run(
+    file: &Path,
+    arguments: &Arguments,
+    set_log_filter: SetLogFilter,
+) -> anyhow::Result<()> {
+    let bootstrap = read(file)?;
+    serve(arguments, bootstrap, set_log_filter).await
 }
 
 /// Reads a bootstrap; every part that is refused is shown at its place.
-fn read(file: &std::path::Path) -> anyhow::Result<Bootstrap> {
+fn read(file: &Path) -> anyhow::Result<Bootstrap> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     let document = document::parse(&text, &file.display().to_string()).map_err(|mistakes| show(&mistakes))?;
     let bootstrap = read_bootstrap(&document.value).map_err(|refused| {
@@ -69,18 +52,16 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
-    let workers = arguments.workers.or_else(|| std::thread::available_parallelism().ok());
     let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
     let drain = CancellationToken::new();
     let options = AdminOptions {
-        admin: arguments.admin.or(bootstrap.admin),
-        metrics: arguments.metrics,
+        admin: arguments.listen.admin.or(bootstrap.admin),
+        metrics: arguments.listen.metrics,
         drain: drain.clone(),
         set_log_filter: Some(set_log_filter),
         ..AdminOptions::default()
     };
-    let workers = workers.unwrap_or(NonZeroUsize::MIN);
-    let StaticProxy { runtime, admin } = static_mode(bootstrap.resources, workers, options)?;
+    let StaticProxy { runtime, admin } = static_mode(bootstrap.resources, arguments.workers(), options)?;
     for (name, address) in [("admin", admin.admin), ("metrics", admin.metrics)] {
         if let Some(address) = address {
             line(format_args!("{name} {address}"))?;

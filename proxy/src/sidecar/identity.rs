@@ -1,0 +1,189 @@
+//! Obtains the sidecar's identity, keeps it on disk, and renews it in time.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pillion_model::name::{NodeId, SpiffeId, TrustDomain};
+use pillion_net::bootstrap::{self, Credential, JoinError};
+use pillion_net::grpc::{Dialer, Security};
+use pillion_net::identity::{Identity, IdentityPublisher, IdentityWatch};
+use pillion_net::resolve::{Resolver, Target};
+use pillion_net::tls::{ClientTls, mesh_client_context};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::state::{StateDir, StateError};
+
+/// Keeps one identity current.
+pub(super) struct Keeper {
+    /// Whose it is.
+    pub(super) node: NodeId,
+    /// Who issues it.
+    pub(super) registries: Vec<Target>,
+    /// What a first certificate is asked for with; `None`: only a stored identity will do.
+    pub(super) credential: Option<Credential>,
+    /// Where it is kept.
+    pub(super) state: StateDir,
+    /// Resolves the registries' names.
+    pub(super) resolver: Resolver,
+}
+
+/// Why a sidecar has no identity and will not get one.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityFailure {
+    /// The registry refuses.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// Nothing stored, and nothing to ask with.
+    #[error(
+        "no identity is stored and no join token is given: pass --join-token (or PILLION_JOIN_TOKEN, \
+         PILLION_JOIN_TOKEN_FILE); `pillion token create` on the registry's machine makes one"
+    )]
+    NoCredential,
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Keeper {
+    /// The identity to begin with: the stored one if it is still valid, else a new one.
+    ///
+    /// Waits for a registry as long as it takes; a refusal is final.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityFailure`] when waiting cannot help.
+    pub(super) async fn first(&self) -> Result<Arc<Identity>, IdentityFailure> {
+        if let Some(stored) = self.load()? {
+            return Ok(Arc::new(stored));
+        }
+        let Some(credential) = &self.credential else { return Err(IdentityFailure::NoCredential) };
+        let mut wait = WAIT_MIN;
+        loop {
+            match bootstrap::join(&self.registries, credential, &self.node, &self.resolver).await {
+                Ok(identity) => {
+                    self.save(&identity)?;
+                    return Ok(Arc::new(identity));
+                }
+                Err(error) if error.is_final() => return Err(error.into()),
+                Err(error) => warn!(error = chain(&error), "no identity yet, trying again"),
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait = (wait * 2).min(WAIT_MAX);
+        }
+    }
+
+    /// Renews at about half of the lifetime, for ever; a failure is tried again until the end.
+    pub(super) async fn keep(self, publisher: IdentityPublisher, stop: CancellationToken) {
+        let watch = publisher.subscribe();
+        let dialer = registry_dialer(self.registries.clone(), watch.clone(), self.resolver.clone());
+        let mut wait = WAIT_MIN;
+        while let Some(current) = watch.current() {
+            let due = current.renew_at(fastrand::f64());
+            let pause = due.duration_since(SystemTime::now()).unwrap_or_else(|_| jittered(wait));
+            // Clocks jump: look again at least every so often.
+            let sleep = tokio::time::sleep(pause.min(LOOK_AGAIN));
+            if stop.run_until_cancelled(sleep).await.is_none() {
+                return;
+            }
+            if SystemTime::now() < due {
+                continue;
+            }
+            let Some(renewed) = stop.run_until_cancelled(self.renew(&dialer, &current)).await else { return };
+            match renewed {
+                Ok(identity) => {
+                    wait = WAIT_MIN;
+                    if let Err(error) = self.save(&identity) {
+                        warn!(error = chain(&error), "the renewed identity could not be stored");
+                    }
+                    info!(id = %identity.svid.id, "identity renewed");
+                    publisher.publish(Arc::new(identity));
+                }
+                Err(error) => {
+                    wait = (wait * 2).min(RENEW_WAIT_MAX);
+                    warn!(error = chain(&error), "the identity could not be renewed, trying again");
+                }
+            }
+        }
+    }
+
+    /// By the current SVID; once that has ended, by the join token again.
+    async fn renew(&self, dialer: &Dialer, current: &Identity) -> Result<Identity, JoinError> {
+        match &self.credential {
+            Some(credential) if !current.is_valid_at(SystemTime::now()) => {
+                bootstrap::join(&self.registries, credential, &self.node, &self.resolver).await
+            }
+            _ => bootstrap::renew(dialer.connect().await?, &self.node).await,
+        }
+    }
+
+    /// The stored identity, if it is this service's, readable and still valid.
+    fn load(&self) -> Result<Option<Identity>, StateError> {
+        let Some(bytes) = self.state.read(FILE)? else { return Ok(None) };
+        let identity = match parse(&bytes) {
+            Ok(identity) => identity,
+            Err(reason) => {
+                warn!(reason, "the stored identity cannot be used, asking for a new one");
+                return Ok(None);
+            }
+        };
+        let ours = identity.svid.id.service_name() == Some(&self.node.service);
+        Ok((ours && identity.is_valid_at(SystemTime::now())).then_some(identity))
+    }
+
+    fn save(&self, identity: &Identity) -> Result<(), StateError> {
+        let text = json!({
+            "trustDomain": identity.bundle.trust_domain.as_str(),
+            "zone": identity.zone,
+            "chain": identity.chain_pem(),
+            "key": identity.key_pem(),
+            "roots": identity.roots_pem(),
+        });
+        self.state.write(FILE, text.to_string().as_bytes())
+    }
+}
+
+/// Dials the registry with the identity of the moment; the registry must prove its own.
+pub(super) fn registry_dialer(
+    registries: Vec<Target>,
+    identity: IdentityWatch,
+    resolver: Resolver,
+) -> Dialer {
+    let trust_domain =
+        identity.current().map_or_else(TrustDomain::default, |identity| identity.bundle.trust_domain.clone());
+    let context = mesh_client_context(&[SpiffeId::registry(trust_domain)], "", &["h2"]);
+    Dialer::new(registries, Security::Mesh(Arc::new(ClientTls::new(context, identity))), resolver)
+}
+
+fn parse(bytes: &[u8]) -> Result<Identity, String> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let text = |field: &str| value[field].as_str().ok_or_else(|| format!("{FILE} has no `{field}`"));
+    let trust_domain = TrustDomain::parse(text("trustDomain")?).map_err(|error| error.to_string())?;
+    let (chain, key, roots) = (text("chain")?, text("key")?, text("roots")?);
+    Identity::from_pem(chain.as_bytes(), key.as_bytes(), roots.as_bytes(), trust_domain, text("zone")?)
+        .map_err(|error| error.to_string())
+}
+
+/// An error with its sources, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+/// 50 to 100 % of the time, so that many sidecars do not come back together.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// The identity's file in the state directory.
+const FILE: &str = "identity.json";
+const WAIT_MIN: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+const RENEW_WAIT_MAX: Duration = Duration::from_secs(300);
+const LOOK_AGAIN: Duration = Duration::from_secs(60);

@@ -1,0 +1,518 @@
+//! The sidecar: the data plane of one instance, with its registration, health, identity and names.
+//!
+//! Order of start: ports are bound, an identity is loaded or obtained, the last configuration on
+//! disk serves at once, the registry is asked for the current one, and the instance registers.
+//! Order of leaving: the instance deregisters, keeps serving what still comes, drains, ends. The
+//! outbound side lives until the end, so that the application can finish its own calls.
+
+mod identity;
+mod names;
+mod options;
+mod probe;
+mod registration;
+mod state;
+mod vip;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use pillion_model::health::{Probe, Reported};
+use pillion_model::http::AccessLog;
+use pillion_model::listener::{Direction, Listener, Terminal};
+use pillion_model::mesh::{INBOUND_LISTENER, OUTBOUND_LISTENER, Resources};
+use pillion_net::grpc::Dialer;
+use pillion_net::identity::IdentityWatch;
+use pillion_net::listen::{BindError, bind_udp_and_tcp};
+use pillion_net::readiness::{Readiness, ReadyGuard};
+use pillion_net::resolve::Resolver;
+use pillion_net::tls::Secrets;
+use pillion_xds::ads::NodeInfo;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tracing::warn;
+
+pub use self::identity::IdentityFailure;
+use self::identity::{Keeper, chain, registry_dialer};
+use self::names::{AskControl, LocalZone, Names, Vips};
+pub use self::options::{Advertise, Options};
+use self::registration::{Leave, Registration};
+use self::state::StateDir;
+pub use self::state::StateError;
+use self::vip::Slot;
+use crate::admin::{Admin, AdminOptions};
+use crate::control::{self, Control};
+use crate::outbound::OutboundOptions;
+use crate::runtime::{self, Published, Runtime};
+
+/// A running sidecar.
+pub struct Sidecar {
+    runtime: Arc<Runtime>,
+    admin: Admin,
+    readiness: Readiness,
+    bound: Bound,
+    drain: CancellationToken,
+    drained: CancellationToken,
+    /// Set when the inbound side takes nothing any more.
+    closed: Arc<AtomicBool>,
+    republish: Arc<Notify>,
+    state: watch::Sender<registration::State>,
+    status: watch::Receiver<registration::Status>,
+    leave: Option<oneshot::Sender<Leave>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    grace: Duration,
+}
+
+/// What a sidecar is bound to.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// Where peers' sidecars connect.
+    pub inbound: SocketAddr,
+    /// Where the application connects to reach others.
+    pub outbound: SocketAddr,
+    /// Administration.
+    pub admin: SocketAddr,
+    /// `/metrics`, `/ready`, `/live`.
+    pub metrics: SocketAddr,
+    /// Local DNS.
+    pub dns: SocketAddr,
+    /// The range of virtual addresses; `None`: none was left.
+    pub vips: Option<String>,
+}
+
+/// Why a sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A thread could not be started.
+    #[error(transparent)]
+    Runtime(#[from] runtime::StartError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// There is no identity.
+    #[error("no identity for {node}")]
+    Identity {
+        /// Whose.
+        node: String,
+        /// Why.
+        source: IdentityFailure,
+    },
+    /// A port could not be bound; the text names it and says what to do.
+    #[error("{0}")]
+    Bind(String),
+}
+
+impl Sidecar {
+    /// Starts everything and returns once ports are bound and there is an identity. Serving begins
+    /// with the first configuration: see [`Sidecar::ready`].
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; whatever was started has ended by then.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let state_dir = StateDir::open(options.state_dir.as_deref())?;
+        let generation = state_dir.next_generation(SystemTime::now())?;
+        let readiness = Readiness::new();
+        let first_configuration = readiness.part("first configuration");
+        let registered = readiness.part("registration");
+        let runtime = Arc::new(Runtime::start(&runtime::Options {
+            workers: NonZeroUsize::new(options.workers).unwrap_or(NonZeroUsize::MIN),
+            service: options.node.service.to_string(),
+        })?);
+        let inbound = bind_inbound(&runtime, &options)?;
+        let (udp, tcp) = bind_udp_and_tcp("local DNS", options.dns).map_err(|error| bind("--dns", error))?;
+        let dns = udp.local_addr().map_err(|error| StartError::Bind(format!("local DNS: {error}")))?;
+        let (publisher, identity) = pillion_net::identity::channel();
+        let (drain, drained) = (CancellationToken::new(), CancellationToken::new());
+        let secrets = identity.clone();
+        let admin = runtime.serve_admin(AdminOptions {
+            admin: Some(options.admin),
+            metrics: Some(options.metrics),
+            readiness: readiness.clone(),
+            drain: drain.clone(),
+            drained: drained.clone(),
+            set_log_filter: options.set_log_filter.clone(),
+            secrets: Some(Arc::new(move || secrets.current().map(|identity| identity as Arc<dyn Secrets>))),
+        })?;
+
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let resolver = Resolver::system();
+        let keeper = Keeper {
+            node: options.node.clone(),
+            registries: options.registries.clone(),
+            credential: options.credential.clone(),
+            state: state_dir,
+            resolver: resolver.clone(),
+        };
+        let first = keeper
+            .first()
+            .await
+            .map_err(|source| StartError::Identity { node: options.node.to_string(), source })?;
+        let zone = first.zone.clone();
+        publisher.publish(first);
+        let dialer = registry_dialer(options.registries.clone(), identity.clone(), resolver);
+        tasks.spawn(keeper.keep(publisher, stop.clone()));
+        let control = start_control(&options, &dialer, &stop, &tasks);
+
+        let slot = Slot::claim().map_err(|error| warn!(%error, "names have no addresses here")).ok();
+        let vips = slot.as_ref().map(Slot::range);
+        let names = Arc::new(Names {
+            zone,
+            control: control.clone(),
+            vips: Vips {
+                runtime: Arc::clone(&runtime),
+                slot,
+                own_ports: options.ports.values().map(|port| Options::app_address(port).port()).collect(),
+                reported: Mutex::default(),
+            },
+            forwarder: names::forwarder(dns),
+        });
+        let outbound = open_outbound(&runtime, &options, &control)?;
+        let (udp, tcp) = (to_tokio(udp.try_into())?, to_tokio(tcp.try_into())?);
+        let (dns_zone, dns_stop) = (Arc::new(LocalZone::new(Arc::clone(&names))), stop.clone());
+        tasks.spawn(async move { pillion_dns::serve("local DNS", udp, tcp, dns_zone, dns_stop).await });
+
+        let (state, state_watch) =
+            watch::channel(registration::State { reported: Reported::Starting, probe: Probe::Unknown });
+        let (status_sender, status) = watch::channel(registration::Status::Connecting);
+        let (leave, leave_asked) = oneshot::channel();
+        let metrics_port = admin.metrics.map_or(0, |address| address.port());
+        let registration = Registration {
+            dial: RegistryDial(dialer),
+            instance: options.instance(inbound.port(), metrics_port, generation),
+            state: state_watch,
+            status: status_sender,
+            leave: leave_asked,
+            stop: stop.clone(),
+        };
+        tasks.spawn(registration.run());
+        let (closed, republish) = (Arc::<AtomicBool>::default(), Arc::<Notify>::default());
+        let publish = Publish {
+            runtime: Arc::clone(&runtime),
+            names,
+            inbound: options.inbound,
+            access_logs: options.access_logs.clone(),
+            closed: Arc::clone(&closed),
+            again: Arc::clone(&republish),
+        };
+        tasks.spawn(publish.run(control, identity, first_configuration, stop.clone()));
+        tasks.spawn(supervise(options.clone(), status.clone(), state.clone(), registered, stop.clone()));
+        let address = |address: Option<SocketAddr>| address.unwrap_or(inbound);
+        let (admin_address, metrics) = (address(admin.admin), address(admin.metrics));
+        Ok(Self {
+            runtime,
+            admin,
+            readiness,
+            bound: Bound { inbound, outbound, admin: admin_address, metrics, dns, vips },
+            drain,
+            drained,
+            closed,
+            republish,
+            state,
+            status,
+            leave: Some(leave),
+            tasks,
+            stop,
+            grace: options.drain_grace,
+        })
+    }
+
+    /// What it is bound to.
+    pub fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    /// Waits until it serves and is registered.
+    pub async fn ready(&self) {
+        self.readiness.ready().await;
+    }
+
+    /// Waits until the registry has refused the registration for good; gives the reason.
+    pub async fn refused(&self) -> String {
+        let mut status = self.status.clone();
+        loop {
+            if let registration::Status::Refused { reason, last: true } = &*status.borrow_and_update() {
+                return reason.clone();
+            }
+            if status.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until `POST /drain` was asked.
+    pub async fn drain_asked(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Whether draining has begun.
+    pub fn is_draining(&self) -> bool {
+        self.leave.is_none()
+    }
+
+    /// Leaves the mesh on the inbound side: deregisters, serves what still comes, lets requests in
+    /// flight finish. The outbound side goes on. Doing it again changes nothing.
+    pub async fn drain(&mut self) {
+        let Some(leave) = self.leave.take() else { return };
+        self.readiness.leave();
+        self.state.send_modify(|state| state.reported = Reported::Draining);
+        let (done, left) = oneshot::channel();
+        if leave.send(done).is_ok() && timeout(LEAVE_TIMEOUT, left).await.is_err() {
+            warn!("the registry did not confirm the deregistration; the lease will run out");
+        }
+        // Callers learn of it within moments; requests they have sent by then are served.
+        let until = Instant::now() + self.grace;
+        tokio::time::sleep(LATE_REQUESTS.min(self.grace)).await;
+        self.closed.store(true, Relaxed);
+        self.republish.notify_one();
+        while self.runtime.bound(INBOUND_LISTENER).is_some() || self.runtime.inbound_connections() > 0 {
+            if Instant::now() >= until {
+                warn!(connections = self.runtime.inbound_connections(), "the time to drain is over");
+                break;
+            }
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        self.drained.cancel();
+    }
+
+    /// Drains, then ends everything.
+    pub async fn stop(mut self) {
+        self.drain().await;
+        let left = self.runtime.drain(OUTBOUND_GRACE.min(self.grace)).await;
+        if left > 0 {
+            warn!(connections = left, "connections are cut");
+        }
+        drop(self.admin);
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Binds the inbound listener before anything is known to serve on it: a connection that comes
+/// this early is closed.
+fn bind_inbound(runtime: &Runtime, options: &Options) -> Result<SocketAddr, StartError> {
+    let mut resources = Resources::default();
+    resources.listeners.insert(INBOUND_LISTENER.to_owned(), closed_listener(options.inbound));
+    let no_secrets: Arc<dyn Secrets> = Arc::new(pillion_net::tls::NoSecrets);
+    let published = runtime.publish(resources, &no_secrets);
+    runtime.bound(INBOUND_LISTENER).ok_or_else(|| unbound(&published, "--inbound"))
+}
+
+fn open_outbound(runtime: &Runtime, options: &Options, control: &Control) -> Result<SocketAddr, StartError> {
+    let published = runtime.outbound(OutboundOptions {
+        listen: Some(options.outbound),
+        egress: options.egress,
+        on_demand: Some(Arc::new(AskControl(control.clone()))),
+        access_logs: options.access_logs.clone(),
+    });
+    runtime.bound(OUTBOUND_LISTENER).ok_or_else(|| unbound(&published, "--outbound"))
+}
+
+fn unbound(published: &Published, flag: &str) -> StartError {
+    let reasons: Vec<&str> = published.rejected.iter().map(|rejected| rejected.reason.as_str()).collect();
+    StartError::Bind(format!("{} (choose another with {flag})", reasons.join("; ")))
+}
+
+fn bind(flag: &str, error: BindError) -> StartError {
+    StartError::Bind(chain(&error.with_flag(flag)))
+}
+
+fn to_tokio<T>(socket: std::io::Result<T>) -> Result<T, StartError> {
+    socket.map_err(|error| StartError::Bind(format!("local DNS: {error}")))
+}
+
+fn closed_listener(address: SocketAddr) -> Listener {
+    Listener {
+        name: INBOUND_LISTENER.to_owned(),
+        address: Some(address),
+        direction: Direction::Inbound,
+        tls_inspector: false,
+        original_dst: false,
+        listener_filters_timeout: Duration::from_secs(15),
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        access_logs: Vec::new(),
+        api_listener: None,
+    }
+}
+
+fn start_control(
+    options: &Options,
+    dialer: &Dialer,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Control {
+    let node = NodeInfo {
+        id: options.node.to_string(),
+        user_agent: pillion_xds::ads::PILLION_USER_AGENT.to_owned(),
+        ..NodeInfo::default()
+    };
+    let options = control::Options {
+        node,
+        state_dir: options.state_dir.clone(),
+        on_demand_max: control::ON_DEMAND_MAX,
+        pinned: Vec::new(),
+        stop: stop.clone(),
+    };
+    let dialer = dialer.clone();
+    let connect = move || {
+        let dialer = dialer.clone();
+        async move { dialer.connect().await.map_err(Into::into) }
+    };
+    control::start(options, connect, tasks)
+}
+
+/// Dials the registry for the registration stream.
+struct RegistryDial(Dialer);
+
+impl registration::Dial for RegistryDial {
+    async fn dial(&self) -> Result<Channel, String> {
+        self.0.connect().await.map_err(|error| chain(&error))
+    }
+}
+
+/// Brings configuration and identity into effect.
+struct Publish {
+    runtime: Arc<Runtime>,
+    names: Arc<Names>,
+    inbound: SocketAddr,
+    access_logs: Vec<AccessLog>,
+    closed: Arc<AtomicBool>,
+    again: Arc<Notify>,
+}
+
+impl Publish {
+    async fn run(
+        self,
+        control: Control,
+        mut identity: IdentityWatch,
+        first_configuration: ReadyGuard,
+        stop: CancellationToken,
+    ) {
+        let mut resources = control.resources();
+        let mut first_configuration = Some(first_configuration);
+        let mut secrets: Option<Arc<dyn Secrets>> = identity.current().map(|identity| identity as _);
+        loop {
+            let next = Resources::clone(&resources.borrow_and_update());
+            if let Some(secrets) = &secrets {
+                let complete = next.listeners.contains_key(INBOUND_LISTENER);
+                self.publish(next, secrets);
+                if complete {
+                    first_configuration.take();
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.again.notified() => {}
+                changed = resources.changed() => if changed.is_err() { return },
+                changed = identity.changed() => {
+                    secrets = changed.map(|identity| identity as Arc<dyn Secrets>).or(secrets);
+                }
+            }
+        }
+    }
+
+    fn publish(&self, mut resources: Resources, secrets: &Arc<dyn Secrets>) {
+        let listener = resources.listeners.remove(INBOUND_LISTENER);
+        if !self.closed.load(Relaxed) {
+            // The socket is ours: what the registry knows of its address may be mapped or old.
+            let mut listener = listener.unwrap_or_else(|| closed_listener(self.inbound));
+            listener.address = Some(self.inbound);
+            self.add_access_logs(&mut listener);
+            resources.listeners.insert(INBOUND_LISTENER.to_owned(), listener);
+        }
+        let services: BTreeMap<_, _> =
+            resources.services.values().map(|service| (service.service.clone(), service.clone())).collect();
+        for rejected in self.runtime.publish(resources, secrets).rejected {
+            warn!(
+                kind = rejected.kind,
+                name = rejected.name,
+                reason = rejected.reason,
+                "not brought into effect"
+            );
+        }
+        // After a restart, and when a service gains a port, its addresses must accept at once.
+        for service in services.values() {
+            self.names.vips.open(service);
+        }
+    }
+
+    fn add_access_logs(&self, listener: &mut Listener) {
+        for chain in listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain) {
+            match &mut chain.terminal {
+                Terminal::Http(manager) => manager.access_logs.extend(self.access_logs.iter().cloned()),
+                Terminal::Tcp(tcp) => tcp.access_logs.extend(self.access_logs.iter().cloned()),
+            }
+        }
+    }
+}
+
+/// Follows the registration: runs the health check it asks for, reports results, tells readiness.
+///
+/// The instance takes traffic once the application accepts connections, and, where there is a
+/// health check, has passed it.
+async fn supervise(
+    options: Options,
+    mut status: watch::Receiver<registration::Status>,
+    state: watch::Sender<registration::State>,
+    registered: ReadyGuard,
+    stop: CancellationToken,
+) {
+    let mut registered = Some(registered);
+    let apps: BTreeMap<String, SocketAddr> =
+        options.ports.iter().map(|(name, port)| (name.clone(), Options::app_address(port))).collect();
+    let (wanted, wanted_watch) = watch::channel(None);
+    let (result, mut results) = watch::channel(Probe::Unknown);
+    let checks = probe::run(&apps, wanted_watch, result, stop.clone());
+    let follow = async {
+        let mut accepting = std::pin::pin!(probe::all_accept(&apps));
+        let mut accepts = false;
+        loop {
+            if let registration::Status::Registered(answer) = &*status.borrow_and_update() {
+                let check = answer.health_check.as_ref().map(probe::Check::from);
+                wanted.send_if_modified(|have| std::mem::replace(have, check.clone()) != check);
+                registered.take();
+            }
+            let (probe, checked) = (*results.borrow_and_update(), wanted.borrow().is_some());
+            report(&state, |state| {
+                state.probe = probe;
+                let may_begin = accepts && registered.is_none() && (!checked || probe == Probe::Passing);
+                if state.reported == Reported::Starting && may_begin {
+                    state.reported = Reported::Ready;
+                }
+            });
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = status.changed() => if changed.is_err() { return },
+                changed = results.changed() => if changed.is_err() { return },
+                () = &mut accepting, if !accepts => accepts = true,
+            }
+        }
+    };
+    tokio::join!(checks, follow);
+}
+
+fn report(state: &watch::Sender<registration::State>, change: impl FnOnce(&mut registration::State)) {
+    state.send_if_modified(|state| {
+        let before = *state;
+        change(state);
+        *state != before
+    });
+}
+
+/// How long the registry may take to confirm a deregistration.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the application's own calls may take once the sidecar ends.
+const OUTBOUND_GRACE: Duration = Duration::from_secs(5);
+/// How often a drain looks whether it is over.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// How long requests may still arrive after the deregistration.
+const LATE_REQUESTS: Duration = Duration::from_secs(1);
