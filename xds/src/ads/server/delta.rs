@@ -227,13 +227,16 @@ impl DeltaType {
                 self.asked_all = false;
                 self.told.retain(|name, _| self.track.names.contains(name));
                 self.asked.retain(|name| self.track.names.contains(name));
-            } else if self.track.names.remove(name.as_str()) {
-                if self.track.wildcard {
-                    self.asked.insert(Arc::from(name.as_str()));
-                } else {
-                    self.told.remove(name.as_str());
-                    self.asked.remove(name.as_str());
-                }
+                continue;
+            }
+            let subscribed = self.track.names.remove(name.as_str());
+            if !self.track.wildcard {
+                self.told.remove(name.as_str());
+                self.asked.remove(name.as_str());
+            } else if subscribed || self.told.contains_key(name.as_str()) {
+                // A client forgets what it unsubscribes from, even from a name that it never got to
+                // ask for: what the wildcard covers is told again.
+                self.asked.insert(Arc::from(name.as_str()));
             }
         }
     }

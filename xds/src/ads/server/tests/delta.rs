@@ -117,6 +117,16 @@ fn delta_wildcard_survives_names_and_ends_by_its_own_unsubscription() {
 }
 
 #[test]
+fn delta_tells_the_wildcard_again_to_a_client_that_gave_up_a_name_before_asking_for_it() {
+    let mut it = delta(&[(CLUSTER, "x", "1"), (CLUSTER, "hidden", "1")]);
+    it.subscribe(CLUSTER, &["*"]);
+    it.gets(&["x=1"]);
+    it.unsubscribe(CLUSTER, &["x", "hidden", "nothing"]);
+    it.gets(&["x=1"]);
+    it.quiet("the rest was never told");
+}
+
+#[test]
 fn delta_answers_an_empty_wildcard_so_that_clients_can_go_on() {
     let mut it = delta(&[]);
     it.subscribe(LISTENER, &["*"]);
