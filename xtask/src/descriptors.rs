@@ -73,7 +73,12 @@ fn add(
 /// The folder of the envoy-types that the workspace is built with.
 fn envoy_types() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo).args(["metadata", "--format-version", "1", "--offline"]).output()?;
+    // For this platform only: the crates of others are not downloaded by a build.
+    let platform = ["--filter-platform", "x86_64-unknown-linux-gnu"];
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--offline"])
+        .args(platform)
+        .output()?;
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
     let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
