@@ -210,7 +210,7 @@ impl Balance {
         let group = tier.draw()?;
         let at = match &group.table {
             Some(table) => group.members[table.find(hash, attempt)? as usize],
-            None => group.draw(&self.policy, hosts, turns, draw.now)?,
+            None => group.draw(&self.policy, hosts, turns, draw)?,
         };
         Some(Choice { at: at as usize, panic: source == Source::All })
     }
@@ -228,9 +228,15 @@ impl Tier {
 }
 
 impl Group {
-    fn draw(&self, policy: &LoadBalancing, hosts: &[Host], turns: &mut Turns, now: Instant) -> Option<u32> {
+    fn draw(
+        &self,
+        policy: &LoadBalancing,
+        hosts: &[Host],
+        turns: &mut Turns,
+        draw: &Draw<'_>,
+    ) -> Option<u32> {
         match *policy {
-            LoadBalancing::Ewma => self.ewma(hosts, now),
+            LoadBalancing::Ewma => self.ewma(hosts, draw),
             LoadBalancing::RoundRobin if self.equal_weights => turns.next(self),
             LoadBalancing::RoundRobin => turns.weighted(self, |at| f64::from(hosts[at as usize].weight)),
             LoadBalancing::LeastRequest { choices } if self.equal_weights => {
@@ -255,8 +261,9 @@ impl Group {
         }
     }
 
-    /// Two different ones at random, the cheaper wins; a heavier endpoint is cheaper.
-    fn ewma(&self, hosts: &[Host], now: Instant) -> Option<u32> {
+    /// Two different ones at random, the cheaper wins; a heavier endpoint is cheaper, and one to
+    /// avoid is the dearest: of two endpoints a retry always gets the other.
+    fn ewma(&self, hosts: &[Host], draw: &Draw<'_>) -> Option<u32> {
         let members = &self.members[..];
         if members.len() < 2 {
             return members.first().copied();
@@ -265,7 +272,9 @@ impl Group {
         let second = (first + 1 + fastrand::usize(..members.len() - 1)) % members.len();
         let cost = |at: u32| {
             let host = &hosts[at as usize];
-            host.endpoint.ewma.cost(host.endpoint.active(), now) / f64::from(host.weight)
+            (draw.avoid)(host).then_some(f64::INFINITY).unwrap_or_else(|| {
+                host.endpoint.ewma.cost(host.endpoint.active(), draw.now) / f64::from(host.weight)
+            })
         };
         let (first, second) = (members[first], members[second]);
         Some(if cost(second) < cost(first) { second } else { first })
