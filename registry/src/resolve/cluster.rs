@@ -23,6 +23,8 @@ use super::endpoint::{OVERPROVISIONING, has_labels};
 use super::{PortView, ServiceView};
 
 /// Time to open a connection: Envoy's default.
+/// Envoy's default.
+const PANIC_THRESHOLD_PERCENT: u32 = 50;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections are closed after this: Envoy's default.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -84,9 +86,9 @@ fn cluster(
         limits: limits(view),
         limits_high: limits(view),
         outlier_detection: outlier_detection(view),
-        // Health comes from the registry, which says when an instance takes no traffic: there is nothing
-        // to be gained by sending it some.
-        panic_threshold_percent: 0,
+        // Instances that are down are not among the endpoints. When most of the others are ejected,
+        // sending them traffic beats refusing it.
+        panic_threshold_percent: PANIC_THRESHOLD_PERCENT,
         protocol: match port.protocol {
             Protocol::Http if may_negotiate => UpstreamProtocol::Auto,
             Protocol::Http | Protocol::Tcp => UpstreamProtocol::Http1,

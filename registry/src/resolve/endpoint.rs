@@ -61,11 +61,12 @@ fn assignment(
     }
 }
 
-/// The endpoint of `instance` on `port`; `None` if it takes no traffic there: no such port, weight 0, or
-/// no sidecar where mutual TLS is demanded.
+/// The endpoint of `instance` on `port`; `None` if it takes no traffic there: down, no such port, weight
+/// 0, or no sidecar where mutual TLS is demanded.
 fn endpoint(instance: &Instance, port: &PortView) -> Option<Endpoint> {
     let registered = port.of(instance)?;
-    if instance.weight == 0 {
+    let health = Health::combine(instance.health);
+    if instance.weight == 0 || health == Health::Down {
         return None;
     }
     let inbound_port = match port.mtls {
@@ -81,7 +82,7 @@ fn endpoint(instance: &Instance, port: &PortView) -> Option<Endpoint> {
         )),
         hostname: instance.id.to_string(),
         weight: instance.weight,
-        health: Health::combine(instance.health),
+        health,
         labels: instance.labels.clone(),
         transport: transport.into_iter().collect(),
     })
