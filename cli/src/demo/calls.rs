@@ -13,8 +13,10 @@ use crate::http::{Answer, Origin, send};
 
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Calls on the way at once in [`many`] and [`until`].
-const CONCURRENCY: usize = 8;
+/// Calls on the way at once , where nothing is retried on purpose.
+pub(super) const AT_ONCE: usize = 8;
+/// Calls at once where each may be retried: a retry budget always admits this many retries.
+pub(super) const AT_ONCE_WITH_RETRIES: usize = 3;
 /// How many failures are kept as examples.
 const EXAMPLES: usize = 3;
 
@@ -72,10 +74,16 @@ impl Tally {
 }
 
 /// Makes `count` calls, some at once.
-pub(super) async fn many(outbound: SocketAddr, host: &str, path: &str, count: usize) -> Tally {
+pub(super) async fn many(
+    outbound: SocketAddr,
+    host: &str,
+    path: &str,
+    count: usize,
+    at_once: usize,
+) -> Tally {
     let calls = futures_util::stream::iter(0..count).map(|_| call(outbound, host, path));
     calls
-        .buffer_unordered(CONCURRENCY)
+        .buffer_unordered(at_once)
         .fold(Tally::default(), |mut tally, answer| async {
             tally.add(answer);
             tally

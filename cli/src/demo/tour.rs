@@ -92,7 +92,7 @@ async fn strangers(mesh: &mut Mesh) -> anyhow::Result<String> {
 }
 
 async fn split(mesh: &mut Mesh) -> anyhow::Result<String> {
-    let tally = calls::many(shopper(mesh)?, ORDERS, "/", 400).await;
+    let tally = calls::many(shopper(mesh)?, ORDERS, "/", 400, calls::AT_ONCE).await;
     tally.expect_no_failure()?;
     let of = |version: &str| tally.versions.get(version).copied().unwrap_or(0);
     let (v1, v2) = (of("v1"), of("v2"));
@@ -116,7 +116,7 @@ async fn retries(mesh: &mut Mesh) -> anyhow::Result<String> {
     let flaky = mesh.workload("orders-v1-2")?.application_address;
     let failed_before = failures(flaky).await?;
     tell_to_fail(flaky, 50).await?;
-    let tally = calls::many(shopper(mesh)?, ORDERS, "/", 200).await;
+    let tally = calls::many(shopper(mesh)?, ORDERS, "/", 200, calls::AT_ONCE_WITH_RETRIES).await;
     tell_to_fail(flaky, 0).await?;
     let failed = failures(flaky).await?.saturating_sub(failed_before);
     tally.expect_no_failure()?;
@@ -150,7 +150,7 @@ async fn killed_instance(mesh: &mut Mesh) -> anyhow::Result<String> {
         Ok(())
     })
     .await?;
-    let tally = calls::many(outbound, ORDERS, "/", 200).await;
+    let tally = calls::many(outbound, ORDERS, "/", 200, calls::AT_ONCE).await;
     tally.expect_no_failure()?;
     ensure!(!tally.instances.contains_key("orders-v1-1"), "the killed instance answered");
     Ok(format!("out of DNS after its lease of {TTL_SECONDS} s; then of {} requests 0 failed", tally.sent))

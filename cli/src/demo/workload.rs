@@ -85,6 +85,9 @@ impl Workload {
         let mut arguments: Vec<String> = vec!["demo-service".into(), plan.service_command().into()];
         arguments.extend(["--listen".into(), format!("127.0.0.1:{port}")]);
         arguments.extend(["--instance".into(), plan.instance.into()]);
+        if let Some(version) = plan.version {
+            arguments.extend(["--version".into(), version.into()]);
+        }
         arguments.extend(plan.arguments.iter().map(|&argument| argument.to_owned()));
         if plan.calls {
             arguments.extend(["--outbound".into(), outbound.to_string()]);
