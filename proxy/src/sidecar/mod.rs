@@ -202,8 +202,10 @@ impl Sidecar {
             closed: Arc::clone(&closed),
             again: Arc::clone(&republish),
         };
+        let control_status = control.status();
         tasks.spawn(publish.run(control, identity, first_configuration, stop.clone()));
-        tasks.spawn(supervise(options.clone(), status.clone(), state.clone(), registered, stop.clone()));
+        let supervise = Supervise { status: status.clone(), state: state.clone(), control: control_status };
+        tasks.spawn(supervise.run(options.clone(), registered, stop.clone()));
         let address = |address: Option<SocketAddr>| address.unwrap_or(inbound);
         let (admin_address, metrics) = (address(admin.admin), address(admin.metrics));
         Ok(Self {
@@ -459,45 +461,56 @@ impl Publish {
 ///
 /// The instance takes traffic once the application accepts connections, and, where there is a
 /// health check, has passed it.
-async fn supervise(
-    options: Options,
-    mut status: watch::Receiver<registration::Status>,
+struct Supervise {
+    status: watch::Receiver<registration::Status>,
     state: watch::Sender<registration::State>,
-    registered: ReadyGuard,
-    stop: CancellationToken,
-) {
-    let mut registered = Some(registered);
-    let apps: BTreeMap<String, SocketAddr> =
-        options.ports.iter().map(|(name, port)| (name.clone(), Options::app_address(port))).collect();
-    let (wanted, wanted_watch) = watch::channel(None);
-    let (result, mut results) = watch::channel(Probe::Unknown);
-    let checks = probe::run(&apps, wanted_watch, result, stop.clone());
-    let follow = async {
-        let mut accepting = std::pin::pin!(probe::all_accept(&apps));
-        let mut accepts = false;
-        loop {
-            if let registration::Status::Registered(answer) = &*status.borrow_and_update() {
-                let check = answer.health_check.as_ref().map(probe::Check::from);
-                wanted.send_if_modified(|have| std::mem::replace(have, check.clone()) != check);
-                registered.take();
-            }
-            let (probe, checked) = (*results.borrow_and_update(), wanted.borrow().is_some());
-            report(&state, |state| {
-                state.probe = probe;
-                let may_begin = accepts && registered.is_none() && (!checked || probe == Probe::Passing);
-                if state.reported == Reported::Starting && may_begin {
-                    state.reported = Reported::Ready;
+    control: watch::Receiver<control::Status>,
+}
+
+impl Supervise {
+    async fn run(self, options: Options, registered: ReadyGuard, stop: CancellationToken) {
+        let Self { mut status, state, mut control } = self;
+        let mut registered = Some(registered);
+        let apps: BTreeMap<String, SocketAddr> =
+            options.ports.iter().map(|(name, port)| (name.clone(), Options::app_address(port))).collect();
+        let (wanted, wanted_watch) = watch::channel(None);
+        let (result, mut results) = watch::channel(Probe::Unknown);
+        let checks = probe::run(&apps, wanted_watch, result, stop.clone());
+        let follow = async {
+            let mut accepting = std::pin::pin!(probe::all_accept(&apps));
+            let mut accepts = false;
+            loop {
+                if let registration::Status::Registered(answer) = &*status.borrow_and_update() {
+                    let check = answer.health_check.as_ref().map(probe::Check::from);
+                    wanted.send_if_modified(|have| std::mem::replace(have, check.clone()) != check);
+                    registered.take();
                 }
-            });
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = status.changed() => if changed.is_err() { return },
-                changed = results.changed() => if changed.is_err() { return },
-                () = &mut accepting, if !accepts => accepts = true,
+                let (probe, checked) = (*results.borrow_and_update(), wanted.borrow().is_some());
+                report(&state, |state| {
+                    state.probe = probe;
+                    let may_begin = accepts && (!checked || probe == Probe::Passing);
+                    if state.reported == Reported::Starting && may_begin {
+                        state.reported = Reported::Ready;
+                    }
+                });
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = status.changed() => if changed.is_err() { return },
+                    changed = results.changed() => if changed.is_err() { return },
+                    () = &mut accepting, if !accepts => accepts = true,
+                    // The registry is away, and the last configuration serves: that is ready enough.
+                    Ok(_) = control.wait_for(serves_from_disk), if registered.is_some() => {
+                        registered.take();
+                    }
+                }
             }
-        }
-    };
-    tokio::join!(checks, follow);
+        };
+        tokio::join!(checks, follow);
+    }
+}
+
+fn serves_from_disk(control: &control::Status) -> bool {
+    !control.connected && control.restored > 0 && control.synced && control.last_error.is_some()
 }
 
 fn report(state: &watch::Sender<registration::State>, change: impl FnOnce(&mut registration::State)) {
