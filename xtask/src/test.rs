@@ -20,7 +20,8 @@ pub(crate) fn run(require_peers: bool, rest: &[String]) -> anyhow::Result<bool> 
 
     let nextest = output(&mut cargo(&["nextest", "--version"])).is_some();
     let all = rest.is_empty();
-    if !succeeds(&mut cargo(&["build", "--quiet", "--package", "pillion"]))? {
+    // All at once: by itself the binary has other features, and its dependencies would be built twice.
+    if !succeeds(&mut cargo(&["build", "--quiet", "--workspace", "--bins", "--tests"]))? {
         return Ok(false);
     }
     // Without it the tests of the image are skipped, which is said; with it a clean build is minutes longer.
