@@ -272,9 +272,11 @@ impl Group {
         let second = (first + 1 + fastrand::usize(..members.len() - 1)) % members.len();
         let cost = |at: u32| {
             let host = &hosts[at as usize];
-            (draw.avoid)(host).then_some(f64::INFINITY).unwrap_or_else(|| {
+            if (draw.avoid)(host) {
+                f64::INFINITY
+            } else {
                 host.endpoint.ewma.cost(host.endpoint.active(), draw.now) / f64::from(host.weight)
-            })
+            }
         };
         let (first, second) = (members[first], members[second]);
         Some(if cost(second) < cost(first) { second } else { first })
