@@ -118,7 +118,7 @@ pub(super) fn apply(head: &mut Head, forward: &ForwardTo, suppress_envoy_headers
                 head.set_authority(host);
             }
         }
-        // Needs the endpoint: `up` fills it in where it is known.
+        // Auto is refused when the route is compiled.
         Some(HostRewrite::Auto) | None => {}
     }
     Ok(())

@@ -266,6 +266,12 @@ impl ForwardTo {
         for mirror in &mirrors {
             mirror.to.note_used(used, clusters);
         }
+        if matches!(forward.host_rewrite, Some(HostRewrite::Auto)) {
+            return Err(
+                "auto_host_rewrite is not supported; want host_rewrite_literal or host_rewrite_header"
+                    .to_owned(),
+            );
+        }
         if let Some(HostRewrite::Literal(text)) = &forward.host_rewrite {
             HeaderValue::from_str(text).map_err(|_| format!("host rewrite `{text}` is not a host"))?;
         }
