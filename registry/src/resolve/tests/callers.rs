@@ -196,7 +196,6 @@ fn endpoints_carry_health_zone_and_sidecar() {
     let want = [
         "0 a o-1 10.0.0.1:15006 serving",
         "0 a o-4 10.0.0.4:15006 draining",
-        "0 a o-5 10.0.0.5:15006 down",
         "0 a o-8 10.0.0.8:15006 serving",
         "0 b o-2 10.0.0.2:15006 serving",
         "1 a o-3 10.0.0.3:15006 stale",
