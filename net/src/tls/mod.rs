@@ -20,7 +20,6 @@ use pillion_model::tls::{
     TlsVersion, UpstreamTls, Validation,
 };
 use rustls::client::Resumption;
-use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::NoServerSessionStorage;
@@ -32,7 +31,7 @@ pub use live::{ClientTls, ServerTls};
 pub use peer::{PeerCertificate, hex, public_key_sha256, sha256};
 pub use secret::{NoSecrets, Roots, Secrets};
 pub use verify::{PeerError, explain, verify_svid};
-use verify::{PeerVerifier, PinVerifier};
+use verify::{PeerVerifier, Trust};
 
 /// Why a TLS context cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,23 +133,18 @@ pub fn client_config(context: &UpstreamTls, secrets: &dyn Secrets) -> Result<Arc
 ///
 /// Its identity must be `spiffe://<trust-domain>/registry`. No client certificate is presented.
 pub fn pinned_client_config(root_key_sha256: [u8; 32]) -> Arc<ClientConfig> {
-    let provider = provider();
-    let algorithms = provider.signature_verification_algorithms;
-    unauthenticated(Arc::new(PinVerifier { algorithms, pin: root_key_sha256 }), provider)
+    first_contact(Trust::Pin(root_key_sha256))
 }
 
 /// First contact on loopback of an open registry, which has no token to pin it by: any certificate.
 pub(crate) fn unverified_client_config() -> Arc<ClientConfig> {
-    let provider = provider();
-    let algorithms = provider.signature_verification_algorithms;
-    let verifier = PeerVerifier { algorithms, roots: None, names: Vec::new(), required: false };
-    unauthenticated(Arc::new(verifier), provider)
+    first_contact(Trust::Any)
 }
 
-fn unauthenticated(
-    verifier: Arc<dyn ServerCertVerifier>,
-    provider: Arc<CryptoProvider>,
-) -> Arc<ClientConfig> {
+fn first_contact(trust: Trust) -> Arc<ClientConfig> {
+    let provider = provider();
+    let algorithms = provider.signature_verification_algorithms;
+    let verifier = Arc::new(PeerVerifier { algorithms, trust, required: false });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3 suites")
@@ -208,13 +202,14 @@ fn verifier(
     secrets: &dyn Secrets,
 ) -> Result<Arc<PeerVerifier>, TlsError> {
     let algorithms = provider().signature_verification_algorithms;
-    let (roots, names) = match validation {
-        None => (None, Vec::new()),
-        Some(Validation { roots, names }) => {
-            (Some(secret::roots("validation_context.trusted_ca", roots, secrets)?), names.clone())
-        }
+    let trust = match validation {
+        None => Trust::Any,
+        Some(Validation { roots, names }) => Trust::Roots {
+            roots: secret::roots("validation_context.trusted_ca", roots, secrets)?,
+            names: names.clone(),
+        },
     };
-    Ok(Arc::new(PeerVerifier { algorithms, roots, names, required }))
+    Ok(Arc::new(PeerVerifier { algorithms, trust, required }))
 }
 
 fn versions(min: TlsVersion, max: TlsVersion) -> Result<Vec<&'static SupportedProtocolVersion>, TlsError> {

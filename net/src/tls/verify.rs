@@ -156,14 +156,22 @@ enum Role {
     Server,
 }
 
+/// What makes a certificate acceptable.
+#[derive(Debug)]
+pub(super) enum Trust {
+    /// Nothing: any certificate will do.
+    Any,
+    /// A chain that ends in one of the roots; the leaf carries one of the names (none given: any).
+    Roots { roots: Arc<Roots>, names: Vec<NameMatcher> },
+    /// First contact by join token: the registry, whose chain ends in the root with this key.
+    Pin([u8; 32]),
+}
+
 /// Verifies the certificate of the other side, in both directions.
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
     pub(super) algorithms: WebPkiSupportedAlgorithms,
-    /// `None`: any certificate will do.
-    pub(super) roots: Option<Arc<Roots>>,
-    /// The leaf must carry one of these; empty: any.
-    pub(super) names: Vec<NameMatcher>,
+    pub(super) trust: Trust,
     /// Server side: refuse clients without a certificate.
     pub(super) required: bool,
 }
@@ -176,16 +184,21 @@ impl PeerVerifier {
         now: UnixTime,
         role: Role,
     ) -> Result<(), PeerError> {
-        let Some(roots) = &self.roots else { return Ok(()) };
-        verify_chain(self.algorithms, leaf, intermediates, &roots.store().roots, now, role)?;
-        if self.names.is_empty() && roots.trust_domain().is_none() {
-            return Ok(());
+        match &self.trust {
+            Trust::Any => Ok(()),
+            Trust::Pin(pin) => verify_registry(self.algorithms, leaf, intermediates, pin, now),
+            Trust::Roots { roots, names } => {
+                verify_chain(self.algorithms, leaf, intermediates, &roots.store().roots, now, role)?;
+                if names.is_empty() && roots.trust_domain().is_none() {
+                    return Ok(());
+                }
+                let peer = PeerCertificate::parse(std::slice::from_ref(leaf))?;
+                if let Some(trust_domain) = roots.trust_domain() {
+                    check_spiffe(&peer, trust_domain)?;
+                }
+                check_names(&peer, names)
+            }
         }
-        let peer = PeerCertificate::parse(std::slice::from_ref(leaf))?;
-        if let Some(trust_domain) = roots.trust_domain() {
-            check_spiffe(&peer, trust_domain)?;
-        }
-        check_names(&peer, &self.names)
     }
 }
 
@@ -268,72 +281,29 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
-/// First contact by join token: accepts the registry whose chain ends in the root with this key.
-#[derive(Debug)]
-pub(super) struct PinVerifier {
-    pub(super) algorithms: WebPkiSupportedAlgorithms,
-    pub(super) pin: [u8; 32],
-}
-
-impl PinVerifier {
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), PeerError> {
-        let root = intermediates
-            .iter()
-            .find(|certificate| public_key_sha256(certificate).is_ok_and(|hash| hash == self.pin))
-            .ok_or_else(|| PeerError::Pin { want: hex(&self.pin) })?;
-        let anchor = webpki::anchor_from_trusted_cert(root)
-            .map_err(|error| PeerError::Malformed { reason: error.to_string() })?;
-        verify_chain(self.algorithms, leaf, intermediates, &[anchor], now, Role::Server)?;
-        let peer = PeerCertificate::parse(std::slice::from_ref(leaf))?;
-        let uri = only_uri(&peer)?;
-        match peer.spiffe_id() {
-            Some(id) if id.is_registry() => check_spiffe(&peer, id.trust_domain()),
-            _ => Err(PeerError::Name {
-                found: vec![uri.to_owned()],
-                want: "the registry, spiffe://<trust-domain>/registry".to_owned(),
-            }),
-        }
-    }
-}
-
-impl ServerCertVerifier for PinVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+/// The registry's chain at first contact, when nothing is known but its root's key.
+fn verify_registry(
+    algorithms: WebPkiSupportedAlgorithms,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    pin: &[u8; 32],
+    now: UnixTime,
+) -> Result<(), PeerError> {
+    let root = intermediates
+        .iter()
+        .find(|certificate| public_key_sha256(certificate).is_ok_and(|hash| hash == *pin))
+        .ok_or_else(|| PeerError::Pin { want: hex(pin) })?;
+    let anchor = webpki::anchor_from_trusted_cert(root)
+        .map_err(|error| PeerError::Malformed { reason: error.to_string() })?;
+    verify_chain(algorithms, leaf, intermediates, &[anchor], now, Role::Server)?;
+    let peer = PeerCertificate::parse(std::slice::from_ref(leaf))?;
+    let uri = only_uri(&peer)?;
+    match peer.spiffe_id() {
+        Some(id) if id.is_registry() => check_spiffe(&peer, id.trust_domain()),
+        _ => Err(PeerError::Name {
+            found: vec![uri.to_owned()],
+            want: "the registry, spiffe://<trust-domain>/registry".to_owned(),
+        }),
     }
 }
 
