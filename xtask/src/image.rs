@@ -1,13 +1,17 @@
 //! `cargo xtask image`: the static binary, and the container image around it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
 use crate::process::{cargo, command, succeeds};
 
 /// The only target: a binary that needs nothing of the image it runs in.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What makes Cargo build for it. With a target named, the flag reaches our code alone: build scripts
+/// and macros cannot be static.
+pub(crate) const STATIC: [(&str, &str); 2] =
+    [("CARGO_BUILD_TARGET", TARGET), ("RUSTFLAGS", "-C target-feature=+crt-static")];
 /// The name of the image.
 const NAME: &str = "pillion:dev";
 
@@ -24,19 +28,19 @@ pub(crate) fn run(profile: &str, only_context: bool) -> anyhow::Result<bool> {
 }
 
 fn context(profile: &str) -> anyhow::Result<PathBuf> {
-    let arguments =
-        ["build", "--package", "pillion", "--bin", "pillion", "--target", TARGET, "--profile", profile];
-    // With --target the flag reaches our code alone; build scripts and macros cannot be static.
-    let mut build = cargo(&arguments);
-    ensure!(succeeds(build.env("RUSTFLAGS", "-C target-feature=+crt-static"))?, "the static build failed");
-    let target = crate::test::target_directory()?;
-    let context = target.join("image");
+    let mut build = cargo(&["build", "--package", "pillion", "--bin", "pillion", "--profile", profile]);
+    ensure!(succeeds(build.envs(STATIC))?, "the static build failed");
+    let folder = if profile == "dev" { "debug" } else { profile };
+    fill(&crate::test::target_directory()?.join(TARGET).join(folder).join("pillion"))
+}
+
+/// Puts a static binary, and what else the image holds, into `target/image`.
+pub(crate) fn fill(binary: &Path) -> anyhow::Result<PathBuf> {
+    let context = crate::test::target_directory()?.join("image");
     for folder in ["state", "tmp"] {
         let folder = context.join(folder);
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    let folder = if profile == "dev" { "debug" } else { profile };
-    let built = target.join(TARGET).join(folder).join("pillion");
-    std::fs::copy(&built, context.join("pillion")).with_context(|| format!("copy {}", built.display()))?;
+    std::fs::copy(binary, context.join("pillion")).with_context(|| format!("copy {}", binary.display()))?;
     Ok(context)
 }

@@ -20,17 +20,29 @@ pub(crate) fn run(require_peers: bool, rest: &[String]) -> anyhow::Result<bool> 
 
     let nextest = output(&mut cargo(&["nextest", "--version"])).is_some();
     let all = rest.is_empty();
+    // With every peer the image is tested too: then everything is built for it at once, not twice.
+    let with_image = require_peers && all;
+    let (built, environment) = if with_image {
+        (target.join(crate::image::TARGET).join("debug"), &crate::image::STATIC[..])
+    } else {
+        (target.join("debug"), &[][..])
+    };
+    let binary = built.join("pillion");
+    let build = |arguments: &[&str]| {
+        let mut command = cargo(arguments);
+        command.envs(environment.iter().copied());
+        command
+    };
     // All at once: by itself the binary has other features, and its dependencies would be built twice.
-    if !succeeds(&mut cargo(&["build", "--quiet", "--workspace", "--bins", "--tests"]))? {
+    if !succeeds(&mut build(&["build", "--quiet", "--workspace", "--bins", "--tests"]))? {
         return Ok(false);
     }
-    // Without it the tests of the image are skipped, which is said; with it a clean build is minutes longer.
-    if require_peers && all && !crate::image::run("dev", true)? {
-        return Ok(false);
+    if with_image {
+        crate::image::fill(&binary)?;
     }
     let mut counts = Counts::default();
     let prepare = |mut command: std::process::Command| {
-        command.env("PILLION_PEER_REPORT", &report).env("PILLION_BIN", target.join("debug/pillion"));
+        command.env("PILLION_PEER_REPORT", &report).env("PILLION_BIN", &binary);
         if require_peers {
             command.env("PILLION_REQUIRE_PEERS", "true");
         }
@@ -39,20 +51,20 @@ pub(crate) fn run(require_peers: bool, rest: &[String]) -> anyhow::Result<bool> 
     let mut passed = if nextest {
         let junit = target.join("nextest/default/junit.xml");
         std::fs::remove_file(&junit).or_else(ignore_missing)?;
-        let mut command = prepare(cargo(&["nextest", "run", "--workspace"]));
+        let mut command = prepare(build(&["nextest", "run", "--workspace"]));
         let passed = succeeds(command.args(rest))?;
         counts.add_junit(&junit)?;
         passed
     } else {
         eprintln!("cargo-nextest is not installed: running cargo test");
         let mut command =
-            prepare(cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]));
+            prepare(build(&["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]));
         tee(command.arg("--").args(rest), |line| counts.add_libtest(line))?
     };
     if all {
         println!("doc tests");
         passed &=
-            tee(&mut cargo(&["test", "--quiet", "--workspace", "--doc"]), |line| counts.add_libtest(line))?;
+            tee(&mut build(&["test", "--quiet", "--workspace", "--doc"]), |line| counts.add_libtest(line))?;
     }
 
     let peers = PeerReport::read(&report)?;
