@@ -84,11 +84,12 @@ struct State {
 impl Admin {
     /// Binds and starts.
     pub(crate) fn start(options: AdminOptions, view: View) -> Result<Self, StartError> {
-        let bind = |name, address: Option<SocketAddr>| {
-            address.map(|address| bind_tcp(name, address, Reuse::Exclusive)).transpose()
+        let bind = |name, flag, address: Option<SocketAddr>| {
+            let bound = address.map(|address| bind_tcp(name, address, Reuse::Exclusive)).transpose();
+            bound.map_err(|error| error.with_flag(flag))
         };
-        let admin = bind("admin listener", options.admin)?;
-        let metrics = bind("metrics listener", options.metrics)?;
+        let admin = bind("admin listener", "--admin", options.admin)?;
+        let metrics = bind("metrics listener", "--metrics", options.metrics)?;
         let address = |socket: &Option<std::net::TcpListener>| socket.as_ref()?.local_addr().ok();
         let stop = CancellationToken::new();
         let (stopped, state) = (stop.clone(), Arc::new(State { options, view }));
