@@ -27,6 +27,11 @@ pub fn peer(program: &str) -> Option<PathBuf> {
     found
 }
 
+/// A script of `tests/python`, for a Python to run.
+pub fn script(name: &str) -> String {
+    repository().join("tests/python").join(name).display().to_string()
+}
+
 /// Says that this test cannot run here, although the program is there, and why.
 pub fn skip(program: &str, why: &str) {
     report("skipped", program);
@@ -38,7 +43,9 @@ fn find(program: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PILLION_PEERS_BIN").map_or(installed, PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::iter::once(folders).chain(std::env::split_paths(&path));
-    places.find_map(|folder| Some(folder.join(program)).filter(|file| file.is_file()))
+    let file = places.find_map(|folder| Some(folder.join(program)).filter(|file| file.is_file()))?;
+    // A Python finds its packages by where it is called: not by our link to it.
+    Some(std::fs::read_link(&file).ok().filter(|target| target.is_absolute()).unwrap_or(file))
 }
 
 fn report(what: &str, program: &str) {
