@@ -12,8 +12,11 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::reply::{Answer, Code};
-use crate::wire::{HEADER, Question, RESPONSE, TRUNCATED, Transport};
+use hickory_proto::op::ResponseCode;
+
+use crate::answer::Answer;
+use crate::encode::TRUNCATED;
+use crate::question::{HEADER, Question, Transport};
 use crate::zone::{Outcome, Reply};
 
 /// Asks other resolvers. Cheap to clone.
@@ -48,14 +51,14 @@ impl Forwarder {
     /// Passes a question on. Without a resolver, and when none answers, SERVFAIL.
     pub fn forward(&self, question: &Question<'_>) -> Reply {
         if self.resolvers.is_empty() {
-            return Answer::code(Code::ServerFailure).into();
+            return Answer::code(ResponseCode::ServFail).into();
         }
-        let (this, message, transport) = (self.clone(), question.message.to_vec(), question.transport);
-        let end = question.end;
+        let (this, message, transport) = (self.clone(), question.message().to_vec(), question.transport);
+        let end = question.end();
         Reply::Later(Box::pin(async move {
             match this.race(message, end, transport).await {
                 Some(answer) => Outcome::Relayed(answer),
-                None => Outcome::Answer(Answer::code(Code::ServerFailure)),
+                None => Outcome::Answer(Answer::code(ResponseCode::ServFail)),
             }
         }))
     }
@@ -150,3 +153,5 @@ const HEAD_START: Duration = Duration::from_millis(50);
 const RESOLVERS_MAX: usize = 4;
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 65_535;
+/// QR, in the third byte of a message.
+const RESPONSE: u8 = 0x80;

@@ -1,20 +1,29 @@
-//! DNS for the registry and the sidecar: wire form, answers cut to size, and the UDP and TCP loops.
+//! DNS for the registry and the sidecar: one handler of `hickory_server` behind UDP and TCP.
 //!
-//! Who knows the answers implements [`Zone`]. Recursion and DNSSEC are not here; names that are not
-//! ours can be passed on with [`forward::Forwarder`].
+//! Messages are read and written by `hickory_proto`. Who knows the answers implements [`Zone`].
+//! Recursion and DNSSEC are not here; names that are not ours can be passed on with
+//! [`forward::Forwarder`].
 
+mod answer;
+mod connections;
+mod encode;
 pub mod forward;
-pub mod name;
-pub mod reply;
+mod handler;
+mod name;
+mod question;
 pub mod sample;
-pub mod server;
+mod server;
+mod tcp;
 #[cfg(test)]
 mod tests;
-pub mod wire;
+mod udp;
 mod zone;
 
-pub use name::Name;
-pub use reply::{Answer, Code, Data, Owner, Record, Soa};
+pub use answer::{Answer, Soa, address};
+pub use hickory_proto::op::ResponseCode;
+pub use hickory_proto::rr::rdata::{NS, PTR, SRV};
+pub use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+pub use name::{AskedName, wire_name};
+pub use question::{Question, Transport};
 pub use server::serve;
-pub use wire::{Kind, Question, Transport};
 pub use zone::{Outcome, Reply, Zone};

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::reply::Answer;
-use crate::wire::Question;
+use crate::answer::Answer;
+use crate::question::Question;
 
 /// Knows the answers. Called on the server's task: it must not block.
 pub trait Zone: Send + Sync + 'static {
@@ -21,7 +21,7 @@ pub enum Reply {
 }
 
 /// What to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// An answer of ours.
     Answer(Answer),

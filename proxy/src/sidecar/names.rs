@@ -6,11 +6,11 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pillion_dns::Name;
 use pillion_dns::forward::Forwarder;
-use pillion_dns::{Answer, Code, Data, Owner, Record, Soa};
-use pillion_dns::{Kind, Question};
-use pillion_dns::{Outcome, Reply, Zone};
+use pillion_dns::{
+    Answer, AskedName, NS, Name, Outcome, PTR, Question, RData, Record, RecordType, Reply, ResponseCode, SRV,
+    Soa, Zone, address, wire_name,
+};
 use pillion_model::mesh::{MeshService, Resources};
 use tracing::warn;
 
@@ -89,8 +89,8 @@ impl Zone for LocalZone {
                 (Found::Answer(answer), _) => Outcome::Answer(answer),
                 (_, Some(Reply::Later(forwarded))) => forwarded.await,
                 (_, Some(Reply::Now(outcome))) => outcome,
-                (Found::NoSuchName, None) => Outcome::Answer(names.no(Code::NoSuchName)),
-                (Found::Unknown, None) => Outcome::Answer(Answer::code(Code::ServerFailure)),
+                (Found::NoSuchName, None) => Outcome::Answer(names.no(ResponseCode::NXDomain)),
+                (Found::Unknown, None) => Outcome::Answer(Answer::code(ResponseCode::ServFail)),
             }
         }))
     }
@@ -105,7 +105,7 @@ enum Found {
 }
 
 impl Names {
-    async fn find(&self, name: &Name, kind: Kind) -> Found {
+    async fn find(&self, name: &AskedName, kind: RecordType) -> Found {
         let text = name.as_str();
         let (wanted, special) = match text.split_once('.') {
             Some((port, rest)) if port.starts_with('_') => match rest.split_once('.') {
@@ -124,31 +124,28 @@ impl Names {
             Some(Special::Srv(port)) => self.ports(&service, &port, wanted, kind),
             Some(Special::Instances) => {
                 let resources = self.control.resources().borrow().clone();
-                Found::Answer(self.records(instances(&resources, &service, kind)))
+                Found::Answer(self.records(TTL_INSTANCE, instances(&resources, &service, kind)))
             }
             None => {
                 let vip = self.vips.open(&service);
-                let a = vip.filter(|_| matches!(kind, Kind::A | Kind::ANY));
-                Found::Answer(self.records(
-                    a.map(|address| question_record(TTL_VIP, Data::A(address))).into_iter().collect(),
-                ))
+                let a = vip.filter(|_| matches!(kind, RecordType::A | RecordType::ANY));
+                Found::Answer(self.records(TTL_VIP, a.map(|vip| address(vip.into())).into_iter().collect()))
             }
         }
     }
 
-    fn ports(&self, service: &MeshService, port: &str, name: &str, kind: Kind) -> Found {
+    fn ports(&self, service: &MeshService, port: &str, name: &str, kind: RecordType) -> Found {
         let Some(port) = service.ports.iter().find(|have| have.name == port) else {
             return Found::NoSuchName;
         };
-        if !matches!(kind, Kind::SRV | Kind::ANY) {
-            return Found::Answer(self.no(Code::NoError));
+        if !matches!(kind, RecordType::SRV | RecordType::ANY) {
+            return Found::Answer(self.no(ResponseCode::NoError));
         }
-        let target: Arc<str> = name.into();
-        let srv = Data::Srv { priority: 0, weight: 100, port: port.port, target: Arc::clone(&target) };
-        let mut answer = self.records(vec![question_record(TTL_VIP, srv)]);
-        if let Some(address) = self.vips.open(service) {
-            let a = Record { owner: Owner::Name(target), ttl: TTL_VIP, data: Data::A(address) };
-            answer.additional.push(a);
+        let Some(target) = wire_name(name) else { return Found::NoSuchName };
+        let srv = RData::SRV(SRV::new(0, 100, port.port, target.clone()));
+        let mut answer = self.records(TTL_VIP, vec![srv]);
+        if let Some(vip) = self.vips.open(service) {
+            answer.additional.push(Record::from_rdata(target, TTL_VIP, address(vip.into())));
         }
         Found::Answer(answer)
     }
@@ -159,9 +156,10 @@ impl Names {
         let index = slot.index(address)?;
         let resources = self.control.resources().borrow().clone();
         let service = resources.services.values().find(|service| service.index == index);
-        let answer = match service.and_then(|service| service.names.first()) {
-            Some(name) => self.records(vec![question_record(TTL_VIP, Data::Ptr(name.as_str().into()))]),
-            None => self.no(Code::NoSuchName),
+        let name = service.and_then(|service| wire_name(service.names.first()?));
+        let answer = match name {
+            Some(name) => self.records(TTL_VIP, vec![RData::PTR(PTR(name))]),
+            None => self.no(ResponseCode::NXDomain),
         };
         Some(answer.into())
     }
@@ -170,30 +168,31 @@ impl Names {
         self.control.resources().borrow().services.contains_key(name)
     }
 
-    fn apex(&self, kind: Kind) -> Answer {
+    fn apex(&self, kind: RecordType) -> Answer {
         let soa = self.soa();
         match kind {
-            Kind::SOA | Kind::ANY => Answer {
+            RecordType::SOA | RecordType::ANY => Answer {
                 authoritative: true,
                 recursion_available: true,
-                answers: vec![Record { owner: Owner::Question, ..soa }],
+                ttl: soa.ttl,
+                answers: vec![soa.data],
                 ..Answer::default()
             },
-            Kind::NS => self.records(vec![question_record(TTL_VIP, Data::Ns(self.server()))]),
-            _ => self.no(Code::NoError),
+            RecordType::NS => self.records(TTL_VIP, vec![RData::NS(NS(self.server()))]),
+            _ => self.no(ResponseCode::NoError),
         }
     }
 
     /// The records; without any, NODATA.
-    fn records(&self, answers: Vec<Record>) -> Answer {
+    fn records(&self, ttl: u32, answers: Vec<RData>) -> Answer {
         if answers.is_empty() {
-            return self.no(Code::NoError);
+            return self.no(ResponseCode::NoError);
         }
-        Answer { authoritative: true, recursion_available: true, answers, ..Answer::default() }
+        Answer { authoritative: true, recursion_available: true, ttl, answers, ..Answer::default() }
     }
 
     /// NODATA or NXDOMAIN.
-    fn no(&self, code: Code) -> Answer {
+    fn no(&self, code: ResponseCode) -> Answer {
         Answer {
             code,
             authoritative: true,
@@ -207,15 +206,20 @@ impl Names {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let soa = Soa {
             server: self.server(),
-            mailbox: format!("hostmaster.{}", self.zone).into(),
+            mailbox: self.within("hostmaster."),
             serial: u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or(0),
             minimum: TTL_NEGATIVE,
         };
-        Record { owner: Owner::Name(self.zone.as_str().into()), ttl: TTL_NEGATIVE, data: Data::Soa(soa) }
+        Record::from_rdata(self.within(""), TTL_NEGATIVE, soa.into())
     }
 
-    fn server(&self) -> Arc<str> {
-        format!("ns.{}", self.zone).into()
+    fn server(&self) -> Name {
+        self.within("ns.")
+    }
+
+    /// A name within the zone, which was checked when the registry read it.
+    fn within(&self, before: &str) -> Name {
+        wire_name(&format!("{before}{}", self.zone)).unwrap_or_default()
     }
 }
 
@@ -226,12 +230,8 @@ enum Special {
     Instances,
 }
 
-fn question_record(ttl: u32, data: Data) -> Record {
-    Record { owner: Owner::Question, ttl, data }
-}
-
 /// Addresses of the instances that take traffic.
-fn instances(resources: &Resources, service: &MeshService, kind: Kind) -> Vec<Record> {
+fn instances(resources: &Resources, service: &MeshService, kind: RecordType) -> Vec<RData> {
     let clusters = service.ports.iter().flat_map(|port| &port.clusters);
     let addresses: BTreeSet<IpAddr> = clusters
         .filter_map(|cluster| resources.endpoints.get(cluster))
@@ -243,12 +243,12 @@ fn instances(resources: &Resources, service: &MeshService, kind: Kind) -> Vec<Re
             _ => None,
         })
         .collect();
-    let data = addresses.into_iter().filter_map(|address| match (address, kind) {
-        (IpAddr::V4(address), Kind::A | Kind::ANY) => Some(Data::A(address)),
-        (IpAddr::V6(address), Kind::AAAA | Kind::ANY) => Some(Data::Aaaa(address)),
-        _ => None,
-    });
-    data.map(|data| question_record(TTL_INSTANCE, data)).collect()
+    let wanted = |address: &IpAddr| match kind {
+        RecordType::A => address.is_ipv4(),
+        RecordType::AAAA => address.is_ipv6(),
+        kind => kind == RecordType::ANY,
+    };
+    addresses.into_iter().filter(wanted).map(address).collect()
 }
 
 /// The outbound side asks here for names it does not know.

@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use pillion_dns::wire::{CLASS_ANY, CLASS_IN};
-use pillion_dns::{Answer, Code, Data, Kind, Outcome, Owner, Question, Record, Reply, Soa};
+use pillion_dns::{
+    Answer, DNSClass, NS, Name, Outcome, PTR, Question, RData, Record, RecordType, Reply, ResponseCode, SRV,
+    Soa, address, wire_name,
+};
 use pillion_model::instance::Instance;
 use pillion_model::name::ServiceName;
 
@@ -17,10 +19,12 @@ use crate::catalog::World;
 /// Answers a question.
 pub(super) fn answer(inner: &Arc<Inner>, question: &Question<'_>) -> Reply {
     let Some(view) = (inner.current)() else {
-        return inner.count(Answer::code(Code::ServerFailure)).into(); // nothing loaded yet
+        return inner.count(Answer::code(ResponseCode::ServFail)).into(); // nothing loaded yet
     };
-    if ![CLASS_IN, CLASS_ANY].contains(&question.class) || [Kind::AXFR, Kind::IXFR].contains(&question.kind) {
-        return inner.count(Answer::code(Code::Refused)).into();
+    if ![DNSClass::IN, DNSClass::ANY].contains(&question.class)
+        || [RecordType::AXFR, RecordType::IXFR].contains(&question.kind)
+    {
+        return inner.count(Answer::code(ResponseCode::Refused)).into();
     }
     let apex = inner.apex(&view);
     if let Some(rest) = question.name.within(&apex.zone) {
@@ -30,14 +34,14 @@ pub(super) fn answer(inner: &Arc<Inner>, question: &Question<'_>) -> Reply {
     if let Some(address) = question.name.reverse_address() {
         return reverse(inner, &view, &apex, question.kind, address);
     }
-    inner.count(Answer::code(Code::Refused)).into() // another zone
+    inner.count(Answer::code(ResponseCode::Refused)).into() // another zone
 }
 
 fn in_zone(inner: &Inner, view: &Arc<World>, apex: &Apex, question: &Question<'_>, rest: &str) -> Answer {
     let records = Records { inner, apex, question };
     match find(view, rest) {
-        Found::Nothing => apex.no(Code::NoSuchName),
-        Found::Parent => apex.no(Code::NoError),
+        Found::Nothing => apex.no(ResponseCode::NXDomain),
+        Found::Parent => apex.no(ResponseCode::NoError),
         Found::Apex => records.apex(),
         Found::NameServer => records.addresses_of(&inner.addresses),
         Found::Instance(instance) => records.addresses_of(&[instance.address]),
@@ -46,14 +50,20 @@ fn in_zone(inner: &Inner, view: &Arc<World>, apex: &Apex, question: &Question<'_
     }
 }
 
-fn reverse(inner: &Arc<Inner>, view: &Arc<World>, apex: &Arc<Apex>, kind: Kind, address: IpAddr) -> Reply {
-    let finish = move |inner: &Inner, apex: &Apex, names: Vec<Arc<str>>| {
+fn reverse(
+    inner: &Arc<Inner>,
+    view: &Arc<World>,
+    apex: &Arc<Apex>,
+    kind: RecordType,
+    address: IpAddr,
+) -> Reply {
+    let finish = move |inner: &Inner, apex: &Apex, names: Vec<Name>| {
         inner.count(if names.is_empty() {
-            Answer::code(Code::Refused) // not an address of ours: another server may know
-        } else if [Kind::PTR, Kind::ANY].contains(&kind) {
-            yes(names.into_iter().map(|name| record(Data::Ptr(name))).collect())
+            Answer::code(ResponseCode::Refused) // not an address of ours: another server may know
+        } else if [RecordType::PTR, RecordType::ANY].contains(&kind) {
+            yes(names.into_iter().map(|name| RData::PTR(PTR(name))).collect())
         } else {
-            apex.no(Code::NoError)
+            apex.no(ResponseCode::NoError)
         })
     };
     match inner.reverse.lookup(view, address) {
@@ -68,7 +78,7 @@ fn reverse(inner: &Arc<Inner>, view: &Arc<World>, apex: &Arc<Apex>, kind: Kind, 
                 };
                 Outcome::Answer(match names {
                     Ok(names) => finish(&inner, &apex, names),
-                    Err(_) => inner.count(Answer::code(Code::ServerFailure)),
+                    Err(_) => inner.count(Answer::code(ResponseCode::ServFail)),
                 })
             }))
         }
@@ -85,60 +95,62 @@ struct Records<'a> {
 impl Records<'_> {
     fn apex(&self) -> Answer {
         match self.question.kind {
-            Kind::SOA | Kind::ANY => yes(vec![record(Data::Soa(self.apex.soa()))]),
-            Kind::NS => Answer {
+            RecordType::SOA | RecordType::ANY => yes(vec![self.apex.soa().into()]),
+            RecordType::NS => Answer {
                 additional: self.inner.addresses.iter().map(|ip| glue(&self.apex.name_server, *ip)).collect(),
-                ..yes(vec![record(Data::Ns(Arc::clone(&self.apex.name_server)))])
+                ..yes(vec![RData::NS(NS(self.apex.name_server.clone()))])
             },
-            _ => self.apex.no(Code::NoError),
+            _ => self.apex.no(ResponseCode::NoError),
         }
     }
 
     /// A and AAAA of a few known addresses.
     fn addresses_of(&self, addresses: &[IpAddr]) -> Answer {
         let fits = |ip: &IpAddr| match self.question.kind {
-            Kind::A => ip.is_ipv4(),
-            Kind::AAAA => ip.is_ipv6(),
-            Kind::ANY => true,
+            RecordType::A => ip.is_ipv4(),
+            RecordType::AAAA => ip.is_ipv6(),
+            RecordType::ANY => true,
             _ => false,
         };
         let canonical = addresses.iter().map(IpAddr::to_canonical);
-        self.some(canonical.filter(fits).map(|ip| record(address(ip))).collect(), false)
+        self.some(canonical.filter(fits).map(address).collect(), false)
     }
 
     /// A and AAAA of instances drawn by weight.
     fn set(&self, target: &Target) -> Answer {
         let select = match self.question.kind {
-            Kind::A => Select::V4,
-            Kind::AAAA => Select::V6,
+            RecordType::A => Select::V4,
+            RecordType::AAAA => Select::V6,
             // RFC 8482: one of the kinds there are will do.
-            Kind::ANY if !self.instances(target, Select::V4).is_empty() => Select::V4,
-            Kind::ANY => Select::V6,
-            _ => return self.apex.no(Code::NoError),
+            RecordType::ANY if !self.instances(target, Select::V4).is_empty() => Select::V4,
+            RecordType::ANY => Select::V6,
+            _ => return self.apex.no(ResponseCode::NoError),
         };
         let bytes = if select == Select::V4 { 4 } else { 16 };
         let set = self.instances(target, select);
         let drawn = set.draw(self.question.records_max(bytes));
         let more = drawn.len() < set.len();
-        self.some(drawn.iter().map(|one| record(address(one.address.to_canonical()))).collect(), more)
+        self.some(drawn.iter().map(|one| address(one.address.to_canonical())).collect(), more)
     }
 
     /// SRV of instances drawn by weight, with their addresses beside.
     fn services(&self, target: &Target, port: &str) -> Answer {
-        if ![Kind::SRV, Kind::ANY].contains(&self.question.kind) {
-            return self.apex.no(Code::NoError);
+        if ![RecordType::SRV, RecordType::ANY].contains(&self.question.kind) {
+            return self.apex.no(ResponseCode::NoError);
         }
         let set = self.instances(target, Select::Port(port.to_owned()));
-        let names = format!("inst.{}", target.service.dns_name(&self.apex.zone));
+        let Some(names) = wire_name(&format!("inst.{}", target.service.dns_name(&self.apex.zone))) else {
+            return self.apex.no(ResponseCode::NoError); // no room for instances below such a name
+        };
         let drawn = set.draw(self.question.records_max(SRV_FIXED_BYTES + names.len()));
         let more = drawn.len() < set.len();
         let (mut answers, mut additional) = (Vec::new(), Vec::new());
         for instance in drawn {
             let Some(port) = instance.ports.get(port) else { continue };
-            let name: Arc<str> = format!("{}.{names}", instance.id).into();
+            let Ok(name) = names.prepend_label(instance.id.as_str()) else { continue };
             additional.push(glue(&name, instance.address.to_canonical()));
             let weight = u16::try_from(instance.weight).unwrap_or(u16::MAX);
-            answers.push(record(Data::Srv { priority: 0, weight, port: port.port, target: name }));
+            answers.push(RData::SRV(SRV::new(0, weight, port.port, name)));
         }
         Answer { additional, ..self.some(answers, more) }
     }
@@ -148,9 +160,9 @@ impl Records<'_> {
     }
 
     /// The records, or "there are none".
-    fn some(&self, answers: Vec<Record>, more: bool) -> Answer {
+    fn some(&self, answers: Vec<RData>, more: bool) -> Answer {
         if answers.is_empty() {
-            return self.apex.no(Code::NoError);
+            return self.apex.no(ResponseCode::NoError);
         }
         Answer { more, ..yes(answers) }
     }
@@ -158,16 +170,15 @@ impl Records<'_> {
 
 impl Apex {
     /// NXDOMAIN or NODATA, with the SOA that says for how long that may be kept.
-    fn no(&self, code: Code) -> Answer {
-        let soa =
-            Record { owner: Owner::Name(Arc::clone(&self.zone)), ttl: TTL, data: Data::Soa(self.soa()) };
+    fn no(&self, code: ResponseCode) -> Answer {
+        let soa = Record::from_rdata(self.zone_name.clone(), TTL, self.soa().into());
         Answer { code, authoritative: true, authority: vec![soa], ..Answer::default() }
     }
 
     fn soa(&self) -> Soa {
         Soa {
-            server: Arc::clone(&self.name_server),
-            mailbox: Arc::clone(&self.mailbox),
+            server: self.name_server.clone(),
+            mailbox: self.mailbox.clone(),
             // Serial numbers are compared modulo 2^32 (RFC 1982).
             serial: u32::try_from(self.revision & u64::from(u32::MAX)).unwrap_or_default(),
             minimum: TTL,
@@ -175,28 +186,17 @@ impl Apex {
     }
 }
 
-fn yes(answers: Vec<Record>) -> Answer {
-    Answer { authoritative: true, answers, ..Answer::default() }
+fn yes(answers: Vec<RData>) -> Answer {
+    Answer { authoritative: true, ttl: TTL, answers, ..Answer::default() }
 }
 
-fn record(data: Data) -> Record {
-    Record { owner: Owner::Question, ttl: TTL, data }
+fn glue(owner: &Name, ip: IpAddr) -> Record {
+    Record::from_rdata(owner.clone(), TTL, address(ip))
 }
 
-fn glue(owner: &Arc<str>, ip: IpAddr) -> Record {
-    Record { owner: Owner::Name(Arc::clone(owner)), ttl: TTL, data: address(ip) }
-}
-
-fn address(ip: IpAddr) -> Data {
-    match ip {
-        IpAddr::V4(ip) => Data::A(ip),
-        IpAddr::V6(ip) => Data::Aaaa(ip),
-    }
-}
-
-/// The DNS name of one instance.
-pub(super) fn instance_name(service: &ServiceName, instance: &Instance, zone: &str) -> Arc<str> {
-    format!("{}.inst.{}", instance.id, service.dns_name(zone)).into()
+/// The DNS name of one instance; `None` where it is too long for one.
+pub(super) fn instance_name(service: &ServiceName, instance: &Instance, zone: &str) -> Option<Name> {
+    wire_name(&format!("{}.inst.{}", instance.id, service.dns_name(zone)))
 }
 
 /// Three numbers and the shortest instance label.

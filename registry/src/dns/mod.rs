@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pillion_dns::{Answer, Code, Question, Reply, Zone};
+use pillion_dns::{Answer, Name, Question, Reply, ResponseCode, Zone, wire_name};
 
 use crate::catalog::World;
 use reverse::Reverse;
@@ -43,8 +43,9 @@ struct Inner {
 struct Apex {
     revision: u64,
     zone: Arc<str>,
-    name_server: Arc<str>,
-    mailbox: Arc<str>,
+    zone_name: Name,
+    name_server: Name,
+    mailbox: Name,
 }
 
 /// Answers given, by response code.
@@ -105,9 +106,9 @@ impl Inner {
     /// Counts the answer on its way out.
     fn count(&self, answer: Answer) -> Answer {
         let counter = match answer.code {
-            Code::NoError => &self.counters.no_error,
-            Code::NoSuchName => &self.counters.no_such_name,
-            Code::Refused => &self.counters.refused,
+            ResponseCode::NoError => &self.counters.no_error,
+            ResponseCode::NXDomain => &self.counters.no_such_name,
+            ResponseCode::Refused => &self.counters.refused,
             _ => &self.counters.server_failure,
         };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -119,11 +120,14 @@ impl Apex {
     fn new(view: &World) -> Self {
         let zone = view.resources.set.mesh().zone;
         let zone = zone.trim_end_matches('.').to_ascii_lowercase();
+        // The zone is checked when the Mesh resource is read.
+        let name = |text: &str| wire_name(text).unwrap_or_default();
         Self {
             revision: view.revision,
             // `all` is reserved as a service and as a namespace: no service can have this name.
-            name_server: format!("{NAME_SERVER}.{zone}").into(),
-            mailbox: format!("hostmaster.{zone}").into(),
+            name_server: name(&format!("{NAME_SERVER}.{zone}")),
+            mailbox: name(&format!("hostmaster.{zone}")),
+            zone_name: name(&zone),
             zone: zone.into(),
         }
     }

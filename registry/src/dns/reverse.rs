@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pillion_dns::Name;
 use tokio::time::Instant;
 
 use super::TTL;
@@ -21,13 +22,13 @@ pub(super) struct Reverse(Mutex<Option<Index>>);
 struct Index {
     revision: u64,
     made: Instant,
-    names: HashMap<IpAddr, Vec<Arc<str>>>,
+    names: HashMap<IpAddr, Vec<Name>>,
 }
 
 /// The outcome of a look into the index.
 pub(super) enum Lookup {
     /// Names of the address; none: not ours.
-    Known(Vec<Arc<str>>),
+    Known(Vec<Name>),
     /// The index must be made first.
     Stale,
 }
@@ -41,7 +42,7 @@ impl Reverse {
     }
 
     /// Makes the index, unless another did meanwhile. Blocks.
-    pub(super) fn rebuild(&self, view: &World, zone: &str, address: IpAddr) -> Vec<Arc<str>> {
+    pub(super) fn rebuild(&self, view: &World, zone: &str, address: IpAddr) -> Vec<Name> {
         let mut held = self.lock();
         match &*held {
             Some(index) if index.serves(view) => index.names_of(address),
@@ -56,12 +57,12 @@ impl Reverse {
 
 impl Index {
     fn new(view: &World, zone: &str) -> Self {
-        let mut names: HashMap<IpAddr, Vec<Arc<str>>> = HashMap::new();
+        let mut names: HashMap<IpAddr, Vec<Name>> = HashMap::new();
         for (service, registered) in &view.catalog.services {
             for instance in registered.instances.values() {
                 let here = names.entry(instance.address.to_canonical()).or_default();
                 if here.len() < NAMES_MAX {
-                    here.push(instance_name(service, instance, zone));
+                    here.extend(instance_name(service, instance, zone));
                 }
             }
         }
@@ -72,7 +73,7 @@ impl Index {
         self.revision == view.revision || self.made.elapsed() < Duration::from_secs(u64::from(TTL))
     }
 
-    fn names_of(&self, address: IpAddr) -> Vec<Arc<str>> {
+    fn names_of(&self, address: IpAddr) -> Vec<Name> {
         self.names.get(&address).cloned().unwrap_or_default()
     }
 }
