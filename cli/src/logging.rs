@@ -8,8 +8,9 @@ use tracing_subscriber::EnvFilter;
 /// How a server logs.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LogArguments {
+    // hickory warns of every malformed message, and anybody can send one.
     /// What to log: `info`, or finer: `warn,pillion_registry=debug`.
-    #[arg(long, env = "PILLION_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long, env = "PILLION_LOG", value_name = "FILTER", default_value = "info,hickory_proto=error")]
     log: String,
     /// How a line of log looks.
     #[arg(long, env = "PILLION_LOG_FORMAT", value_enum, default_value_t)]
