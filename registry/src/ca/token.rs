@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::Clock;
-use crate::store::{Entry, Key, Op, Space, State, Store, StoreError, Transaction};
+use crate::store::{Entry, Key, Op, Position, Space, State, Store, StoreError, Transaction};
 
 /// For whom a token is good.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +116,7 @@ pub struct Tokens {
 /// The tokens as of a revision of the store.
 #[derive(Default)]
 struct Known {
-    revision: u64,
+    at: Position,
     tokens: BTreeMap<String, Token>,
 }
 
@@ -236,7 +236,7 @@ impl Tokens {
 
     /// Follows what other registries on the same store do to tokens, until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
-        let mut watch = self.store.watch(self.lock().revision);
+        let mut watch = self.store.watch(&self.lock().at);
         while let Some(next) = stop.run_until_cancelled(watch.next()).await {
             match next {
                 Ok(commits) => {
@@ -251,7 +251,7 @@ impl Tokens {
                         tracing::warn!(%error, "cannot read the join tokens");
                         tokio::time::sleep(RELOAD_PAUSE).await;
                     }
-                    watch = self.store.watch(self.lock().revision);
+                    watch = self.store.watch(&self.lock().at);
                 }
             }
         }
@@ -260,7 +260,7 @@ impl Tokens {
     async fn reload(&self) -> Result<(), StoreError> {
         let state = self.store.load().await?;
         let mut known = self.lock();
-        if state.revision > known.revision {
+        if state.at.epoch != known.at.epoch || state.at.revision > known.at.revision {
             *known = Known::read(&state);
         }
         Ok(())
@@ -293,7 +293,7 @@ impl Known {
                 Some((id.to_owned(), decode(id, *revision, value)?))
             })
             .collect();
-        Self { revision: state.revision, tokens }
+        Self { at: state.at.clone(), tokens }
     }
 
     fn apply(&mut self, revision: u64, ops: &[Op]) {
@@ -307,7 +307,7 @@ impl Known {
                 None => self.tokens.remove(id),
             };
         }
-        self.revision = self.revision.max(revision);
+        self.at.revision = self.at.revision.max(revision);
     }
 }
 

@@ -120,7 +120,7 @@ impl Catalog {
 
     /// Waits until the view has everything committed so far.
     pub(crate) async fn catch_up(&self) {
-        self.reach(self.store.revision()).await;
+        self.reach(self.store.position().revision).await;
     }
 
     /// The store, for those who keep values of their own in it.
@@ -142,7 +142,7 @@ impl Catalog {
 
     /// Builds the view from the store's commits until `stop`.
     pub async fn follow(&self, stop: CancellationToken) {
-        let mut watch = self.store.watch(self.world.load().revision);
+        let mut watch = self.store.watch(&self.world.load().position());
         while let Some(commits) = stop.run_until_cancelled(watch.next()).await {
             match commits {
                 Ok(commits) => self.apply(&commits),
@@ -150,7 +150,7 @@ impl Catalog {
                     tracing::warn!(%lag, "catalog: loading again");
                     match self.store.load().await {
                         Ok(state) => {
-                            watch = self.store.watch(state.revision);
+                            watch = self.store.watch(&state.at);
                             if let Err(error) = self.replace(&state) {
                                 tracing::error!(%error, "catalog: the view stays as it is");
                             }

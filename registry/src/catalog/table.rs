@@ -53,8 +53,8 @@ impl Table {
                 .put(entry.revision, key, &entry.value)
                 .map_err(|detail| StoreError::Unreadable { key: key.clone(), detail })?;
         }
-        let empty = World { epoch: state.epoch.as_str().into(), ..World::default() };
-        let world = table.build(&empty, state.revision);
+        let empty = World { epoch: Arc::clone(&state.at.epoch), ..World::default() };
+        let world = table.build(&empty, state.at.revision);
         Ok((table, world))
     }
 
@@ -143,7 +143,7 @@ impl Table {
                     _ => {}
                 }
             }
-            Space::Index | Space::Ca | Space::Token => {}
+            Space::Index | Space::Ca | Space::Token | Space::Replica => {}
         }
         Ok(())
     }
@@ -159,7 +159,9 @@ impl Table {
                 let Some(service) = parse_service(&key.name) else { return };
                 self.touch(&service, None, revision);
                 self.indexes_touched = true;
-                if let Some((_, record)) = self.services.remove(&service) {
+                if let Some((_, record)) = self.services.remove(&service)
+                    && self.indexes.get(&record.index) == Some(&service)
+                {
                     self.indexes.remove(&record.index);
                 }
             }
@@ -168,7 +170,7 @@ impl Table {
                     Arc::make_mut(&mut self.resources).remove(&id);
                 }
             }
-            Space::Meta | Space::Index | Space::Ca | Space::Token => {}
+            Space::Meta | Space::Index | Space::Ca | Space::Token | Space::Replica => {}
         }
     }
 

@@ -7,6 +7,7 @@ use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
 
 use crate::resources::Resources;
+use crate::store::Position;
 
 /// Everything the registry knows, as of one revision.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,13 @@ pub struct World {
     pub resources: Arc<Resources>,
     /// The trust domain the authority has issued for since its first start.
     pub trust_domain: Option<Arc<str>>,
+}
+
+impl World {
+    /// When this is of.
+    pub fn position(&self) -> Position {
+        Position { epoch: Arc::clone(&self.epoch), revision: self.revision }
+    }
 }
 
 /// Everything registered, as of one revision.

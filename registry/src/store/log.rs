@@ -1,82 +1,108 @@
 //! The recent commits, for those who follow the store.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::Commit;
+use super::{Commit, Position};
 
 /// Commits kept for followers that lag; whoever lags further loads again.
 const COMMITS_KEPT: usize = 4096;
 
 /// A bounded ring of commits with a bell.
 pub(super) struct Log {
-    ring: Mutex<VecDeque<Arc<Commit>>>,
-    latest: watch::Sender<u64>,
-    /// Commits at or below this revision were never in the ring.
-    start: u64,
+    ring: Mutex<Ring>,
+    latest: watch::Sender<Position>,
+}
+
+struct Ring {
+    commits: VecDeque<Arc<Commit>>,
+    /// Every commit after this one, of this epoch, is in the ring.
+    complete_from: Position,
 }
 
 impl Log {
-    pub(super) fn new(revision: u64) -> Arc<Self> {
-        Arc::new(Self {
-            ring: Mutex::new(VecDeque::new()),
-            latest: watch::Sender::new(revision),
-            start: revision,
-        })
+    pub(super) fn new(at: Position) -> Arc<Self> {
+        let ring = Ring { commits: VecDeque::new(), complete_from: at.clone() };
+        Arc::new(Self { ring: Mutex::new(ring), latest: watch::Sender::new(at) })
     }
 
     /// Adds commits, in order of their revisions, and wakes followers once.
     pub(super) fn append(&self, commits: impl IntoIterator<Item = Arc<Commit>>) {
         let mut last = None;
         {
-            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ring = self.lock();
             for commit in commits {
                 last = Some(commit.revision);
-                ring.push_back(commit);
+                ring.commits.push_back(commit);
             }
-            let excess = ring.len().saturating_sub(COMMITS_KEPT);
-            ring.drain(..excess);
+            while ring.commits.len() > COMMITS_KEPT {
+                if let Some(forgotten) = ring.commits.pop_front() {
+                    ring.complete_from.revision = forgotten.revision;
+                }
+            }
         }
         if let Some(revision) = last {
-            self.latest.send_replace(revision);
+            self.latest.send_modify(|at| at.revision = revision);
         }
     }
 
-    pub(super) fn latest(&self) -> u64 {
-        *self.latest.borrow()
+    /// Nothing was committed up to `revision`.
+    pub(super) fn advance(&self, revision: u64) {
+        self.latest.send_if_modified(|at| {
+            let later = at.revision < revision;
+            at.revision = at.revision.max(revision);
+            later
+        });
     }
 
-    pub(super) fn watch(self: &Arc<Self>, from: u64) -> Watch {
-        Watch { log: Arc::clone(self), bell: self.latest.subscribe(), position: from }
-    }
-
-    fn after(&self, position: u64) -> Result<Vec<Arc<Commit>>, Compacted> {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = ring.front().map_or_else(|| self.latest() + 1, |commit| commit.revision);
-        let complete_from = if ring.len() < COMMITS_KEPT { self.start.min(oldest - 1) } else { oldest - 1 };
-        if position < complete_from {
-            return Err(Compacted { position, oldest: complete_from });
+    /// Another history is followed from here on: every follower has to load again.
+    pub(super) fn reset(&self, at: Position) {
+        {
+            let mut ring = self.lock();
+            ring.commits.clear();
+            ring.complete_from = at.clone();
         }
-        let first = ring.partition_point(|commit| commit.revision <= position);
-        Ok(ring.iter().skip(first).cloned().collect())
+        self.latest.send_replace(at);
+    }
+
+    pub(super) fn latest(&self) -> Position {
+        self.latest.borrow().clone()
+    }
+
+    pub(super) fn watch(self: &Arc<Self>, from: &Position) -> Watch {
+        Watch { log: Arc::clone(self), bell: self.latest.subscribe(), position: from.clone() }
+    }
+
+    fn after(&self, position: &Position) -> Result<Vec<Arc<Commit>>, Compacted> {
+        let ring = self.lock();
+        let oldest = &ring.complete_from;
+        if position.epoch != oldest.epoch || position.revision < oldest.revision {
+            return Err(Compacted { position: position.clone(), oldest: oldest.clone() });
+        }
+        let first = ring.commits.partition_point(|commit| commit.revision <= position.revision);
+        Ok(ring.commits.iter().skip(first).cloned().collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A follower's position in the store's history.
 pub struct Watch {
     log: Arc<Log>,
-    bell: watch::Receiver<u64>,
-    position: u64,
+    bell: watch::Receiver<Position>,
+    position: Position,
 }
 
-/// The follower lags behind what is kept: it must load again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("revision {position} is no longer kept; the oldest position to follow from is {oldest}")]
+/// The follower lags behind what is kept, or has followed another history: it must load again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("position {position} is no longer kept; the oldest one to follow from is {oldest}")]
 pub struct Compacted {
-    position: u64,
-    oldest: u64,
+    position: Position,
+    oldest: Position,
 }
 
 impl Watch {
@@ -88,9 +114,9 @@ impl Watch {
     pub async fn next(&mut self) -> Result<Vec<Arc<Commit>>, Compacted> {
         loop {
             self.bell.borrow_and_update();
-            let commits = self.log.after(self.position)?;
+            let commits = self.log.after(&self.position)?;
             if let Some(last) = commits.last() {
-                self.position = last.revision;
+                self.position.revision = last.revision;
                 return Ok(commits);
             }
             if self.bell.changed().await.is_err() {

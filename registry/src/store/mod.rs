@@ -1,8 +1,8 @@
 //! What must survive a restart: resources, instances, indexes, the authority's material, tokens.
 //!
-//! A store is a map of small values with one revision that rises by one per committed transaction.
-//! Three operations: [`Store::load`], [`Store::commit`], [`Store::watch`]. Beats never come here.
-//! One engine so far: [`redb`], a single file in the data directory.
+//! A store is a map of small values with one revision that rises with every committed transaction;
+//! gaps mean nothing. Three operations: [`Store::load`], [`Store::commit`], [`Store::watch`]. Beats
+//! never come here. Every engine passes one suite of tests, `conformance`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,12 +13,20 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+#[cfg(test)]
+mod conformance;
+mod engine;
+pub mod etcd;
 mod log;
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod redb;
+pub mod snapshot;
 
 #[cfg(test)]
 mod tests;
 
+pub use engine::{Engine, EngineError, EngineTls, EngineTlsError};
 pub use log::{Compacted, Watch};
 
 /// A durable map with revisions.
@@ -31,18 +39,45 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`] if the store cannot be read or is damaged.
     async fn load(&self) -> Result<State, StoreError>;
 
-    /// Applies all of a transaction or nothing, durably, and returns its revision.
+    /// Applies all of a transaction or nothing, durably, and returns its revision. Of several writes
+    /// to one key the last one stands.
     ///
     /// # Errors
     ///
     /// [`StoreError::Conflict`] if a precondition does not hold: nothing was changed.
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError>;
 
-    /// The last committed revision.
-    fn revision(&self) -> u64;
+    /// The last revision that followers can have seen. After a [`StoreError::Conflict`] it includes
+    /// what was in conflict.
+    fn position(&self) -> Position;
 
-    /// Follows the commits after revision `from`, each once and in order.
-    fn watch(&self, from: u64) -> Watch;
+    /// Follows the commits after `from`, each once and in order.
+    fn watch(&self, from: &Position) -> Watch;
+
+    /// The name of this process among those that share the store; empty if nobody shares it.
+    fn replica(&self) -> &str {
+        ""
+    }
+
+    /// Why nothing can be written at the moment, as far as is known.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+}
+
+/// A moment of a store's history.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Random name of the history: revisions of different epochs cannot be compared.
+    pub epoch: Arc<str>,
+    /// The last committed transaction.
+    pub revision: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.revision)
+    }
 }
 
 /// Families of keys.
@@ -62,11 +97,21 @@ pub enum Space {
     Token,
     /// Single values of the registry itself.
     Meta,
+    /// The registries that share the store, each for as long as it is there: `<id>`.
+    Replica,
 }
 
 impl Space {
-    const ALL: [Self; 7] =
-        [Self::Resource, Self::Service, Self::Index, Self::Instance, Self::Ca, Self::Token, Self::Meta];
+    const ALL: [Self; 8] = [
+        Self::Resource,
+        Self::Service,
+        Self::Index,
+        Self::Instance,
+        Self::Ca,
+        Self::Token,
+        Self::Meta,
+        Self::Replica,
+    ];
 
     /// The word in front of the key.
     pub fn as_str(self) -> &'static str {
@@ -78,6 +123,7 @@ impl Space {
             Self::Ca => "ca",
             Self::Token => "token",
             Self::Meta => "meta",
+            Self::Replica => "replica",
         }
     }
 }
@@ -132,10 +178,8 @@ pub struct Entry {
 /// Everything in the store as of one revision.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// Random name of this history: revisions of different epochs cannot be compared.
-    pub epoch: String,
-    /// The last committed transaction.
-    pub revision: u64,
+    /// When.
+    pub at: Position,
     /// All keys.
     pub entries: BTreeMap<Key, Entry>,
 }
@@ -278,9 +322,20 @@ pub enum StoreError {
         /// Why it failed.
         source: Arc<std::io::Error>,
     },
-    /// The store cannot write any more, or has been closed.
+    /// The transaction is larger than the store takes; nothing was changed.
+    #[error("the change is too large for the store: {0}")]
+    TooLarge(String),
+    /// The store cannot write now, or has been closed. Whether the transaction was carried out may be
+    /// unknown.
     #[error("the store does not accept writes: {0}")]
     Unavailable(String),
+}
+
+/// A name for a history that no other has.
+fn random_epoch() -> Result<String, aws_lc_rs::error::Unspecified> {
+    let mut bytes = [0; 6];
+    aws_lc_rs::rand::fill(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn at(revision: Option<u64>) -> String {

@@ -19,7 +19,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::log::{Log, Watch};
-use super::{Commit, Entry, Key, Op, Precondition, State, Store, StoreError, Transaction};
+use super::{
+    Commit, Entry, Key, Op, Position, Precondition, State, Store, StoreError, Transaction, random_epoch,
+};
 
 /// The store's file in the data directory.
 pub const FILE_NAME: &str = "registry.redb";
@@ -40,7 +42,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 pub struct RedbStore {
     database: Arc<Database>,
     path: Arc<Path>,
-    epoch: String,
+    epoch: Arc<str>,
     log: Arc<Log>,
     queue: Option<mpsc::Sender<Queued>>,
     writer: Option<JoinHandle<()>>,
@@ -71,7 +73,8 @@ impl RedbStore {
         let database = guarded(&path, || open_checked(&path))?;
         let (epoch, revision) = guarded(&path, || read_meta(&database, &path))?;
         let database = Arc::new(database);
-        let log = Log::new(revision);
+        let epoch: Arc<str> = epoch.into();
+        let log = Log::new(Position { epoch: Arc::clone(&epoch), revision });
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let writer = Writer {
             database: Arc::clone(&database),
@@ -102,7 +105,7 @@ impl Drop for RedbStore {
 impl Store for RedbStore {
     async fn load(&self) -> Result<State, StoreError> {
         let (database, path, epoch) =
-            (Arc::clone(&self.database), Arc::clone(&self.path), self.epoch.clone());
+            (Arc::clone(&self.database), Arc::clone(&self.path), Arc::clone(&self.epoch));
         let load = move || guarded(&path, || read_all(&database, &path, epoch));
         tokio::task::spawn_blocking(load)
             .await
@@ -117,11 +120,11 @@ impl Store for RedbStore {
         answer.await.map_err(|_| closed())?
     }
 
-    fn revision(&self) -> u64 {
+    fn position(&self) -> Position {
         self.log.latest()
     }
 
-    fn watch(&self, from: u64) -> Watch {
+    fn watch(&self, from: &Position) -> Watch {
         self.log.watch(from)
     }
 }
@@ -322,7 +325,7 @@ fn read_meta(database: &Database, path: &Path) -> Result<(String, u64), StoreErr
     Ok((epoch.map_err(|_| corrupted(path, format_args!("`epoch` is not text")))?, number("revision")?))
 }
 
-fn read_all(database: &Database, path: &Path, epoch: String) -> Result<State, StoreError> {
+fn read_all(database: &Database, path: &Path, epoch: Arc<str>) -> Result<State, StoreError> {
     let read = database.begin_read().map_err(|error| unavailable(path, &error))?;
     let meta = read.open_table(META).map_err(|error| table(path, error))?;
     let sealed = meta
@@ -341,7 +344,7 @@ fn read_all(database: &Database, path: &Path, epoch: String) -> Result<State, St
         let parsed: Key = key.value().parse().map_err(|error| corrupted(path, format_args!("{error}")))?;
         entries.insert(parsed, Entry { revision, value: Bytes::copy_from_slice(value) });
     }
-    Ok(State { epoch, revision, entries })
+    Ok(State { at: Position { epoch, revision }, entries })
 }
 
 /// Takes the directory for this process; the kernel lets go of it when the process ends.
@@ -389,12 +392,6 @@ fn restrict(path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .map_err(|error| io("restrict the permissions of", path, error))
-}
-
-fn random_epoch() -> Result<String, aws_lc_rs::error::Unspecified> {
-    let mut bytes = [0; 6];
-    aws_lc_rs::rand::fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// redb asserts some of what it reads: a panic while reading a file is damage too.

@@ -1,99 +1,48 @@
-//! What every engine must do, and what damage to the file looks like.
+//! The suite on the engines that need no other process; the embedded engine's file, and what damage
+//! to it looks like.
 
 use std::path::Path;
 
+use super::conformance::put;
+use super::memory::MemoryStore;
 use super::redb::{FILE_NAME, RedbStore};
 use super::*;
 
-fn key(name: &str) -> Key {
-    Key::new(Space::Token, name)
+mod on_redb {
+    use super::*;
+
+    async fn fresh() -> (Arc<RedbStore>, tempfile::TempDir) {
+        let directory = tempfile::tempdir().expect("tempdir");
+        (Arc::new(RedbStore::open(directory.path()).expect("opens")), directory)
+    }
+
+    conformance::suite!(fresh);
 }
 
-fn put(name: &str, value: &str) -> Transaction {
-    Transaction { preconditions: Vec::new(), ops: vec![Op::put(key(name), value.to_owned())] }
-}
+mod in_memory {
+    use super::*;
 
-async fn value(store: &RedbStore, name: &str) -> Option<(u64, Bytes)> {
-    let state = store.load().await.expect("loads");
-    state.entries.get(&key(name)).map(|entry| (entry.revision, entry.value.clone()))
+    async fn fresh() -> (Arc<MemoryStore>, ()) {
+        (Arc::new(MemoryStore::new("memory")), ())
+    }
+
+    conformance::suite!(fresh);
 }
 
 #[tokio::test]
-async fn commits_rise_by_one_and_survive_reopening() {
+async fn the_embedded_engine_counts_by_one_and_keeps_its_history_when_reopened() {
     let directory = tempfile::tempdir().expect("tempdir");
     let epoch = {
         let store = RedbStore::open(directory.path()).expect("opens");
         assert_eq!(store.commit(put("a", "1")).await.expect("commits"), 1);
         assert_eq!(store.commit(put("b", "2")).await.expect("commits"), 2);
-        assert_eq!(store.commit(Transaction::default()).await.expect("nothing to do"), 2);
-        let mut delete = Transaction::default();
-        delete.push(Op::delete(key("a"))).require(key("a"), Some(1));
-        assert_eq!(store.commit(delete).await.expect("commits"), 3);
-        store.load().await.expect("loads").epoch
+        store.load().await.expect("loads").at.epoch
     };
     let store = RedbStore::open(directory.path()).expect("opens again");
     let state = store.load().await.expect("loads");
-    assert_eq!((&state.epoch, state.revision), (&epoch, 3));
+    assert_eq!(state.at, Position { epoch, revision: 2 });
     let kept: Vec<_> = state.space(Space::Token).map(|(name, entry)| (name, entry.revision)).collect();
-    assert_eq!(kept, [("b", 2)]);
-}
-
-#[tokio::test]
-async fn a_transaction_whose_precondition_fails_changes_nothing() {
-    let directory = tempfile::tempdir().expect("tempdir");
-    let store = RedbStore::open(directory.path()).expect("opens");
-    store.commit(put("a", "1")).await.expect("commits");
-    for wanted in [None, Some(7)] {
-        let mut transaction = put("b", "2");
-        transaction.require(key("a"), wanted);
-        let error = store.commit(transaction).await.expect_err("conflicts");
-        assert!(matches!(error, StoreError::Conflict { found: Some(1), .. }), "{error}");
-    }
-    assert_eq!(value(&store, "b").await, None);
-}
-
-#[tokio::test]
-async fn of_many_that_want_a_key_absent_exactly_one_wins() {
-    let directory = tempfile::tempdir().expect("tempdir");
-    let store = Arc::new(RedbStore::open(directory.path()).expect("opens"));
-    let attempts = (0..100).map(|n| {
-        let store = Arc::clone(&store);
-        async move {
-            let mut transaction = put("a", &n.to_string());
-            transaction.require(key("a"), None);
-            store.commit(transaction).await
-        }
-    });
-    let results = futures_util::future::join_all(attempts).await;
-    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
-    assert_eq!(store.load().await.expect("loads").revision, 1);
-}
-
-#[tokio::test]
-async fn followers_see_every_commit_once_and_in_order() {
-    let directory = tempfile::tempdir().expect("tempdir");
-    let store = RedbStore::open(directory.path()).expect("opens");
-    store.commit(put("before", "")).await.expect("commits");
-    let mut watch = store.watch(1);
-    let writes = (0..300).map(|n| store.commit(put(&n.to_string(), "x")));
-    futures_util::future::join_all(writes).await;
-    let mut seen = Vec::new();
-    while seen.len() < 300 {
-        seen.extend(watch.next().await.expect("kept").iter().map(|commit| commit.revision));
-    }
-    assert_eq!(seen, (2..=301).collect::<Vec<_>>());
-}
-
-#[tokio::test]
-async fn a_follower_that_lags_too_far_is_told_to_load_again() {
-    let directory = tempfile::tempdir().expect("tempdir");
-    let store = RedbStore::open(directory.path()).expect("opens");
-    let mut watch = store.watch(0);
-    for _ in 0..10 {
-        futures_util::future::join_all((0..500).map(|_| store.commit(put("a", "x")))).await;
-    }
-    watch.next().await.expect_err("compacted");
-    assert!(store.watch(4_990).next().await.is_ok());
+    assert_eq!(kept, [("a", 1), ("b", 2)]);
 }
 
 #[tokio::test]
@@ -109,7 +58,7 @@ async fn what_was_acknowledged_is_there_when_the_process_is_killed() {
         std::fs::copy(directory.path().join(FILE_NAME), killed.path().join(FILE_NAME)).expect("copies");
         let after = RedbStore::open(killed.path()).expect("opens after the kill");
         let state = after.load().await.expect("loads");
-        assert_eq!((state.revision, state.entries.len() as u64), (round * 10, round * 10));
+        assert_eq!((state.at.revision, state.entries.len() as u64), (round * 10, round * 10));
     }
 }
 
