@@ -1,12 +1,29 @@
-//! Generates Rust from Pillion's own protos, without protoc.
+//! Generates Rust from Pillion's own protos and from etcd's, without protoc.
 
 use std::path::Path;
 
 use anyhow::Context;
 
-/// Compiles `xds/proto` and writes `xds/src/generated/pillion.mesh.v1.rs`.
+/// Writes `xds/src/generated/pillion.mesh.v1.rs` and `registry/src/store/etcd/generated/etcdserverpb.rs`.
 pub(crate) fn run() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
+    mesh(root)?;
+    etcd(root)
+}
+
+/// What the store says to etcd: a client only.
+fn etcd(root: &Path) -> anyhow::Result<()> {
+    let files = protox::compile(["etcd/rpc.proto"], [root.join("registry/proto")])?;
+    let mut config = tonic_prost_build::Config::new();
+    config.bytes(["."]);
+    tonic_prost_build::configure()
+        .build_server(false)
+        .out_dir(root.join("registry/src/store/etcd/generated"))
+        .compile_fds_with_config(files, config)
+        .context("generate code from registry/proto")
+}
+
+fn mesh(root: &Path) -> anyhow::Result<()> {
     let files = protox::compile(["pillion/mesh/v1/mesh.proto"], [root.join("xds/proto")])?;
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();

