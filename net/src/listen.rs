@@ -194,9 +194,51 @@ fn holder(port: u16, tables: &[&str]) -> Option<String> {
     None
 }
 
+/// The addresses of this network namespace on whose TCP `port` somebody listens, as far as `/proc`
+/// tells. The cost grows with the number of sockets.
+pub fn listening_addresses(port: u16) -> Vec<IpAddr> {
+    ["tcp", "tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(format!("/proc/net/{table}")).ok())
+        .flat_map(|text| listening_in(&text, port))
+        .collect()
+}
+
+/// Local addresses of the rows of a `/proc/net` table that listen on `port`.
+fn listening_in(table: &str, port: u16) -> Vec<IpAddr> {
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace().skip(1);
+            let (address, local_port) = fields.next()?.split_once(':')?;
+            let here = fields.nth(1)? == LISTEN && u16::from_str_radix(local_port, 16) == Ok(port);
+            here.then(|| kernel_address(address)).flatten()
+        })
+        .collect()
+}
+
+/// An address as the kernel prints it: words of 32 bits in network order, read as native numbers.
+fn kernel_address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    match hex.len() {
+        8 => Some(IpAddr::from(word(0)?)),
+        32 => {
+            let mut octets = [0; 16];
+            for (index, part) in octets.chunks_exact_mut(4).enumerate() {
+                part.copy_from_slice(&word(index * 8)?);
+            }
+            Some(IpAddr::from(octets).to_canonical())
+        }
+        _ => None,
+    }
+}
+
+/// The state of a listening TCP socket in `/proc/net/tcp`.
+const LISTEN: &str = "0A";
+
 /// Inodes of the sockets in a `/proc/net` table that listen on (TCP) or are bound to (UDP) `port`.
 fn listening_inodes(table: &str, port: u16) -> Vec<String> {
-    const LISTEN: &str = "0A";
     const UNCONNECTED: &str = "07";
     let suffix = format!(":{port:04X}");
     table
@@ -259,6 +301,19 @@ mod tests {
         drop(udp);
         let error = bind_udp_and_tcp("dns", address).expect_err("TCP is taken").to_string();
         assert!(error.starts_with(&format!("dns: {address} is taken by ")), "{error}");
+    }
+
+    #[test]
+    fn who_listens_where_is_seen() {
+        for address in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
+            let listener = std::net::TcpListener::bind(address).expect(address);
+            let bound = listener.local_addr().expect("bound");
+            let _connected = std::net::TcpStream::connect(bound).expect("accepted by the kernel");
+            assert_eq!(listening_addresses(bound.port()), [bound.ip()], "{address}");
+        }
+        let free =
+            bind_tcp("any", loopback(), Reuse::Exclusive).expect("a port").local_addr().expect("bound");
+        assert_eq!(listening_addresses(free.port()), Vec::<IpAddr>::new());
     }
 
     #[test]

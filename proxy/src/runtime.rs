@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::Writers;
 use crate::admin::{Admin, AdminOptions, View};
 use crate::metrics::{Scrape, Shard, Symbols};
-use crate::outbound::{OutboundOptions, by_host, vip_listeners};
+use crate::outbound::{OutboundOptions, VIP_PREFIX, by_host, vip_listener, vip_listeners};
 use crate::snapshot::{Compiler, Rejected, Snapshot};
 use crate::upstream::Clusters;
 use crate::worker::{self, Command, OpenConnections, Shared, Start};
@@ -182,7 +182,22 @@ impl Runtime {
                 || !publishing.bound.contains_key(&listener.name);
             publishing.local.insert(listener.name.clone(), listener);
         }
-        if changed { self.apply(&mut publishing) } else { Published::default() }
+        if !changed {
+            return Published::default();
+        }
+        let published = self.apply(&mut publishing);
+        // Or every publication would try and report them again.
+        for rejected in &published.rejected {
+            if rejected.name.starts_with(VIP_PREFIX) && !publishing.bound.contains_key(&rejected.name) {
+                publishing.local.remove(&rejected.name);
+            }
+        }
+        published
+    }
+
+    /// Whether a port of a virtual address accepts.
+    pub(crate) fn has_vip(&self, address: IpAddr, port: u16) -> bool {
+        self.bound(&vip_listener(SocketAddr::new(address, port))).is_some()
     }
 
     fn apply(&self, publishing: &mut Publishing) -> Published {

@@ -8,7 +8,7 @@ mod pages;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
@@ -32,6 +32,9 @@ pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 /// Gives the secrets of the moment.
 pub type CurrentSecrets = Arc<dyn Fn() -> Option<Arc<dyn Secrets>> + Send + Sync>;
 
+/// Gives what `/names` shows.
+pub type ShowNames = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
 /// What is served where.
 #[derive(Clone, Default)]
 pub struct AdminOptions {
@@ -49,6 +52,8 @@ pub struct AdminOptions {
     pub set_log_filter: Option<SetLogFilter>,
     /// What `/certs` shows.
     pub secrets: Option<CurrentSecrets>,
+    /// What `/names` shows, once there are any.
+    pub names: Arc<OnceLock<ShowNames>>,
 }
 
 /// What pages read of the data plane.

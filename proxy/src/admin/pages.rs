@@ -33,6 +33,7 @@ pub(super) fn answer(state: &State, pages: Pages, request: &Request<Incoming>) -
         (Pages::All, &Method::GET, "/config_dump") => page("application/json", config_dump(state)),
         (Pages::All, &Method::GET, "/clusters") => page("text/plain", clusters(state)),
         (Pages::All, &Method::GET, "/certs") => page("application/json", certs(state)),
+        (Pages::All, &Method::GET, "/names") => page("application/json", names(state)),
         (Pages::All, &Method::POST, "/drain") => {
             state.options.drain.cancel();
             text(StatusCode::OK, "draining\n")
@@ -55,6 +56,7 @@ pub(super) fn waits(pages: Pages, request: &Request<Incoming>) -> bool {
 const INDEX: &str = "\
 /config_dump        the running configuration
 /clusters           endpoints with their health and counters
+/names              services by name, their virtual addresses, and why one has none
 /certs              the proxy's certificate and roots
 /ready              200 when ready
 /live               200 while the process lives
@@ -199,6 +201,11 @@ fn clusters(state: &State) -> String {
         }
     }
     out
+}
+
+fn names(state: &State) -> String {
+    let names = state.options.names.get().map_or_else(|| json!([]), |show| show());
+    serde_json::to_string_pretty(&json!({ "services": names })).unwrap_or_default()
 }
 
 fn certs(state: &State) -> String {

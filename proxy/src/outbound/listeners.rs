@@ -29,10 +29,18 @@ pub(crate) fn vip_listeners(
         .iter()
         .map(|port| {
             let address = SocketAddr::new(address, port.port);
-            listener(format!("vip|{address}"), address, terminal(port, options))
+            listener(vip_listener(address), address, terminal(port, options))
         })
         .collect()
 }
+
+/// The name of the listener at a port of a virtual address.
+pub(crate) fn vip_listener(address: SocketAddr) -> String {
+    format!("{VIP_PREFIX}{address}")
+}
+
+/// What the names of these listeners begin with.
+pub(crate) const VIP_PREFIX: &str = "vip|";
 
 fn terminal(port: &MeshPort, options: &OutboundOptions) -> Terminal {
     if port.protocol.is_http() {

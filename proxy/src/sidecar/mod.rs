@@ -7,17 +7,19 @@
 
 mod identity;
 mod names;
+mod on_demand;
 mod options;
 mod probe;
 mod registration;
 mod state;
 mod vip;
+mod vips;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use pillion_model::health::{Probe, Reported};
@@ -40,12 +42,14 @@ use tracing::warn;
 
 pub use self::identity::IdentityFailure;
 use self::identity::{Keeper, chain, registry_dialer};
-use self::names::{AskControl, LocalZone, Names, Vips};
+use self::names::{LocalZone, Names};
+use self::on_demand::AskControl;
 pub use self::options::{Advertise, Options};
 use self::registration::{Leave, Registration};
 use self::state::StateDir;
 pub use self::state::StateError;
 use self::vip::Slot;
+use self::vips::Vips;
 use crate::admin::{Admin, AdminOptions};
 use crate::control::{self, Control};
 use crate::outbound::OutboundOptions;
@@ -131,7 +135,7 @@ impl Sidecar {
         let dns = udp.local_addr().map_err(|error| StartError::Bind(format!("local DNS: {error}")))?;
         let (publisher, identity) = pillion_net::identity::channel();
         let (drain, drained) = (CancellationToken::new(), CancellationToken::new());
-        let secrets = identity.clone();
+        let (secrets, shown_names) = (identity.clone(), Arc::<OnceLock<_>>::default());
         let admin = runtime.serve_admin(AdminOptions {
             admin: Some(options.admin),
             metrics: Some(options.metrics),
@@ -139,6 +143,7 @@ impl Sidecar {
             drain: drain.clone(),
             drained: drained.clone(),
             set_log_filter: options.set_log_filter.clone(),
+            names: Arc::clone(&shown_names),
             secrets: Some(Arc::new(move || secrets.current().map(|identity| identity as Arc<dyn Secrets>))),
         })?;
 
@@ -166,14 +171,11 @@ impl Sidecar {
         let names = Arc::new(Names {
             zone,
             control: control.clone(),
-            vips: Vips {
-                runtime: Arc::clone(&runtime),
-                slot,
-                own_ports: options.ports.values().map(|port| Options::app_address(port).port()).collect(),
-                reported: Mutex::default(),
-            },
+            vips: Vips::new(Arc::clone(&runtime), slot, options.ports.values().map(Options::app_address)),
             forwarder: names::forwarder(dns),
         });
+        let shown = Arc::clone(&names);
+        shown_names.get_or_init(|| Arc::new(move || shown.vips.show()));
         let outbound = open_outbound(&runtime, &options, &control)?;
         let (udp, tcp) = (to_tokio(udp.try_into())?, to_tokio(tcp.try_into())?);
         let (dns_zone, dns_stop) = (Arc::new(LocalZone::new(Arc::clone(&names))), stop.clone());
@@ -204,7 +206,12 @@ impl Sidecar {
         };
         let control_status = control.status();
         tasks.spawn(publish.run(control, identity, first_configuration, stop.clone()));
-        let supervise = Supervise { status: status.clone(), state: state.clone(), control: control_status };
+        let supervise = Supervise {
+            status: status.clone(),
+            state: state.clone(),
+            control: control_status,
+            accepts: Arc::clone(&republish),
+        };
         tasks.spawn(supervise.run(options.clone(), registered, stop.clone()));
         let address = |address: Option<SocketAddr>| address.unwrap_or(inbound);
         let (admin_address, metrics) = (address(admin.admin), address(admin.metrics));
@@ -465,11 +472,13 @@ struct Supervise {
     status: watch::Receiver<registration::Status>,
     state: watch::Sender<registration::State>,
     control: watch::Receiver<control::Status>,
+    /// Told when the application accepts: virtual addresses may share its ports then.
+    accepts: Arc<Notify>,
 }
 
 impl Supervise {
     async fn run(self, options: Options, registered: ReadyGuard, stop: CancellationToken) {
-        let Self { mut status, state, mut control } = self;
+        let Self { mut status, state, mut control, accepts: told } = self;
         let mut registered = Some(registered);
         let apps: BTreeMap<String, SocketAddr> =
             options.ports.iter().map(|(name, port)| (name.clone(), Options::app_address(port))).collect();
@@ -497,7 +506,10 @@ impl Supervise {
                     () = stop.cancelled() => return,
                     changed = status.changed() => if changed.is_err() { return },
                     changed = results.changed() => if changed.is_err() { return },
-                    () = &mut accepting, if !accepts => accepts = true,
+                    () = &mut accepting, if !accepts => {
+                        accepts = true;
+                        told.notify_one();
+                    }
                     // The registry is away, and the last configuration serves: that is ready enough.
                     Ok(_) = control.wait_for(serves_from_disk), if registered.is_some() => {
                         registered.take();

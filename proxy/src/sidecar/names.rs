@@ -1,9 +1,8 @@
 //! Names, as the application sees them: virtual addresses by DNS, and services on demand.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pillion_dns::forward::Forwarder;
@@ -12,12 +11,9 @@ use pillion_dns::{
     Soa, Zone, address, wire_name,
 };
 use pillion_model::mesh::{MeshService, Resources};
-use tracing::warn;
 
-use super::vip::Slot;
+use super::vips::{Vip, Vips};
 use crate::control::{Control, Lookup};
-use crate::outbound::OnDemand;
-use crate::runtime::Runtime;
 
 /// Answers the application's questions.
 pub(super) struct LocalZone(Arc<Names>);
@@ -28,38 +24,6 @@ pub(super) struct Names {
     pub(super) control: Control,
     pub(super) vips: Vips,
     pub(super) forwarder: Forwarder,
-}
-
-/// Opens virtual addresses.
-pub(super) struct Vips {
-    pub(super) runtime: Arc<Runtime>,
-    /// `None`: no range was left; names have no address then.
-    pub(super) slot: Option<Slot>,
-    /// Never bound: the application's own bind of every address would fail.
-    pub(super) own_ports: BTreeSet<u16>,
-    /// Ports already complained about.
-    pub(super) reported: Mutex<BTreeSet<String>>,
-}
-
-impl Vips {
-    /// The service's virtual address, with its ports accepting.
-    pub(super) fn open(&self, service: &MeshService) -> Option<Ipv4Addr> {
-        let slot = self.slot.as_ref()?;
-        if service.index == 0 {
-            return None; // the registry has not given it one yet
-        }
-        let address = slot.address(service.index);
-        let mut open = service.clone();
-        open.ports.retain(|port| !self.own_ports.contains(&port.port));
-        for rejected in self.runtime.open_vip(address.into(), &open).rejected {
-            let key = format!("{} {}", rejected.name, rejected.reason);
-            let fresh = self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
-            if fresh {
-                warn!(service = %service.service, listener = rejected.name, reason = rejected.reason, "a virtual address cannot be used; the outbound port can");
-            }
-        }
-        Some(address)
-    }
 }
 
 impl LocalZone {
@@ -100,7 +64,7 @@ impl Zone for LocalZone {
 enum Found {
     Answer(Answer),
     NoSuchName,
-    /// The registry does not say.
+    /// The registry does not say, or the address would lead elsewhere.
     Unknown,
 }
 
@@ -127,7 +91,11 @@ impl Names {
                 Found::Answer(self.records(TTL_INSTANCE, instances(&resources, &service, kind)))
             }
             None => {
-                let vip = self.vips.open(&service);
+                let vip = match self.vips.open(&service) {
+                    Vip::Open(vip) => Some(vip),
+                    Vip::None => None,
+                    Vip::Refused => return Found::Unknown,
+                };
                 let a = vip.filter(|_| matches!(kind, RecordType::A | RecordType::ANY));
                 Found::Answer(self.records(TTL_VIP, a.map(|vip| address(vip.into())).into_iter().collect()))
             }
@@ -144,7 +112,7 @@ impl Names {
         let Some(target) = wire_name(name) else { return Found::NoSuchName };
         let srv = RData::SRV(SRV::new(0, 100, port.port, target.clone()));
         let mut answer = self.records(TTL_VIP, vec![srv]);
-        if let Some(vip) = self.vips.open(service) {
+        if let Vip::Open(vip) = self.vips.open(service) {
             answer.additional.push(Record::from_rdata(target, TTL_VIP, address(vip.into())));
         }
         Found::Answer(answer)
@@ -152,8 +120,7 @@ impl Names {
 
     /// `None`: not a virtual address.
     fn reverse(&self, address: IpAddr) -> Option<Reply> {
-        let slot = self.vips.slot.as_ref()?;
-        let index = slot.index(address)?;
+        let index = self.vips.index(address)?;
         let resources = self.control.resources().borrow().clone();
         let service = resources.services.values().find(|service| service.index == index);
         let name = service.and_then(|service| wire_name(service.names.first()?));
@@ -249,27 +216,6 @@ fn instances(resources: &Resources, service: &MeshService, kind: RecordType) -> 
         kind => kind == RecordType::ANY,
     };
     addresses.into_iter().filter(wanted).map(address).collect()
-}
-
-/// The outbound side asks here for names it does not know.
-pub(super) struct AskControl(pub(super) Control);
-
-impl OnDemand for AskControl {
-    fn lookup<'a>(
-        &'a self,
-        host: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Option<Arc<MeshService>>> + Send + 'a>> {
-        Box::pin(async move {
-            match self.0.lookup(host).await {
-                Lookup::Service(service) => Some(service),
-                Lookup::NxDomain | Lookup::Timeout => None,
-            }
-        })
-    }
-
-    fn touch(&self, host: &str) {
-        self.0.touch(host);
-    }
 }
 
 /// The resolvers of this machine, without the sidecar itself.
