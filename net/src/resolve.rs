@@ -138,7 +138,17 @@ impl Resolver {
         };
         match resolver.lookup_ip(host).await {
             Ok(found) => Ok(found.iter().collect()),
-            Err(error) => Err(ResolveError::Lookup { host: host.to_owned(), reason: error.to_string() }),
+            Err(error) => {
+                // The resolver's own text for these shows its structures.
+                let reason = if error.is_nx_domain() {
+                    "there is no such name".to_owned()
+                } else if error.is_no_records_found() {
+                    "the name has no address".to_owned()
+                } else {
+                    error.to_string()
+                };
+                Err(ResolveError::Lookup { host: host.to_owned(), reason })
+            }
         }
     }
 

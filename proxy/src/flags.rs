@@ -50,6 +50,8 @@ flags! {
     NO_CLUSTER = 22, "NC";
     /// The connection lived as long as it may.
     DURATION_TIMEOUT = 24, "DT";
+    /// A name could not be resolved.
+    DNS_RESOLUTION_FAILURE = 26, "DF";
 }
 
 impl Flags {

@@ -28,7 +28,7 @@ mod static_mode;
 pub mod upstream;
 mod worker;
 
-pub use outbound::{Egress, OnDemand, OutboundOptions};
+pub use outbound::{Egress, Found, OnDemand, OutboundOptions};
 pub use runtime::{Options, Published, Runtime, StartError};
 pub use snapshot::Rejected;
 pub use static_mode::{StaticError, StaticProxy, static_mode};

@@ -62,8 +62,14 @@ pub(crate) enum Cause {
     RequestTimeout,
     /// A destination the egress policy does not allow.
     EgressDenied(String),
-    /// A destination that could not be resolved or reached.
+    /// A destination outside the mesh that could not be reached.
     EgressFailed(String),
+    /// A destination outside the mesh whose name has no address.
+    EgressUnresolved(String),
+    /// A name of the mesh's zone that no service has, or a port that the service does not have.
+    NoService(String),
+    /// The mesh has not said yet whether a service has this name.
+    NameUnanswered(String),
 }
 
 /// A reply, described.
@@ -226,6 +232,21 @@ impl From<Cause> for LocalReply {
             Cause::EgressFailed(reason) => {
                 Self::new(S::BAD_GATEWAY, reason, Flags::UPSTREAM_CONNECTION_FAILURE, "egress_failed")
             }
+            Cause::EgressUnresolved(reason) => Self::new(
+                S::SERVICE_UNAVAILABLE,
+                reason,
+                Flags::DNS_RESOLUTION_FAILURE,
+                "dns_resolution_failure",
+            ),
+            Cause::NoService(reason) => {
+                Self::new(S::NOT_FOUND, reason, Flags::NO_ROUTE, "mesh_service_not_found")
+            }
+            Cause::NameUnanswered(reason) => Self::new(
+                S::SERVICE_UNAVAILABLE,
+                reason,
+                Flags::DNS_RESOLUTION_FAILURE,
+                "mesh_name_not_answered",
+            ),
         }
     }
 }
@@ -438,6 +459,11 @@ mod tests {
                 14,
             ),
             (Cause::RequestTimeout, 408, "request timeout".into(), "-", "request_overall_timeout", 2),
+            (Cause::EgressDenied("a".into()), 502, "a".into(), "NR", "egress_denied", 14),
+            (Cause::EgressFailed("b".into()), 502, "b".into(), "UF", "egress_failed", 14),
+            (Cause::EgressUnresolved("c".into()), 503, "c".into(), "DF", "dns_resolution_failure", 14),
+            (Cause::NoService("d".into()), 404, "d".into(), "NR", "mesh_service_not_found", 12),
+            (Cause::NameUnanswered("e".into()), 503, "e".into(), "DF", "mesh_name_not_answered", 14),
         ] {
             let reply = LocalReply::from(cause.clone());
             assert_eq!(reply.status.as_u16(), status, "{cause:?}");

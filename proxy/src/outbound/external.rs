@@ -28,7 +28,7 @@ pub(crate) async fn run(x: &mut Exchange, target: &Target) -> Step<Response<Body
     let shared = Arc::clone(x.connection.worker.shared());
     let stream = match timeout(CONNECT_TIMEOUT, connect(&shared.clusters, target)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(reason)) => return Err(Cause::EgressFailed(reason).into()),
+        Ok(Err(cause)) => return Err(cause.into()),
         Err(_elapsed) => {
             return Err(Cause::EgressFailed(format!("connecting to {target} took too long")).into());
         }
@@ -42,8 +42,8 @@ pub(crate) async fn run(x: &mut Exchange, target: &Target) -> Step<Response<Body
     send(x, stream).await
 }
 
-async fn connect(clusters: &Clusters, target: &Target) -> Result<TcpStream, String> {
-    let addresses = clusters.resolve(&target.host).await?;
+async fn connect(clusters: &Clusters, target: &Target) -> Result<TcpStream, Cause> {
+    let addresses = clusters.resolve(&target.host).await.map_err(Cause::EgressUnresolved)?;
     let mut last = format!("{target} has no address");
     for address in addresses {
         let address = SocketAddr::new(address, target.port);
@@ -55,7 +55,7 @@ async fn connect(clusters: &Clusters, target: &Target) -> Result<TcpStream, Stri
             Err(error) => last = format!("cannot connect to {target} at {address}: {error}"),
         }
     }
-    Err(last)
+    Err(Cause::EgressFailed(last))
 }
 
 /// Sends the request on a connection of its own.

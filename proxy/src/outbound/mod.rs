@@ -33,14 +33,22 @@ pub enum Egress {
     Deny,
 }
 
+/// What the mesh knows of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is this service's.
+    Service(Arc<MeshService>),
+    /// No service is called so.
+    NoService,
+    /// The mesh has not answered: the name may be a service's.
+    Unanswered,
+}
+
 /// Asks the mesh for a service by name.
 pub trait OnDemand: Send + Sync + 'static {
-    /// The service called `host` (lower case, without port); `None`: there is none. Answers in about
-    /// a second, whatever happens. The service's routes and clusters are published soon after.
-    fn lookup<'a>(
-        &'a self,
-        host: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Option<Arc<MeshService>>> + Send + 'a>>;
+    /// The service called `host` (lower case, without port). Answers in about a second, whatever
+    /// happens. The service's routes and clusters are published soon after.
+    fn lookup<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
 
     /// `host` was used again.
     fn touch(&self, host: &str);
@@ -53,6 +61,8 @@ pub struct OutboundOptions {
     pub listen: Option<SocketAddr>,
     /// Destinations outside the mesh.
     pub egress: Egress,
+    /// The mesh's DNS zone (`mesh.internal`): its names are never looked for outside. Empty: none.
+    pub zone: String,
     /// Asked for names that are not known yet.
     pub on_demand: Option<Arc<dyn OnDemand>>,
     /// Of all outbound listeners.

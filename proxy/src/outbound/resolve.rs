@@ -9,7 +9,7 @@ use pillion_model::mesh::MeshService;
 use pillion_net::resolve::Target;
 use tokio::time::timeout;
 
-use super::{Egress, OutboundOptions};
+use super::{Egress, Found, OutboundOptions};
 use crate::chain::Step;
 use crate::exchange::Exchange;
 use crate::local_reply::Cause;
@@ -44,18 +44,19 @@ pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
         return Err(Cause::NoRouteConfiguration.into());
     };
     let target = target(x)?;
-    let Some(service) = service(x, outbound, &target.host).await else {
-        return match outbound.egress {
-            Egress::Allow => Ok(Destination::External(target)),
-            Egress::Deny => Err(Cause::EgressDenied(format!(
-                "`{}` is not a service of the mesh, and the egress policy denies other destinations",
+    let service = match service(x, outbound, &target.host).await {
+        Found::Service(service) => service,
+        Found::NoService => return outside(outbound, target),
+        Found::Unanswered => {
+            return Err(Cause::NameUnanswered(format!(
+                "the registry has not answered, and `{}` is not known here yet",
                 target.host
             ))
-            .into()),
-        };
+            .into());
+        }
     };
     let Some(port) = service.ports.iter().find(|port| port.port == target.port) else {
-        return Err(Cause::EgressFailed(no_port(&service, target.port)).into());
+        return Err(Cause::NoService(no_port(&service, target.port)).into());
     };
     if !port.protocol.is_http() {
         return tcp(x, &service, port).await;
@@ -64,6 +65,27 @@ pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
         return Ok(Destination::Inner(port.route_configuration.as_str().into()));
     }
     routes(x, &port.route_configuration).await
+}
+
+/// Where a name leads that no service has.
+fn outside(outbound: &OutboundOptions, target: Target) -> Step<Destination> {
+    if is_in_zone(&target.host, &outbound.zone) {
+        let reason = format!("no service of this mesh is called `{}`", target.host);
+        return Err(Cause::NoService(reason).into());
+    }
+    match outbound.egress {
+        Egress::Allow => Ok(Destination::External(target)),
+        Egress::Deny => Err(Cause::EgressDenied(format!(
+            "`{}` is not a service of the mesh, and the egress policy denies other destinations",
+            target.host
+        ))
+        .into()),
+    }
+}
+
+fn is_in_zone(host: &str, zone: &str) -> bool {
+    let rest = host.strip_suffix(zone).filter(|_| !zone.is_empty());
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// By the route configuration of that name, as soon as it is published.
@@ -90,17 +112,20 @@ fn target(x: &Exchange) -> Step<Target> {
 }
 
 /// The service of that name: known, or asked for.
-async fn service(x: &mut Exchange, outbound: &OutboundOptions, host: &str) -> Option<Arc<MeshService>> {
+async fn service(x: &mut Exchange, outbound: &OutboundOptions, host: &str) -> Found {
     if let Some(service) = x.snapshot.services.get(host) {
         if let Some(on_demand) = &outbound.on_demand {
             on_demand.touch(host);
         }
-        return Some(Arc::clone(service));
+        return Found::Service(Arc::clone(service));
     }
     if host.parse::<std::net::IpAddr>().is_ok() {
-        return None;
+        return Found::NoService;
     }
-    outbound.on_demand.as_ref()?.lookup(host).await
+    match &outbound.on_demand {
+        Some(on_demand) => on_demand.lookup(host).await,
+        None => Found::NoService,
+    }
 }
 
 fn no_port(service: &MeshService, asked: u16) -> String {
@@ -143,5 +168,23 @@ async fn published(x: &mut Exchange, holds: impl Fn(&Snapshot) -> bool) -> bool 
             true
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_zone_end_at_a_label() {
+        for (host, zone, want) in [
+            ("orders.shop.mesh.internal", "mesh.internal", true),
+            ("mesh.internal", "mesh.internal", true),
+            ("notmesh.internal", "mesh.internal", false),
+            ("example.com", "mesh.internal", false),
+            ("example.com", "", false),
+        ] {
+            assert_eq!(is_in_zone(host, zone), want, "{host} in {zone:?}");
+        }
     }
 }

@@ -176,7 +176,7 @@ impl Sidecar {
         });
         let shown = Arc::clone(&names);
         shown_names.get_or_init(|| Arc::new(move || shown.vips.show()));
-        let outbound = open_outbound(&runtime, &options, &control)?;
+        let outbound = open_outbound(&runtime, &options, &control, names.zone.clone())?;
         let (udp, tcp) = (to_tokio(udp.try_into())?, to_tokio(tcp.try_into())?);
         let (dns_zone, dns_stop) = (Arc::new(LocalZone::new(Arc::clone(&names))), stop.clone());
         tasks.spawn(async move { pillion_dns::serve("local DNS", udp, tcp, dns_zone, dns_stop).await });
@@ -315,10 +315,16 @@ fn bind_inbound(runtime: &Runtime, options: &Options) -> Result<SocketAddr, Star
     runtime.bound(INBOUND_LISTENER).ok_or_else(|| unbound(&published, "--inbound"))
 }
 
-fn open_outbound(runtime: &Runtime, options: &Options, control: &Control) -> Result<SocketAddr, StartError> {
+fn open_outbound(
+    runtime: &Runtime,
+    options: &Options,
+    control: &Control,
+    zone: String,
+) -> Result<SocketAddr, StartError> {
     let published = runtime.outbound(OutboundOptions {
         listen: Some(options.outbound),
         egress: options.egress,
+        zone,
         on_demand: Some(Arc::new(AskControl(control.clone()))),
         access_logs: options.access_logs.clone(),
     });

@@ -1,25 +1,20 @@
 //! Names that the outbound side does not know yet, asked of the control client.
 
 use std::pin::Pin;
-use std::sync::Arc;
-
-use pillion_model::mesh::MeshService;
 
 use crate::control::{Control, Lookup};
-use crate::outbound::OnDemand;
+use crate::outbound::{Found, OnDemand};
 
 /// The outbound side asks here for names it does not know.
 pub(super) struct AskControl(pub(super) Control);
 
 impl OnDemand for AskControl {
-    fn lookup<'a>(
-        &'a self,
-        host: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Option<Arc<MeshService>>> + Send + 'a>> {
+    fn lookup<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>> {
         Box::pin(async move {
             match self.0.lookup(host).await {
-                Lookup::Service(service) => Some(service),
-                Lookup::NxDomain | Lookup::Timeout => None,
+                Lookup::Service(service) => Found::Service(service),
+                Lookup::NxDomain => Found::NoService,
+                Lookup::Timeout => Found::Unanswered,
             }
         })
     }

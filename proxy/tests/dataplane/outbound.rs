@@ -11,7 +11,7 @@ use pillion_model::instance::Protocol;
 use pillion_model::mesh::{MeshPort, MeshService, Resources};
 use pillion_model::name::ServiceName;
 use pillion_model::route::RouteMatch;
-use pillion_proxy::{Egress, OnDemand, Options, OutboundOptions, Runtime};
+use pillion_proxy::{Egress, Found, OnDemand, Options, OutboundOptions, Runtime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -82,7 +82,7 @@ async fn services_are_reached_by_name_in_every_form() {
         Request::get("http://orders.shop.mesh.internal/").header("host", "orders.shop.mesh.internal");
     assert_eq!(proxy.send(absolute.body(Full::default()).unwrap()).await.status(), 200);
     let wrong = proxy.send(to_host("orders.shop.mesh.internal:81")).await;
-    assert_eq!(wrong.status(), 502);
+    assert_eq!(wrong.status(), 404);
     assert_eq!(body_text(wrong).await, "service `orders.shop` has no port 81; it has 80 (http), 5432 (db)");
 }
 
@@ -150,15 +150,16 @@ struct Late {
 }
 
 impl OnDemand for Late {
-    fn lookup<'a>(
-        &'a self,
-        host: &'a str,
-    ) -> Pin<Box<dyn Future<Output = Option<Arc<MeshService>>> + Send + 'a>> {
-        let known = host == "orders.shop.mesh.internal";
-        if known {
-            self.publish.send(()).unwrap();
-        }
-        Box::pin(async move { known.then(|| Arc::new(service(80))) })
+    fn lookup<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>> {
+        let found = match host {
+            "orders.shop.mesh.internal" => {
+                self.publish.send(()).unwrap();
+                Found::Service(Arc::new(service(80)))
+            }
+            "late.example.com" => Found::Unanswered,
+            _ => Found::NoService,
+        };
+        Box::pin(async move { found })
     }
 
     fn touch(&self, _host: &str) {}
@@ -169,8 +170,11 @@ async fn an_unknown_name_is_asked_for_and_its_parts_awaited() {
     let origin = Origin::named("orders").await;
     let (publish, mut asked) = tokio::sync::mpsc::unbounded_channel();
     let on_demand: Arc<dyn OnDemand> = Arc::new(Late { publish });
-    let options =
-        OutboundOptions { on_demand: Some(on_demand), egress: Egress::Deny, ..OutboundOptions::default() };
+    let options = OutboundOptions {
+        on_demand: Some(on_demand),
+        zone: "mesh.internal".to_owned(),
+        ..OutboundOptions::default()
+    };
     let proxy = Arc::new(start(options, resources(Vec::new(), Vec::new())));
     let (publisher, late) = (Arc::clone(&proxy), with_service(origin.address, origin.address, 80));
     tokio::spawn(async move {
@@ -178,7 +182,18 @@ async fn an_unknown_name_is_asked_for_and_its_parts_awaited() {
         publisher.runtime.publish(late, &no_secrets());
     });
     assert_eq!(proxy.send(to_host("orders.shop.mesh.internal")).await.status(), 200);
-    assert_eq!(proxy.send(to_host("other.shop.mesh.internal")).await.status(), 502);
+    for (host, status, want) in [
+        ("other.shop.mesh.internal", 404, "no service of this mesh is called `other.shop.mesh.internal`"),
+        ("orders.shop.mesh.internal:81", 404, "service `orders.shop` has no port 81; it has 80 (http)"),
+        // It may be a service's further name: not one to look for outside.
+        ("late.example.com", 503, "the registry has not answered, and `late.example.com` is not known here"),
+        ("nowhere.invalid", 503, "cannot resolve `nowhere.invalid`"),
+    ] {
+        let response = proxy.send(to_host(host)).await;
+        assert_eq!(response.status(), status, "{host}");
+        let body = body_text(response).await;
+        assert!(body.contains(want) && !body.contains("Query"), "{host}: {body}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
