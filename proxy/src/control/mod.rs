@@ -185,7 +185,7 @@ where
         });
         let (states, offered) = watch::channel(None);
         let bodies = saved.map(|saved| worker.restore(saved)).unwrap_or_default();
-        worker.kept = Some(Kept { states, bodies, save_at: None });
+        worker.kept = Some(Kept { states, bodies, save_at: None, saved_at: None });
         tasks.spawn(saved::keep(dir, offered, move |error| report_file(&status, error)));
     }
     let stop = options.stop;

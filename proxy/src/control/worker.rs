@@ -18,8 +18,8 @@ use super::{Lookup, Status};
 
 /// Shortest time between two publications: the first change at once, those that follow together.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
-/// How long changes are gathered before they are written.
-const SAVE_DELAY: Duration = Duration::from_secs(1);
+/// Shortest time between two writes: the first change at once, those that follow together.
+const SAVE_INTERVAL: Duration = Duration::from_millis(200);
 /// Lookups that wait at the same time; more are answered as timed out.
 const WAITING_MAX: usize = 1024;
 
@@ -49,7 +49,9 @@ pub(super) struct Worker {
 pub(super) struct Kept {
     pub(super) states: watch::Sender<Option<Saved>>,
     pub(super) bodies: BTreeMap<(String, String), Body>,
+    /// When what has changed is to be written.
     pub(super) save_at: Option<Instant>,
+    pub(super) saved_at: Option<Instant>,
 }
 
 /// A resource as received.
@@ -79,6 +81,7 @@ impl Handler for Worker {
             self.answer(&name, &Lookup::NxDomain);
         }
         self.publish_if_due(now);
+        self.save_if_due(now);
     }
 
     fn on_link(&mut self, link: Link) {
@@ -127,6 +130,11 @@ impl Worker {
     }
 
     fn lookup(&mut self, name: String, reply: oneshot::Sender<Lookup>) {
+        // Nobody to ask: what did not exist when the registry last spoke is all there is to say.
+        if !self.status.borrow().connected && self.state.on_demand.absent_since(&name).is_some() {
+            let _ = reply.send(Lookup::NxDomain); // the caller may have given up
+            return;
+        }
         let answer = match self.state.ask(&name, Instant::now()) {
             Answer::Absent => Lookup::NxDomain,
             Answer::Known if !self.state.is_changed() => self.known(&name),
@@ -167,9 +175,8 @@ impl Worker {
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        let save_at = self.kept.as_ref().and_then(|kept| kept.save_at);
         let publish_at = self.state.is_changed().then(|| self.publish_at()).flatten();
-        [self.state.settle_at(), publish_at, save_at].into_iter().flatten().min()
+        [self.state.settle_at(), publish_at, self.save_at()].into_iter().flatten().min()
     }
 
     fn on_timer(&mut self) {
@@ -178,7 +185,16 @@ impl Worker {
             self.state.settle(now);
         }
         self.publish_if_due(now);
-        if self.kept.as_ref().and_then(|kept| kept.save_at).is_some_and(|at| at <= now) {
+        self.save_if_due(now);
+    }
+
+    /// When to write: not before the proxy's own configuration is complete.
+    fn save_at(&self) -> Option<Instant> {
+        self.kept.as_ref()?.save_at.filter(|_| self.state.is_synced())
+    }
+
+    fn save_if_due(&mut self, now: Instant) {
+        if self.save_at().is_some_and(|at| at <= now) {
             self.save();
         }
     }
@@ -233,6 +249,7 @@ impl Worker {
         if kept.save_at.take().is_none() {
             return;
         }
+        kept.saved_at = Some(Instant::now());
         let state = &self.state;
         kept.bodies.retain(|(type_url, name), _| state.holds(type_url, name));
         let resources = kept.bodies.iter().map(|((type_url, name), body)| SavedResource {
@@ -259,6 +276,7 @@ impl Kept {
         for name in &update.removed {
             self.bodies.remove(&(update.type_url.clone(), name.clone()));
         }
-        self.save_at = self.save_at.or(Some(now + SAVE_DELAY));
+        let earliest = self.saved_at.map_or(now, |at| now.max(at + SAVE_INTERVAL));
+        self.save_at = self.save_at.or(Some(earliest));
     }
 }
