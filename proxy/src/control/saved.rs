@@ -55,7 +55,7 @@ pub(super) enum LoadError {
     Read(PathBuf, #[source] io::Error),
     #[error("{} is damaged: {reason}; it will be replaced", .path.display())]
     Damaged { path: PathBuf, reason: &'static str },
-    #[error("{} belongs to node {found:?}, not {want:?}: give each sidecar its own --state-dir", .path.display())]
+    #[error("{} belongs to node {found:?}, not {want:?}; it is not used and will be replaced", .path.display())]
     OtherNode { path: PathBuf, found: String, want: String },
 }
 

@@ -47,7 +47,7 @@ use self::on_demand::AskControl;
 pub use self::options::{Advertise, Options};
 use self::registration::{Leave, Registration};
 use self::state::StateDir;
-pub use self::state::StateError;
+pub use self::state::{StateError, stored_instance};
 use self::vip::Slot;
 use self::vips::Vips;
 use crate::admin::{Admin, AdminOptions};
@@ -121,7 +121,7 @@ impl Sidecar {
     ///
     /// [`StartError`]; whatever was started has ended by then.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        let state_dir = StateDir::open(options.state_dir.as_deref())?;
+        let state_dir = StateDir::open(options.state_dir.as_deref(), &options.node)?;
         let generation = state_dir.next_generation(SystemTime::now())?;
         let readiness = Readiness::new();
         let first_configuration = readiness.part("first configuration");
