@@ -30,6 +30,13 @@ pub(crate) struct ApiArguments {
     /// The operator's token; without it, the one in the data directory on this machine.
     #[arg(long, env = "PILLION_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
+    #[command(flatten)]
+    trust: TrustArguments,
+}
+
+/// By what a registry behind https is known.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct TrustArguments {
     /// The mesh's root certificate (PEM) for https; without it, the one in the data directory.
     #[arg(long, env = "PILLION_CACERT", value_name = "FILE")]
     cacert: Option<PathBuf>,
@@ -61,22 +68,28 @@ impl ApiArguments {
     /// The client these arguments describe.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let origin = Origin::parse(&self.api, API_PORT).context("--api")?;
-        let tls = if origin.tls { Some(self.tls()?) } else { None };
+        let tls = self.trust.tls(&origin)?;
         let token = match &self.token {
             Some(token) => Some(token.clone()),
-            None => read_token(&self.data_dir.join(TOKEN_FILE))?,
+            None => read_token(&self.trust.data_dir.join(TOKEN_FILE))?,
         };
         if token.is_some() && !origin.tls {
             refuse_plain_token_off_loopback(&origin)?;
         }
         Ok(Client { origin, tls, token })
     }
+}
 
-    fn tls(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+impl TrustArguments {
+    /// What `origin` must prove itself against; `None` for plain http.
+    pub(crate) fn tls(&self, origin: &Origin) -> anyhow::Result<Option<Arc<rustls::ClientConfig>>> {
+        if !origin.tls {
+            return Ok(None);
+        }
         let local = self.data_dir.join(ROOTS_FILE);
         let file = self.cacert.clone().or_else(|| Some(local).filter(|file| file.exists()));
         let file = file.context("https needs the mesh's root certificate: --cacert FILE")?;
-        client_config(&file)
+        client_config(&file).map(Some)
     }
 }
 

@@ -25,6 +25,33 @@ async fn nobody_there_is_not_ready() {
 }
 
 #[tokio::test]
+async fn ready_asks_a_registry_behind_tls_and_believes_none_but_the_meshs() {
+    let (data, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let start = |data: &std::path::Path| {
+        let data = data.display().to_string();
+        let any = ["--api", "0.0.0.0:0", "--mesh", "127.0.0.1:0", "--dns", "127.0.0.1:0"];
+        Process::pillion("registry", ["registry", "--data-dir", &data].into_iter().chain(any))
+    };
+    let (registry, impostor) = (start(data.path()), start(other.path()));
+    let folder = data.path().display().to_string();
+    let ask = async |command: &str, registry: &Process, data: &str| {
+        let address = format!("https://127.0.0.1:{}", registry.bound("api").await.port());
+        run([command, "--address", &address, "--data-dir", data]).await
+    };
+    let finished = ask("wait", &registry, &folder).await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    let finished = ask("ready", &registry, &folder).await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    for (registry, data, want) in
+        [(&impostor, &folder as &str, "invalid peer certificate"), (&registry, "/nowhere", "--cacert")]
+    {
+        let finished = ask("ready", registry, data).await;
+        assert_eq!(finished.code, 1, "{finished:?}");
+        assert!(finished.stderr.contains(want), "{finished:?}");
+    }
+}
+
+#[tokio::test]
 async fn completions_know_the_commands() {
     let finished = run(["completions", "bash"]).await;
     assert_eq!(finished.code, 0, "{finished:?}");

@@ -1,10 +1,13 @@
 //! `pillion ready` and `pillion wait`: start ordering, and the images' health check.
 
+use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
 
+use crate::api::TrustArguments;
 use crate::http::{Origin, send};
 use crate::output::note;
 
@@ -18,9 +21,11 @@ const METRICS_PORT: u16 = 15020;
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// Whom to ask: a proxy's metrics address, or a registry's API address.
+    /// Whom to ask: a proxy's metrics address, or a registry's API; off loopback it is `https://…`.
     #[arg(long, env = "PILLION_READY_ADDRESS", default_value = "127.0.0.1:15020", value_name = "HOST:PORT")]
     address: String,
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// Arguments of `pillion ready`.
@@ -40,35 +45,51 @@ pub(crate) struct WaitArguments {
     timeout: u64,
 }
 
+impl Target {
+    /// The roots are read with each question: a registry writes them at its first start.
+    async fn ask(&self) -> anyhow::Result<()> {
+        let origin = Origin::parse(&self.address, METRICS_PORT).context("--address")?;
+        let tls = self.trust.tls(&origin)?;
+        ask(&origin, tls).await
+    }
+}
+
 /// Asks once; an error when it is not ready.
 pub(crate) async fn ready(arguments: ReadyArguments) -> anyhow::Result<()> {
-    let origin = Origin::parse(&arguments.target.address, METRICS_PORT)?;
-    ask(&origin).await
+    arguments.target.ask().await
 }
 
 /// Asks until it is ready or the time is over.
 pub(crate) async fn wait(arguments: WaitArguments) -> anyhow::Result<()> {
-    let origin = Origin::parse(&arguments.target.address, METRICS_PORT)?;
-    wait_until_ready(&origin, Duration::from_secs(arguments.timeout)).await
+    let (target, limit) = (&arguments.target, Duration::from_secs(arguments.timeout));
+    until_ready(&target.address, limit, async || target.ask().await).await
 }
 
-/// Asks until it is ready, at most `limit` long.
+/// Asks without TLS until it is ready, at most `limit` long.
 pub(crate) async fn wait_until_ready(origin: &Origin, limit: Duration) -> anyhow::Result<()> {
+    until_ready(origin, limit, async || ask(origin, None).await).await
+}
+
+async fn until_ready(
+    what: impl Display,
+    limit: Duration,
+    ask: impl AsyncFn() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
-        let Err(error) = ask(origin).await else { return Ok(()) };
+        let Err(error) = ask().await else { return Ok(()) };
         if tokio::time::Instant::now() >= deadline {
-            return Err(error.context(format!("{origin} is not ready after {limit:?}")));
+            return Err(error.context(format!("{what} is not ready after {limit:?}")));
         }
         tokio::time::sleep(QUESTION_INTERVAL).await;
     }
 }
 
 /// A proxy answers at `/ready`, a registry at `/readyz`.
-async fn ask(origin: &Origin) -> anyhow::Result<()> {
+async fn ask(origin: &Origin, tls: Option<Arc<rustls::ClientConfig>>) -> anyhow::Result<()> {
     for path in ["/ready", "/readyz"] {
         let request = http::Request::get(path).body(Bytes::new()).context("build the request")?;
-        let answer = send(origin, None, request, QUESTION_TIMEOUT).await?;
+        let answer = send(origin, tls.clone(), request, QUESTION_TIMEOUT).await?;
         if answer.status.is_success() {
             return Ok(());
         }
