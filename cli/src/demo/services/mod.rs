@@ -1,7 +1,8 @@
 //! The demo's sample services: small, real HTTP and TCP servers, each its own process.
 //!
-//! They know nothing of the mesh except where their sidecar's outbound port is. Each prints
-//! `listening on ADDRESS` once it does, and ends on SIGTERM or Ctrl-C after the requests it has.
+//! They know nothing of the mesh, except where their sidecar's outbound port is, if they are told.
+//! Each prints `listening on ADDRESS` once it does, and ends on SIGTERM or Ctrl-C after the requests
+//! it has.
 
 mod clock;
 mod server;
@@ -11,6 +12,8 @@ mod web;
 use std::net::SocketAddr;
 
 use clap::Subcommand;
+
+use crate::http::Origin;
 
 /// Which service to be.
 #[derive(Debug, Subcommand)]
@@ -37,6 +40,27 @@ pub(crate) struct Common {
     #[arg(long)]
     instance: String,
 }
+
+/// How a sample service reaches others.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Way {
+    /// The sidecar's outbound port; without it, names are looked up as any program would.
+    #[arg(long)]
+    outbound: Option<SocketAddr>,
+}
+
+impl Way {
+    /// Where to send a request for `name`; the name itself goes into `Host`.
+    fn to(&self, name: &str) -> Origin {
+        match self.outbound {
+            Some(sidecar) => Origin { tls: false, host: sidecar.ip().to_string(), port: sidecar.port() },
+            None => Origin { tls: false, host: name.to_owned(), port: HTTP_PORT },
+        }
+    }
+}
+
+/// The port of a URL that names none.
+const HTTP_PORT: u16 = 80;
 
 /// Runs the service until SIGTERM or Ctrl-C.
 pub(crate) async fn run(service: Service) -> anyhow::Result<()> {

@@ -2,7 +2,6 @@
 //! them. What it counted is read at its own `/stats`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +13,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Common;
 use super::server::{Stop, http as serve_http, json, serve};
-use crate::http::{Answer, Origin, send};
+use super::{Common, Way};
+use crate::http::{Answer, send};
 
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,9 +27,8 @@ const IN_FLIGHT_MAX: usize = 512;
 pub(crate) struct Arguments {
     #[command(flatten)]
     common: Common,
-    /// The sidecar's outbound port.
-    #[arg(long)]
-    outbound: SocketAddr,
+    #[command(flatten)]
+    way: Way,
     /// The name that is called.
     #[arg(long, default_value = "front.shop.mesh.internal")]
     target: String,
@@ -86,9 +84,7 @@ async fn generate(arguments: Arguments, counts: Arc<Mutex<Counts>>, ended: Cance
 
 async fn ask(arguments: &Arguments) -> anyhow::Result<Answer> {
     let request = http::Request::get("/").header(http::header::HOST, &arguments.target).body(Bytes::new())?;
-    let outbound = arguments.outbound;
-    let sidecar = Origin { tls: false, host: outbound.ip().to_string(), port: outbound.port() };
-    send(&sidecar, None, request, REQUEST_TIMEOUT).await
+    send(&arguments.way.to(&arguments.target), None, request, REQUEST_TIMEOUT).await
 }
 
 fn count(counts: &Mutex<Counts>, answer: &anyhow::Result<Answer>) {

@@ -1,6 +1,5 @@
 //! The HTTP sample services: front, orders and payments.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,9 +9,9 @@ use http::StatusCode;
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::Common;
 use super::server::{Response, Stop, http as serve_http, json, serve};
-use crate::http::{Answer, Origin, send};
+use super::{Common, Way};
+use crate::http::{Answer, send};
 
 /// How long the front waits for another service.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,9 +23,8 @@ const PASSED_ON: [&str; 3] = ["x-request-id", "traceparent", "tracestate"];
 pub(crate) struct FrontArguments {
     #[command(flatten)]
     common: Common,
-    /// The sidecar's outbound port.
-    #[arg(long)]
-    outbound: SocketAddr,
+    #[command(flatten)]
+    way: Way,
     /// The name that orders is called by.
     #[arg(long, default_value = "orders.shop.mesh.internal")]
     orders: String,
@@ -81,7 +79,7 @@ async fn front_page(front: &FrontArguments, request: http::Request<Incoming>) ->
     json(status, &page)
 }
 
-/// Calls another service by name, through the sidecar: its address is dialled, the name is in `Host`.
+/// Calls another service by name: the name is in `Host`, whatever is dialled.
 async fn call(
     front: &FrontArguments,
     name: &str,
@@ -94,9 +92,8 @@ async fn call(
             request = request.header(header, value);
         }
     }
-    let sidecar = Origin { tls: false, host: front.outbound.ip().to_string(), port: front.outbound.port() };
     let answer = match request.body(Bytes::new()) {
-        Ok(request) => send(&sidecar, None, request, CALL_TIMEOUT).await,
+        Ok(request) => send(&front.way.to(name), None, request, CALL_TIMEOUT).await,
         Err(error) => Err(error.into()),
     };
     match answer {
