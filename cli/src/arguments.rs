@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Ready(commands::ready::ReadyArguments),
     /// Wait until the registry or proxy on this machine is ready.
     Wait(commands::ready::WaitArguments),
+    /// Take the instance beside a proxy out of service, and wait until it has nothing in flight.
+    Drain(commands::drain::Arguments),
     /// Apply resource files, all or nothing.
     Apply(commands::apply::Arguments),
     /// List services, instances or resources.

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod diff;
+pub(crate) mod drain;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod get;
@@ -34,6 +35,7 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<()> {
         Command::InNamespace(arguments) => run::names::in_namespace(&arguments),
         Command::Ready(arguments) => block_on(ready::ready(arguments)),
         Command::Wait(arguments) => block_on(ready::wait(arguments)),
+        Command::Drain(arguments) => block_on(drain::run(arguments)),
         Command::Apply(arguments) => block_on(apply::run(arguments)),
         Command::Get(arguments) => block_on(get::run(arguments)),
         Command::Describe(arguments) => block_on(describe::run(arguments)),
