@@ -37,10 +37,8 @@ fn context(profile: &str) -> anyhow::Result<PathBuf> {
 /// Puts a static binary, and what else the image holds, into `target/image`.
 pub(crate) fn fill(binary: &Path) -> anyhow::Result<PathBuf> {
     let context = crate::test::target_directory()?.join("image");
-    for folder in ["state", "tmp"] {
-        let folder = context.join(folder);
-        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    }
+    let empty = context.join("empty");
+    std::fs::create_dir_all(&empty).with_context(|| format!("create {}", empty.display()))?;
     std::fs::copy(binary, context.join("pillion")).with_context(|| format!("copy {}", binary.display()))?;
     Ok(context)
 }

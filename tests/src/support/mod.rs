@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod binary;
+pub mod compose;
 pub mod docker;
 pub mod envoy;
 pub mod etcd;
@@ -16,6 +17,7 @@ pub mod wait;
 
 pub use app::App;
 pub use binary::pillion;
+pub use compose::Compose;
 pub use docker::Docker;
 pub use envoy::Envoy;
 pub use etcd::Etcd;

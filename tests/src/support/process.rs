@@ -198,9 +198,18 @@ pub async fn finish<A: AsRef<OsStr>>(file: &Path, arguments: impl IntoIterator<I
 /// # Panics
 ///
 /// As [`finish`].
-pub async fn finish_command(mut command: Command) -> Finished {
-    let output = tokio::time::timeout(DEADLINE, command.output()).await;
-    let output = output.unwrap_or_else(|_elapsed| panic!("{command:?} has not ended within {DEADLINE:?}"));
+pub async fn finish_command(command: Command) -> Finished {
+    finish_within(DEADLINE, command).await
+}
+
+/// Runs a prepared command to its end, which may take up to `deadline`.
+///
+/// # Panics
+///
+/// As [`finish`].
+pub async fn finish_within(deadline: Duration, mut command: Command) -> Finished {
+    let output = tokio::time::timeout(deadline, command.output()).await;
+    let output = output.unwrap_or_else(|_elapsed| panic!("{command:?} has not ended within {deadline:?}"));
     let output = output.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
     Finished {
         code: output.status.code().unwrap_or(-1),
