@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::body::Body;
 use crate::downstream::Connection;
 use crate::headers::changes::Changes;
-use crate::headers::hop;
+use crate::headers::{hop, websocket};
 use crate::record::{Owner, Record};
 use crate::request::{Progress, RequestBody};
 use crate::response::ResponseBody;
@@ -109,6 +109,8 @@ pub(crate) struct Exchange {
     pub(crate) timers: Timers,
     /// hyper's promise of the client's stream.
     pub(crate) on_upgrade: Option<OnUpgrade>,
+    /// The key of an HTTP/1.1 client that wants a WebSocket, which the answer must prove to know.
+    websocket_key: Option<HeaderValue>,
     /// Set by the router once both sides agreed to change protocol.
     pub(crate) tunnel: Option<Tunnel>,
     pub(crate) record: Box<Record>,
@@ -142,6 +144,8 @@ impl Exchange {
         let body =
             if empty { Body::Empty } else { Body::Request(RequestBody::new(incoming, Rc::clone(&progress))) };
         let upgrade = upgrade_of(&mut parts);
+        let websocket = upgrade.as_deref() == Some("websocket");
+        let websocket_key = websocket.then(|| parts.headers.get(SEC_WEBSOCKET_KEY).cloned()).flatten();
         let grpc = parts
             .headers
             .get(CONTENT_TYPE)
@@ -150,6 +154,7 @@ impl Exchange {
         Self {
             timers: Timers::new(Rc::clone(&progress), record.started, &hcm.config),
             on_upgrade: parts.extensions.remove::<OnUpgrade>(),
+            websocket_key,
             version: parts.version,
             head: Head {
                 method: parts.method,
@@ -184,7 +189,9 @@ impl Exchange {
 
     /// Hands the response over; the record goes with its body, or with the tunnel.
     pub(crate) fn respond(self, response: Response<Body>) -> Response<ResponseBody> {
-        let Self { mut record, timers, tunnel, on_upgrade, progress, connection, version, .. } = self;
+        let Self {
+            mut record, timers, tunnel, on_upgrade, websocket_key, progress, connection, version, ..
+        } = self;
         record.status = response.status().as_u16();
         record.response_started = Some(Instant::now());
         record.keep_response_headers(response.headers());
@@ -198,6 +205,9 @@ impl Exchange {
             let mut response = response.map(|_empty| ResponseBody::none());
             if version == Version::HTTP_2 {
                 tunnel_to_http2(&mut response);
+            } else if let Some(key) = websocket_key {
+                // HTTP/2, which may lie between us and the application, does not carry the proof.
+                response.headers_mut().entry(SEC_WEBSOCKET_ACCEPT).or_insert_with(|| websocket::accept(&key));
             }
             return response;
         }
@@ -226,5 +236,5 @@ fn tunnel_to_http2(response: &mut Response<ResponseBody>) {
     *response.status_mut() = http::StatusCode::OK;
     response.headers_mut().remove(UPGRADE);
     response.headers_mut().remove(CONNECTION);
-    response.headers_mut().remove("sec-websocket-accept");
+    response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
 }

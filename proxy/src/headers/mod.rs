@@ -7,3 +7,4 @@ pub(crate) mod forwarded;
 pub(crate) mod hop;
 pub(crate) mod ids;
 pub(crate) mod names;
+pub(crate) mod websocket;

@@ -115,10 +115,17 @@ async fn websockets_cross_every_pair_of_versions() {
         let proxy = websocket_proxy(&origin, protocol, true);
         let mut client = proxy.client1().await;
         let request = Request::get("/chat").header("host", "t").header("connection", "Upgrade");
-        let request = request.header("upgrade", "websocket").body(Full::default()).unwrap();
-        let mut response = client.send_request(request).await.unwrap();
+        let request = request.header("upgrade", "websocket");
+        // The key and answer of RFC 6455 section 1.3.
+        let request = request.header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        let mut response = client.send_request(request.body(Full::default()).unwrap()).await.unwrap();
         assert_eq!(response.status(), 101, "{protocol:?}");
         assert_eq!(response.headers()["upgrade"], "websocket");
+        assert_eq!(
+            response.headers()["sec-websocket-accept"],
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+            "{protocol:?}"
+        );
         talk(hyper::upgrade::on(&mut response).await.unwrap()).await;
 
         let mut client = proxy.client2().await;
