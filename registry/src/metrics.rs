@@ -1,11 +1,14 @@
 //! The registry's own metrics, prefix `pillion_`. Gauges are set when they are asked for.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use pillion_model::health::Health;
 use pillion_xds::ads::{AdsService, Source};
-use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Counter, Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use crate::catalog::Catalog;
 use crate::dns::RegistryZone;
@@ -22,7 +25,7 @@ pub struct Metrics {
     protected: IntGauge,
     expired: IntCounter,
     braked: IntCounter,
-    asleep: IntCounter,
+    asleep: Counter,
     streams: IntGauge,
     pushes: IntCounterVec,
     acks: IntCounterVec,
@@ -54,6 +57,10 @@ impl Metrics {
             registered(&registry, IntCounter::new("pillion_registry_heartbeats_total", "Heartbeats heard."));
         let by_health = Opts::new("pillion_registry_instances", "Registered instances by health.");
         let instances = registered(&registry, IntGaugeVec::new(by_health, &["health"]));
+        let asleep = Opts::new(
+            "pillion_registry_asleep_seconds_total",
+            "Time this process slept through, which counts against nobody.",
+        );
         Self {
             requests,
             heartbeats,
@@ -70,10 +77,7 @@ impl Metrics {
             acks: counters("pillion_xds_acks_total", "ADS responses that clients accepted.", &["type"]),
             nacks: counters("pillion_xds_nacks_total", "ADS responses that clients refused.", &["type"]),
             answers: counters("pillion_dns_answers_total", "DNS answers by response code.", &["code"]),
-            asleep: counter(
-                "pillion_registry_asleep_milliseconds_total",
-                "Time this process slept through, which counts against nobody.",
-            ),
+            asleep: registered(&registry, Counter::with_opts(asleep)),
             watchers: gauge("pillion_registry_watchers", "Subscribers to changes of services."),
             revision: gauge("pillion_registry_revision", "Revision of the state that is served."),
             resources: gauge("pillion_registry_resources", "Resources in force."),
@@ -124,7 +128,8 @@ impl Metrics {
         set(&self.protected, catalog.leases().protected() as u64);
         raise(&self.expired, stats.expired.load(Ordering::Relaxed));
         raise(&self.braked, stats.protected.load(Ordering::Relaxed));
-        raise(&self.asleep, stats.asleep_ms.load(Ordering::Relaxed));
+        let asleep = Duration::from_millis(stats.asleep_ms.load(Ordering::Relaxed)).as_secs_f64();
+        self.asleep.inc_by((asleep - self.asleep.get()).max(0.0));
         set(&self.streams, ads.proxies().len() as u64);
         for (code, sum) in zone.answers_total() {
             raise(&self.answers.with_label_values(&[code]), sum);
