@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long one answer may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many different failures are told.
 const TOLD_MAX: usize = 10;
 
@@ -41,6 +41,8 @@ pub struct Tally {
     pub by_name: BTreeMap<String, u64>,
     /// The longest time from when a request was due to its answer.
     pub slowest: Duration,
+    /// When that one was due, from the start of the load.
+    pub slowest_at: Duration,
 }
 
 impl Tally {
@@ -74,7 +76,7 @@ impl Load {
         let (counted, host): (_, Arc<str>) = (Arc::clone(&tally), host.into());
         let mut work = JoinSet::new();
         work.spawn(async move {
-            let (idle, mut requests) = (Idle::default(), JoinSet::new());
+            let (idle, mut requests, begin) = (Idle::default(), JoinSet::new(), Instant::now());
             let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst); // late ones are sent, and count as late
             loop {
@@ -83,7 +85,7 @@ impl Load {
                     _ = stopped.wait_for(|stopped| *stopped) => break,
                     due = ticks.tick() => {
                         let (idle, host, tally) = (Arc::clone(&idle), Arc::clone(&host), Arc::clone(&counted));
-                        requests.spawn(async move { one(outbound, &host, due, &idle, &tally).await });
+                        requests.spawn(async move { one(outbound, &host, (begin, due), &idle, &tally).await });
                     }
                     Some(_ended) = requests.join_next() => {}
                 }
@@ -112,12 +114,20 @@ impl Load {
     }
 }
 
-async fn one(outbound: SocketAddr, host: &str, due: Instant, idle: &Idle, tally: &Mutex<Tally>) {
+async fn one(
+    outbound: SocketAddr,
+    host: &str,
+    (begin, due): (Instant, Instant),
+    idle: &Idle,
+    tally: &Mutex<Tally>,
+) {
     let outcome = tokio::time::timeout(ANSWER_TIMEOUT, ask(outbound, host, idle)).await;
     let outcome = outcome.unwrap_or_else(|_elapsed| Err(format!("no answer within {ANSWER_TIMEOUT:?}")));
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     tally.sent += 1;
-    tally.slowest = tally.slowest.max(due.elapsed());
+    if due.elapsed() > tally.slowest {
+        (tally.slowest, tally.slowest_at) = (due.elapsed(), due - begin);
+    }
     match outcome {
         Ok(name) => {
             tally.ok += 1;

@@ -46,7 +46,7 @@ impl Plan {
         let (name, namespace) = service.split_once('.').expect("name.namespace");
         let plan = Self { name: format!("sidecar of {service}"), arguments: Vec::new(), inbound: ANY };
         let plan = plan.with(&["--registry", &mesh.to_string(), "--service", name]);
-        plan.with(&["--namespace", namespace, "--port", port, "--advertise", "127.0.0.1", "--workers", "1"])
+        plan.with(&["--namespace", namespace, "--port", port, "--workers", "1"])
     }
 
     /// One that only calls.
@@ -74,7 +74,7 @@ impl Plan {
         self.with(&["--state-dir", &folder.display().to_string()])
     }
 
-    /// Taking calls of other sidecars at this address.
+    /// Taking calls of other sidecars at this address, by which they know it.
     #[must_use]
     pub fn inbound(mut self, address: SocketAddr) -> Self {
         self.inbound = address;
@@ -84,8 +84,10 @@ impl Plan {
     /// The words after `pillion`.
     pub fn arguments(&self) -> Vec<String> {
         let (inbound, any) = (self.inbound.to_string(), ANY.to_string());
+        let advertise = self.inbound.ip().to_string();
         let listeners = ["--outbound", &any, "--admin", &any, "--metrics", &any, "--dns", &any];
-        let ours = ["proxy", "--inbound", &inbound].into_iter().chain(listeners).map(str::to_owned);
+        let ours = ["proxy", "--inbound", &inbound, "--advertise", &advertise];
+        let ours = ours.into_iter().chain(listeners).map(str::to_owned);
         ours.chain(self.arguments.iter().cloned()).collect()
     }
 
