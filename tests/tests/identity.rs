@@ -1,6 +1,7 @@
 //! Who gets in: certificates at a sidecar's inbound port, and tokens at the registry.
 
 use std::path::Path;
+use std::time::Duration;
 
 use pillion_tests::support::process::{Finished, finish, finish_command, run};
 use pillion_tests::support::{App, DEADLINE, Plan, Registry, Sidecar, eventually, peer};
@@ -166,7 +167,10 @@ async fn one_services_identity_is_no_other_services() {
     let orders = Plan::caller(registry.mesh, "orders.default").state(state.path());
     let refused = run(orders.arguments()).await;
     assert_eq!(refused.code, 1, "{refused:?}");
-    assert!(refused.stderr.contains("a join token is needed"), "{refused:?}");
+    assert!(refused.stderr.contains("belongs to default/web"), "{refused:?}");
+    let bare = run(Plan::caller(registry.mesh, "orders.default").arguments()).await;
+    assert_eq!(bare.code, 1, "{bare:?}");
+    assert!(bare.stderr.contains("a join token is needed"), "{bare:?}");
     let registered = registry
         .put("/v1/namespaces/default/services/orders/instances/o", &serde_json::json!({"port": 80}))
         .await;
@@ -176,4 +180,39 @@ async fn one_services_identity_is_no_other_services() {
         if listed.stdout.contains("127.0.0.1") { Err(format!("{listed:?}")) } else { Ok(()) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_registry_asks_whose_identity_it_is_that_registers() {
+    let Some(python) = peer("python-grpc") else { return };
+    let (data, files) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let registry = Registry::start(data.path()).await;
+    identity(&registry, "web", files.path()).await;
+    let folder = files.path().display().to_string();
+    for (service, want) in [("orders", "refused"), ("web", "registered")] {
+        let script = pillion_tests::support::peer::script("register.py");
+        let said = finish(&python, [script, registry.mesh.to_string(), folder.clone(), service.into()]).await;
+        assert!(said.stdout.starts_with(want), "{service}: want {want}: {said:?}");
+        if want == "refused" {
+            assert!(said.stdout.contains("svc/web"), "the message names the identity: {said:?}");
+        }
+    }
+    let listed = registry.cli(&["get", "instances", "orders", "-o", "json"]).await;
+    assert!(!listed.stdout.contains("10.6.6.6"), "{listed:?}");
+}
+
+#[tokio::test]
+async fn a_token_that_has_expired_is_refused() {
+    /// The shortest life of a token, and a moment.
+    const LIFE: Duration = Duration::from_millis(60_500);
+    let (data, files) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let registry = Registry::start_with(data.path(), &[]).await;
+    let token = token(&registry, &["--reusable", "--ttl", "1m"]).await;
+    let end = tokio::time::Instant::now() + LIFE;
+    let joined = join(&registry, "web", Some(&token), files.path()).await;
+    assert_eq!(joined.code, 0, "{joined:?}");
+    tokio::time::sleep_until(end).await; // the registry's clock is what is waited for
+    let refused = join(&registry, "web", Some(&token), files.path()).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("the join token expired"), "{refused:?}");
 }
