@@ -197,7 +197,11 @@ pub(crate) fn problem(answer: &Answer) -> anyhow::Error {
     let mut lines = vec![format!("{}: {said}", answer.status.as_u16())];
     for mistake in document["errors"].as_array().into_iter().flatten() {
         let part = |name: &str| mistake[name].as_str().unwrap_or_default();
-        lines.push(format!("  {}: {}", part("field"), part("detail")));
+        let mistake = format!("{}: {}", part("field"), part("detail"));
+        // The only mistake is the detail as well.
+        if mistake != said {
+            lines.push(format!("  {mistake}"));
+        }
     }
     if answer.status == StatusCode::UNAUTHORIZED {
         lines.push(

@@ -13,7 +13,7 @@ use super::operate::unix_seconds;
 use super::problem::ProblemField;
 use super::request::{Query, json};
 use super::{Api, Problem};
-use crate::ca::{Binding, NewToken, TokenError, TokenInfo};
+use crate::ca::{Binding, NewToken, TTL_WANT, TokenError, TokenInfo};
 use crate::catalog::{duration_text, parse_duration};
 
 /// A join token to make; all of it may be left out.
@@ -85,8 +85,8 @@ pub(super) struct AuthorityView {
 pub(super) async fn create(State(api): State<Api>, body: Bytes) -> Result<Response, Problem> {
     let new = if body.is_empty() { NewToken::default() } else { parse(&json(&body)?)? };
     let (token, info) = api.authority.tokens().create(new).await.map_err(|error| match &error {
-        TokenError::Ttl { .. } => Problem::field("ttl", error.to_string()),
-        TokenError::Name { field, .. } => Problem::field(field, error.to_string()),
+        TokenError::Ttl { got } => Problem::field("ttl", format!("got {got:?}, {TTL_WANT}")),
+        TokenError::Name { field, error } => Problem::field(field, error.to_string()),
         TokenError::TooMany => Problem::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
         other => Problem::new(StatusCode::SERVICE_UNAVAILABLE, other.to_string()),
     })?;

@@ -31,6 +31,7 @@ use root::{Root, Subject};
 
 pub use keep::keep_identity;
 pub use service::IdentityService;
+pub(crate) use token::TTL_WANT;
 pub use token::{Binding, NewToken, TokenError, TokenInfo, Tokens};
 
 /// What certificates say, and what answers say about the mesh.

@@ -84,7 +84,7 @@ pub enum TokenError {
         asked: ServiceName,
     },
     /// A lifetime out of bounds.
-    #[error("ttl: got {got:?}, want 1 min to 366 days")]
+    #[error("ttl: got {got:?}, {TTL_WANT}")]
     Ttl {
         /// As asked.
         got: Duration,
@@ -394,6 +394,8 @@ fn moment(millis: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// The lifetimes that may be asked for.
+pub(crate) const TTL_WANT: &str = "want 1 min to 366 days";
 const TTL: Duration = Duration::from_secs(3600);
 const TTL_MIN: Duration = Duration::from_secs(60);
 const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
