@@ -79,7 +79,9 @@ mod tests {
         for (text, want) in [
             ("", "a.yaml: holds no document"),
             ("a: 1\n---\nb: 1\n", "a.yaml:3:1: holds a second document"),
-            ("a: [1\n", "a.yaml:"),
+            ("a: 1\nb: [1, {c: 2\n\n", "a.yaml:2:"),
+            ("a: 1\nb: \"open\n", "a.yaml:2:"),
+            ("a: 1\n  b: 2\n", "a.yaml:2:"),
             ("a: 1\na: 2\n", "a.yaml:2:1: "),
         ] {
             let message = parse(text, "a.yaml").expect_err(text).to_string();

@@ -15,7 +15,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
     let documents: Vec<Spanned<Tree>> =
         serde_saphyr::from_multiple_with_options(text, options).map_err(|error| SyntaxError {
             message: message(&error),
-            span: error.location().and_then(span_of),
+            span: Some(place(text, error.location())),
         })?;
     documents
         .into_iter()
@@ -33,6 +33,18 @@ fn message(error: &serde_saphyr::Error) -> String {
         Some(place) => first[..place].to_owned(),
         None => first.to_owned(),
     }
+}
+
+/// Where an error is: what has no place of its own is missing at the end.
+fn place(text: &str, location: Option<Location>) -> Span {
+    let end = text.trim_end().len();
+    let at_line = |location: Location| {
+        let before = usize::try_from(location.line().checked_sub(1)?).ok()?;
+        let line = text.split_inclusive('\n').take(before).map(str::len).sum::<usize>();
+        Some(Span::new(line.min(end), line.min(end)))
+    };
+    let found = location.and_then(|location| span_of(location).or_else(|| at_line(location)));
+    found.map_or_else(|| Span::new(end, end), |span| Span::new(span.start.min(end), span.end.min(end)))
 }
 
 fn span_of(location: Location) -> Option<Span> {
