@@ -18,12 +18,18 @@ const QUESTION_INTERVAL: Duration = Duration::from_millis(100);
 /// The proxy's port for `/metrics`, `/ready` and `/live`.
 const METRICS_PORT: u16 = 15020;
 
+/// The registry's port for its API.
+const API_PORT: u16 = 7070;
+
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
     /// Whom to ask: a proxy's metrics address, or a registry's API; off loopback it is `https://…`.
     #[arg(long, env = "PILLION_READY_ADDRESS", default_value = "127.0.0.1:15020", value_name = "HOST:PORT")]
     address: String,
+    /// Ask the registry with this API, as other commands write it: `http://127.0.0.1:7070`.
+    #[arg(long, env = "PILLION_READY_API", value_name = "URL", conflicts_with = "address")]
+    api: Option<String>,
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -48,7 +54,10 @@ pub(crate) struct WaitArguments {
 impl Target {
     /// The roots are read with each question: a registry writes them at its first start.
     async fn ask(&self) -> anyhow::Result<()> {
-        let origin = Origin::parse(&self.address, METRICS_PORT).context("--address")?;
+        let origin = match &self.api {
+            Some(api) => Origin::parse(api, API_PORT).context("--api")?,
+            None => Origin::parse(&self.address, METRICS_PORT).context("--address")?,
+        };
         let tls = self.trust.tls(&origin)?;
         ask(&origin, tls).await
     }
@@ -62,7 +71,8 @@ pub(crate) async fn ready(arguments: ReadyArguments) -> anyhow::Result<()> {
 /// Asks until it is ready or the time is over.
 pub(crate) async fn wait(arguments: WaitArguments) -> anyhow::Result<()> {
     let (target, limit) = (&arguments.target, Duration::from_secs(arguments.timeout));
-    until_ready(&target.address, limit, async || target.ask().await).await
+    let whom = target.api.as_ref().unwrap_or(&target.address);
+    until_ready(whom, limit, async || target.ask().await).await
 }
 
 /// Asks without TLS until it is ready, at most `limit` long.
