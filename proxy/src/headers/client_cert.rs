@@ -26,7 +26,11 @@ pub(crate) fn apply(x: &mut Exchange) {
         }
         F::ForwardOnly | F::AlwaysForwardOnly => {}
         F::AppendForward | F::SanitizeSet => {
-            let element = x.connection.client_cert_element(|| element(peer, config.client_cert_details));
+            let element = x.connection.client_cert_element(|| {
+                let chain = x.connection.chain();
+                let own = chain.tls.as_ref().and_then(|tls| tls.own_uri.as_deref());
+                element(own, peer, config.client_cert_details)
+            });
             if config.client_cert == F::SanitizeSet {
                 headers.insert(&FORWARDED_CLIENT_CERT, element);
             } else {
@@ -44,9 +48,10 @@ pub(crate) fn apply(x: &mut Exchange) {
     }
 }
 
-/// One element, in Envoy's order.
-fn element(peer: &PeerCertificate, details: ClientCertDetails) -> HeaderValue {
-    let mut text = format!("Hash={}", peer.sha256_hex);
+/// One element, in Envoy's order; `own` is who we are.
+fn element(own: Option<&str>, peer: &PeerCertificate, details: ClientCertDetails) -> HeaderValue {
+    let mut text = own.map_or_else(String::new, |own| format!("By={};", quoted(own)));
+    let _ = write!(text, "Hash={}", peer.sha256_hex);
     if details.cert
         && let Some(leaf) = peer.chain.first()
     {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pillion_model::listener::{self as model, Direction, FilterChainMatch};
 use pillion_model::rbac::Rbac;
-use pillion_model::tls::DownstreamTls;
+use pillion_model::tls::{Certificate, DownstreamTls, SVID_SECRET};
+use pillion_net::tls::{PeerCertificate, Secrets};
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,8 @@ pub(crate) struct Chain {
 /// TLS of a filter chain.
 pub(crate) struct ChainTls {
     pub(crate) config: Arc<ServerConfig>,
+    /// The first URI of our own certificate, where it is the mesh's.
+    pub(crate) own_uri: Option<Arc<str>>,
     context: DownstreamTls,
     identity_generation: u64,
 }
@@ -122,12 +125,14 @@ impl Chain {
             (None, _) => None,
             (Some(context), Some(old)) => Some(ChainTls {
                 config: Arc::clone(&old.config),
+                own_uri: old.own_uri.clone(),
                 context: context.clone(),
                 identity_generation: generation,
             }),
             (Some(context), None) => Some(ChainTls {
                 config: pillion_net::tls::server_config(context, &*compiler.secrets)
                     .map_err(|error| at(error.to_string()))?,
+                own_uri: own_uri(context, &*compiler.secrets),
                 context: context.clone(),
                 identity_generation: generation,
             }),
@@ -168,4 +173,12 @@ impl Chain {
             _ => false,
         }
     }
+}
+
+fn own_uri(context: &DownstreamTls, secrets: &dyn Secrets) -> Option<Arc<str>> {
+    let svid = |certificate: &Certificate| *certificate == Certificate::Secret(SVID_SECRET.to_owned());
+    context.certificates.first().filter(|first| svid(first))?;
+    let own = secrets.certificate(SVID_SECRET)?;
+    let certificate = PeerCertificate::parse(&own.cert).ok()?;
+    certificate.uri_sans.first().map(|uri| uri.as_str().into())
 }

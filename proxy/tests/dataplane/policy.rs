@@ -123,7 +123,8 @@ async fn the_application_is_told_who_calls_and_nobody_else_gets_in() {
     assert_eq!(response.status(), 200);
     let xfcc = body_text(response).await;
     assert!(
-        xfcc.starts_with("Hash=") && xfcc.contains(";URI=spiffe://mesh.internal/ns/shop/svc/web"),
+        xfcc.starts_with("By=spiffe://mesh.internal/ns/shop/svc/orders;Hash=")
+            && xfcc.contains(";URI=spiffe://mesh.internal/ns/shop/svc/web"),
         "{xfcc}"
     );
     assert!(!xfcc.contains("liar"), "{xfcc}");
