@@ -58,5 +58,8 @@ pub struct Resources {
 
 /// Name of a sidecar's inbound listener.
 pub const INBOUND_LISTENER: &str = "inbound";
+/// Name of the route configuration that answers requests to destinations outside the mesh: those that
+/// it has no route for are forwarded.
+pub const EGRESS_ROUTES: &str = "egress";
 /// Name of the Host-routed outbound listener.
 pub const OUTBOUND_LISTENER: &str = "outbound";

@@ -58,6 +58,8 @@ pub struct Options {
     pub on_demand_max: usize,
     /// Names of services that are always kept: the declared dependencies.
     pub pinned: Vec<String>,
+    /// Route configurations that are always kept.
+    pub routes: Vec<String>,
     /// Ends everything.
     pub stop: CancellationToken,
 }
@@ -169,7 +171,7 @@ where
     let pinned: Vec<String> = options.pinned.iter().filter_map(|name| normalise(name)).collect();
     let mut worker = Worker {
         node_id: options.node.id.clone(),
-        state: State::new(Client::new(options.node), options.on_demand_max, &pinned),
+        state: State::new(Client::new(options.node), options.on_demand_max, &pinned, options.routes),
         decode,
         commands: queue,
         resources,

@@ -61,6 +61,8 @@ pub(super) struct State {
     /// Names known not to exist, by type.
     absent: BTreeMap<String, BTreeSet<String>>,
     wanted: Wanted,
+    /// Route configurations wanted whatever the services need.
+    routes_pinned: Vec<String>,
     /// Wildcard types answered since the start.
     answered: BTreeSet<String>,
     /// `live` differs from what was last taken.
@@ -74,8 +76,14 @@ struct Staged<T> {
 }
 
 impl State {
-    /// Subscribes to the proxy's own listeners and clusters and to the services `pinned`.
-    pub(super) fn new(mut client: Client, on_demand_max: usize, pinned: &[String]) -> Self {
+    /// Subscribes to the proxy's own listeners and clusters, to the services `pinned` and to the route
+    /// configurations `routes_pinned`.
+    pub(super) fn new(
+        mut client: Client,
+        on_demand_max: usize,
+        pinned: &[String],
+        routes_pinned: Vec<String>,
+    ) -> Self {
         client.subscribe_all(LISTENER);
         client.subscribe_all(CLUSTER);
         let mut on_demand = OnDemand::new(on_demand_max);
@@ -83,7 +91,7 @@ impl State {
             on_demand.pin(name);
             client.subscribe(SERVICE, name);
         }
-        Self {
+        let mut state = Self {
             client,
             on_demand,
             live: Resources::default(),
@@ -91,9 +99,12 @@ impl State {
             services: BTreeMap::new(),
             absent: BTreeMap::new(),
             wanted: Wanted::default(),
+            routes_pinned,
             answered: BTreeSet::new(),
             is_changed: false,
-        }
+        };
+        state.follow();
+        state
     }
 
     /// Takes over a resource of an earlier run.
@@ -329,6 +340,7 @@ impl State {
         let staged = self.services.values().map(|staged| &staged.value);
         let services: Vec<&MeshService> = self.live.services.values().chain(staged).collect();
         let mut wanted = Wanted::default();
+        wanted.routes.extend(self.routes_pinned.iter().cloned());
         wanted.routes.extend(services.iter().flat_map(|it| wanted::routes_of_service(it)).cloned());
         wanted.routes.extend(self.live.listeners.values().flat_map(wanted::routes_of_listener).cloned());
         wanted.clusters.extend(services.iter().flat_map(|it| wanted::clusters_of_service(it)).cloned());

@@ -61,6 +61,9 @@ pub struct OutboundOptions {
     pub listen: Option<SocketAddr>,
     /// Destinations outside the mesh.
     pub egress: Egress,
+    /// A route configuration that is asked as well: what it answers is refused. While it is not known,
+    /// nothing leaves. `None`: `egress` alone decides.
+    pub egress_routes: Option<String>,
     /// The mesh's DNS zone (`mesh.internal`): its names are never looked for outside. Empty: none.
     pub zone: String,
     /// Asked for names that are not known yet.

@@ -46,7 +46,7 @@ pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
     let target = target(x)?;
     let service = match service(x, outbound, &target.host).await {
         Found::Service(service) => service,
-        Found::NoService => return outside(outbound, target),
+        Found::NoService => return outside(x, outbound, target).await,
         Found::Unanswered => {
             return Err(Cause::NameUnanswered(format!(
                 "the registry has not answered, and `{}` is not known here yet",
@@ -68,19 +68,30 @@ pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
 }
 
 /// Where a name leads that no service has.
-fn outside(outbound: &OutboundOptions, target: Target) -> Step<Destination> {
+async fn outside(x: &mut Exchange, outbound: &OutboundOptions, target: Target) -> Step<Destination> {
     if is_in_zone(&target.host, &outbound.zone) {
         let reason = format!("no service of this mesh is called `{}`", target.host);
         return Err(Cause::NoService(reason).into());
     }
-    match outbound.egress {
-        Egress::Allow => Ok(Destination::External(target)),
-        Egress::Deny => Err(Cause::EgressDenied(format!(
+    let denied = match (outbound.egress, &outbound.egress_routes) {
+        (Egress::Deny, _) => true,
+        (Egress::Allow, None) => false,
+        (Egress::Allow, Some(name)) => {
+            if !published(x, |snapshot| snapshot.routes.contains_key(name)).await {
+                let reason = "the registry has not said whether destinations outside the mesh are allowed";
+                return Err(Cause::NameUnanswered(reason.to_owned()).into());
+            }
+            x.snapshot.routes.get(name).is_none_or(|routes| routes.answers_everything())
+        }
+    };
+    if denied {
+        let reason = format!(
             "`{}` is not a service of the mesh, and the egress policy denies other destinations",
             target.host
-        ))
-        .into()),
+        );
+        return Err(Cause::EgressDenied(reason).into());
     }
+    Ok(Destination::External(target))
 }
 
 fn is_in_zone(host: &str, zone: &str) -> bool {

@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 use pillion_model::health::{Probe, Reported};
 use pillion_model::http::AccessLog;
 use pillion_model::listener::{Direction, Listener, Terminal};
-use pillion_model::mesh::{INBOUND_LISTENER, OUTBOUND_LISTENER, Resources};
+use pillion_model::mesh::{EGRESS_ROUTES, INBOUND_LISTENER, OUTBOUND_LISTENER, Resources};
 use pillion_net::grpc::Dialer;
 use pillion_net::identity::IdentityWatch;
 use pillion_net::listen::{BindError, bind_udp_and_tcp};
@@ -324,6 +324,7 @@ fn open_outbound(
     let published = runtime.outbound(OutboundOptions {
         listen: Some(options.outbound),
         egress: options.egress,
+        egress_routes: Some(EGRESS_ROUTES.to_owned()),
         zone,
         on_demand: Some(Arc::new(AskControl(control.clone()))),
         access_logs: options.access_logs.clone(),
@@ -375,6 +376,7 @@ fn start_control(
         state_dir: options.state_dir.clone(),
         on_demand_max: control::ON_DEMAND_MAX,
         pinned: Vec::new(),
+        routes: vec![EGRESS_ROUTES.to_owned()],
         stop: stop.clone(),
     };
     let dialer = dialer.clone();

@@ -156,6 +156,14 @@ impl RouteConfig {
         Some(Routed { config: Arc::clone(self), at })
     }
 
+    /// Whether it answers requests to every host itself.
+    pub(crate) fn answers_everything(&self) -> bool {
+        let everything = |host: &&model::VirtualHost| host.domains.iter().any(|domain| domain == "*");
+        let host = self.table.configuration().virtual_hosts.iter().find(everything);
+        let first = host.and_then(|host| host.routes.first());
+        first.is_some_and(|route| matches!(route.action, RouteAction::Respond { .. }))
+    }
+
     fn all_changes(&self) -> impl Iterator<Item = &Changes> {
         std::iter::once(&self.changes).chain(self.hosts.iter().flat_map(|host| {
             std::iter::once(&host.changes).chain(host.routes.iter().flat_map(Route::all_changes))

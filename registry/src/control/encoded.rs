@@ -8,7 +8,7 @@ use pillion_xds::ads::Encoded;
 use pillion_xds::encode::{Dialect, encode_cluster, encode_endpoints, encode_routes, encode_service};
 
 use crate::catalog::CatalogView;
-use crate::resolve::{MeshModel, ServiceModel};
+use crate::resolve::{MeshModel, ServiceModel, egress};
 
 /// Encoded resources by name.
 pub(super) type Encodings = Arc<BTreeMap<String, Arc<Encoded>>>;
@@ -18,6 +18,8 @@ pub(super) struct Snapshot {
     pub(super) model: Arc<MeshModel>,
     pub(super) catalog: Arc<CatalogView>,
     pub(super) services: BTreeMap<ServiceName, Arc<ServiceEncoded>>,
+    /// Routes of destinations outside the mesh.
+    pub(super) egress: Encodings,
     pub(super) revisions: Revisions,
 }
 
@@ -46,6 +48,7 @@ impl Snapshot {
             model: Arc::default(),
             catalog: Arc::default(),
             services: BTreeMap::new(),
+            egress: Encodings::default(),
             revisions: Revisions::default(),
         };
         nothing.next(model, catalog)
@@ -57,6 +60,7 @@ impl Snapshot {
             model: Arc::clone(model),
             catalog: Arc::clone(catalog),
             services: BTreeMap::new(),
+            egress: Arc::clone(&self.egress),
             revisions: self.revisions,
         };
         if Arc::ptr_eq(model, &self.model) {
@@ -74,6 +78,10 @@ impl Snapshot {
         }
         if self.services.keys().any(|name| !next.services.contains_key(name)) {
             changed = Changed { clusters: true, endpoints: true, routes: true, services: true };
+        }
+        if next.egress.is_empty() || model.egress_allowed != self.model.egress_allowed {
+            next.egress = by_name([encode_routes(&egress(model.egress_allowed), Dialect::Pillion)]);
+            changed.routes = true;
         }
         // Who is called what may change without any service doing so.
         changed.services |= model.names != self.model.names;

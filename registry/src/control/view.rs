@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pillion_model::instance::Instance;
+use pillion_model::mesh::EGRESS_ROUTES;
 use pillion_model::name::{NodeId, ServiceName, parse_outbound_cluster};
 use pillion_xds::ads::{Encoded, View};
 use pillion_xds::encode::{encode_cluster, encode_listener};
@@ -93,6 +94,7 @@ impl View for SidecarView {
         let part = match type_url {
             type_url::CLUSTER => &self.service(&parse_outbound_cluster(name)?.2)?.clusters,
             type_url::ENDPOINTS => &self.service(&parse_outbound_cluster(name)?.2)?.endpoints,
+            type_url::ROUTE if name == EGRESS_ROUTES => &self.snapshot.egress,
             type_url::ROUTE => &self.service(&name.split_once('.')?.1.parse().ok()?)?.routes,
             type_url::SERVICE => &self.service(self.snapshot.model.names.get(name)?)?.answers,
             _ => return None,

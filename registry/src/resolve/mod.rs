@@ -7,6 +7,7 @@
 //! answers with 503, and never a hole in authorization.
 
 mod cluster;
+mod egress;
 mod endpoint;
 mod envoy;
 mod inbound;
@@ -27,6 +28,7 @@ use pillion_model::mesh::{MeshPort, MeshService};
 use pillion_model::name::{ServiceName, TrustDomain};
 use pillion_model::route::RouteConfiguration;
 
+pub(crate) use egress::egress;
 pub use envoy::{EnvoyOptions, envoy};
 pub use inbound::{HealthCheckPlan, InboundPolicy, InboundPort, ProbeKind, inbound};
 pub use port::PortView;

@@ -120,6 +120,7 @@ impl Sidecar {
             node,
             state_dir,
             on_demand_max: ON_DEMAND_MAX,
+            routes: Vec::new(),
             pinned: vec!["pinned.".into()],
             stop: stop.clone(),
         };

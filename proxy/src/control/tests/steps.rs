@@ -19,7 +19,7 @@ struct Harness {
 
 impl Harness {
     fn new(on_demand_max: usize) -> Self {
-        let mut state = State::new(Client::new(NodeInfo::default()), on_demand_max, &[]);
+        let mut state = State::new(Client::new(NodeInfo::default()), on_demand_max, &[], Vec::new());
         state.client.connected();
         let mut it = Self { state, now: Instant::now() };
         it.asked();
@@ -187,6 +187,19 @@ fn the_service_used_longest_ago_goes_with_all_its_parts() {
     assert_eq!(it.ask("c"), Answer::Asked);
     it.shows(&["c-a", "c-a", "r-a", "a"]);
     it.asks(&["+service c", "-service b", "-route r-b", "-cluster c-b", "-endpoints c-b"]);
+}
+
+#[test]
+fn pinned_routes_are_asked_for_at_once_and_kept_without_any_service() {
+    let routes = vec!["egress".to_owned()];
+    let mut state = State::new(Client::new(NodeInfo::default()), 8, &[], routes);
+    state.client.connected();
+    let mut it = Harness { state, now: Instant::now() };
+    assert!(it.asked().contains("+route egress"));
+    it.gets(ROUTE, "egress", "");
+    it.learns("web");
+    it.loses(SERVICE, "web");
+    assert_eq!(it.state.take().routes.keys().collect::<Vec<_>>(), ["egress"]);
 }
 
 #[test]
