@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pillion_model::listener::Listener;
-use pillion_model::mesh::{MeshService, Resources};
+use pillion_model::mesh::{MeshPort, MeshService, Resources};
 use pillion_net::listen::{Reuse, bind_tcp};
 use pillion_net::tls::{NoSecrets, Secrets};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::Writers;
 use crate::admin::{Admin, AdminOptions, View};
 use crate::metrics::{Scrape, Shard, Symbols};
-use crate::outbound::{OutboundOptions, VIP_PREFIX, by_host, vip_listener, vip_listeners};
+use crate::outbound::{OutboundOptions, VIP_PREFIX, by_host, upstream_listener, vip_listener, vip_listeners};
 use crate::snapshot::{Compiler, Rejected, Snapshot};
 use crate::upstream::Clusters;
 use crate::worker::{self, Command, OpenConnections, Shared, Start};
@@ -193,6 +193,23 @@ impl Runtime {
             }
         }
         published
+    }
+
+    /// Listens for one port of one service; `None`: it is not known, and connections are closed.
+    pub(crate) fn open_upstream(
+        &self,
+        name: &str,
+        address: SocketAddr,
+        port: Option<&MeshPort>,
+    ) -> Published {
+        let Some(outbound) = self.shared.outbound.get() else { return Published::default() };
+        let listener = upstream_listener(name.to_owned(), address, port, outbound);
+        let mut publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        if publishing.local.get(name) == Some(&listener) && publishing.bound.contains_key(name) {
+            return Published::default();
+        }
+        publishing.local.insert(name.to_owned(), listener);
+        self.apply(&mut publishing)
     }
 
     /// Whether a port of a virtual address accepts.

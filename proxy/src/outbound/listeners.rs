@@ -34,6 +34,31 @@ pub(crate) fn vip_listeners(
         .collect()
 }
 
+/// A listener for one port of one service; `None`: it is not known, and connections are closed.
+pub(crate) fn upstream_listener(
+    name: String,
+    address: SocketAddr,
+    port: Option<&MeshPort>,
+    options: &OutboundOptions,
+) -> Listener {
+    match port {
+        Some(port) => listener(name, address, terminal(port, options)),
+        None => {
+            Listener { filter_chains: Vec::new(), ..listener(name, address, Terminal::Tcp(no_cluster())) }
+        }
+    }
+}
+
+fn no_cluster() -> TcpProxy {
+    TcpProxy {
+        stat_prefix: "outbound".to_owned(),
+        clusters: Vec::new(),
+        idle_timeout: None,
+        connect_attempts: 1,
+        access_logs: Vec::new(),
+    }
+}
+
 /// The name of the listener at a port of a virtual address.
 pub(crate) fn vip_listener(address: SocketAddr) -> String {
     format!("{VIP_PREFIX}{address}")

@@ -19,7 +19,7 @@ use pillion_model::http::AccessLog;
 use pillion_model::mesh::MeshService;
 
 pub(crate) use external::run as external;
-pub(crate) use listeners::{VIP_PREFIX, by_host, vip_listener, vip_listeners};
+pub(crate) use listeners::{VIP_PREFIX, by_host, upstream_listener, vip_listener, vip_listeners};
 pub(crate) use resolve::{Destination, resolve};
 pub(crate) use tunnel::{inner, run as tunnel};
 

@@ -67,7 +67,11 @@ impl Keeper {
                     return Ok(Arc::new(identity));
                 }
                 Err(error) if error.is_final() => return Err(error.into()),
-                Err(error) => warn!(error = chain(&error), "no identity yet, trying again"),
+                Err(error) => {
+                    let registries: Vec<String> = self.registries.iter().map(Target::to_string).collect();
+                    let (registries, why) = (registries.join(", "), chain(&error));
+                    warn!("no identity yet, waiting for the registry at {registries}: {why}");
+                }
             }
             tokio::time::sleep(jittered(wait)).await;
             wait = (wait * 2).min(WAIT_MAX);

@@ -5,17 +5,20 @@
 //! Order of leaving: the instance deregisters, keeps serving what still comes, drains, ends. The
 //! outbound side lives until the end, so that the application can finish its own calls.
 
+mod hosts;
 mod identity;
 mod names;
 mod on_demand;
 mod options;
 mod probe;
+mod publish;
 mod registration;
 mod state;
+mod supervise;
+mod upstreams;
 mod vip;
 mod vips;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,13 +26,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use pillion_model::health::{Probe, Reported};
-use pillion_model::http::AccessLog;
-use pillion_model::listener::{Direction, Listener, Terminal};
+use pillion_model::listener::{Direction, Listener};
 use pillion_model::mesh::{EGRESS_ROUTES, INBOUND_LISTENER, OUTBOUND_LISTENER, Resources};
 use pillion_net::grpc::Dialer;
-use pillion_net::identity::IdentityWatch;
 use pillion_net::listen::{BindError, bind_udp_and_tcp};
-use pillion_net::readiness::{Readiness, ReadyGuard};
+use pillion_net::readiness::Readiness;
 use pillion_net::resolve::Resolver;
 use pillion_net::tls::Secrets;
 use pillion_xds::ads::NodeInfo;
@@ -44,10 +45,13 @@ pub use self::identity::IdentityFailure;
 use self::identity::{Keeper, chain, registry_dialer};
 use self::names::{LocalZone, Names};
 use self::on_demand::AskControl;
-pub use self::options::{Advertise, Options};
+pub use self::options::{Advertise, Options, Upstream};
+use self::publish::Publish;
 use self::registration::{Leave, Registration};
 use self::state::StateDir;
 pub use self::state::{StateError, stored_instance};
+use self::supervise::Supervise;
+use self::upstreams::Upstreams;
 use self::vip::Slot;
 use self::vips::Vips;
 use crate::admin::{Admin, AdminOptions};
@@ -89,6 +93,8 @@ pub struct Bound {
     pub dns: SocketAddr,
     /// The range of virtual addresses; `None`: none was left.
     pub vips: Option<String>,
+    /// The local ports of single services.
+    pub upstreams: Vec<(Upstream, SocketAddr)>,
 }
 
 /// Why a sidecar did not start.
@@ -107,6 +113,14 @@ pub enum StartError {
         node: String,
         /// Why.
         source: IdentityFailure,
+    },
+    /// The hosts file cannot be used.
+    #[error("--hosts-file {}: {source}", path.display())]
+    Hosts {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
     },
     /// A port could not be bound; the text names it and says what to do.
     #[error("{0}")]
@@ -164,7 +178,8 @@ impl Sidecar {
         publisher.publish(first);
         let dialer = registry_dialer(options.registries.clone(), identity.clone(), resolver);
         tasks.spawn(keeper.keep(publisher, stop.clone()));
-        let control = start_control(&options, &dialer, &stop, &tasks);
+        let called = called_names(&options, &zone);
+        let control = start_control(&options, called.clone(), &dialer, &stop, &tasks);
 
         let slot = Slot::claim().map_err(|error| warn!(%error, "names have no addresses here")).ok();
         let vips = slot.as_ref().map(Slot::range);
@@ -177,6 +192,8 @@ impl Sidecar {
         let shown = Arc::clone(&names);
         shown_names.get_or_init(|| Arc::new(move || shown.vips.show()));
         let outbound = open_outbound(&runtime, &options, &control, names.zone.clone())?;
+        let (upstreams, upstreams_bound) = Upstreams::bind(&runtime, &options.upstreams)?;
+        let hosts = options.hosts_file.as_deref().map(hosts::Hosts::open).transpose()?;
         let (udp, tcp) = (to_tokio(udp.try_into())?, to_tokio(tcp.try_into())?);
         let (dns_zone, dns_stop) = (Arc::new(LocalZone::new(Arc::clone(&names))), stop.clone());
         tasks.spawn(async move { pillion_dns::serve("local DNS", udp, tcp, dns_zone, dns_stop).await });
@@ -194,12 +211,20 @@ impl Sidecar {
             leave: leave_asked,
             stop: stop.clone(),
         };
-        tasks.spawn(registration.run());
+        // A program that only calls is no instance that others could call.
+        let registered = (!options.ports.is_empty()).then_some(registered);
+        if registered.is_some() {
+            tasks.spawn(registration.run());
+        }
         let (closed, republish) = (Arc::<AtomicBool>::default(), Arc::<Notify>::default());
         let publish = Publish {
             runtime: Arc::clone(&runtime),
             names,
+            upstreams,
+            hosts,
+            awaited: called,
             inbound: options.inbound,
+            is_called: !options.ports.is_empty(),
             access_logs: options.access_logs.clone(),
             closed: Arc::clone(&closed),
             again: Arc::clone(&republish),
@@ -219,7 +244,15 @@ impl Sidecar {
             runtime,
             admin,
             readiness,
-            bound: Bound { inbound, outbound, admin: admin_address, metrics, dns, vips },
+            bound: Bound {
+                inbound,
+                outbound,
+                admin: admin_address,
+                metrics,
+                dns,
+                vips,
+                upstreams: upstreams_bound,
+            },
             drain,
             drained,
             closed,
@@ -360,8 +393,15 @@ fn closed_listener(address: SocketAddr) -> Listener {
     }
 }
 
+/// Names of the services that are known to be called.
+fn called_names(options: &Options, zone: &str) -> Vec<String> {
+    let upstreams = options.upstreams.iter().map(|upstream| &upstream.service);
+    upstreams.chain(&options.dependencies).map(|service| format!("{service}.{zone}")).collect()
+}
+
 fn start_control(
     options: &Options,
+    pinned: Vec<String>,
     dialer: &Dialer,
     stop: &CancellationToken,
     tasks: &TaskTracker,
@@ -369,13 +409,14 @@ fn start_control(
     let node = NodeInfo {
         id: options.node.to_string(),
         user_agent: pillion_xds::ads::PILLION_USER_AGENT.to_owned(),
+        user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         ..NodeInfo::default()
     };
     let options = control::Options {
         node,
         state_dir: options.state_dir.clone(),
         on_demand_max: control::ON_DEMAND_MAX,
-        pinned: Vec::new(),
+        pinned,
         routes: vec![EGRESS_ROUTES.to_owned()],
         stop: stop.clone(),
     };
@@ -394,151 +435,6 @@ impl registration::Dial for RegistryDial {
     async fn dial(&self) -> Result<Channel, String> {
         self.0.connect().await.map_err(|error| chain(&error))
     }
-}
-
-/// Brings configuration and identity into effect.
-struct Publish {
-    runtime: Arc<Runtime>,
-    names: Arc<Names>,
-    inbound: SocketAddr,
-    access_logs: Vec<AccessLog>,
-    closed: Arc<AtomicBool>,
-    again: Arc<Notify>,
-}
-
-impl Publish {
-    async fn run(
-        self,
-        control: Control,
-        mut identity: IdentityWatch,
-        first_configuration: ReadyGuard,
-        stop: CancellationToken,
-    ) {
-        let mut resources = control.resources();
-        let mut first_configuration = Some(first_configuration);
-        let mut secrets: Option<Arc<dyn Secrets>> = identity.current().map(|identity| identity as _);
-        loop {
-            let next = Resources::clone(&resources.borrow_and_update());
-            if let Some(secrets) = &secrets {
-                let complete = next.listeners.contains_key(INBOUND_LISTENER);
-                self.publish(next, secrets);
-                if complete {
-                    first_configuration.take();
-                }
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.again.notified() => {}
-                changed = resources.changed() => if changed.is_err() { return },
-                changed = identity.changed() => {
-                    secrets = changed.map(|identity| identity as Arc<dyn Secrets>).or(secrets);
-                }
-            }
-        }
-    }
-
-    fn publish(&self, mut resources: Resources, secrets: &Arc<dyn Secrets>) {
-        let listener = resources.listeners.remove(INBOUND_LISTENER);
-        if !self.closed.load(Relaxed) {
-            // The socket is ours: what the registry knows of its address may be mapped or old.
-            let mut listener = listener.unwrap_or_else(|| closed_listener(self.inbound));
-            listener.address = Some(self.inbound);
-            self.add_access_logs(&mut listener);
-            resources.listeners.insert(INBOUND_LISTENER.to_owned(), listener);
-        }
-        let services: BTreeMap<_, _> =
-            resources.services.values().map(|service| (service.service.clone(), service.clone())).collect();
-        for rejected in self.runtime.publish(resources, secrets).rejected {
-            warn!(
-                kind = rejected.kind,
-                name = rejected.name,
-                reason = rejected.reason,
-                "not brought into effect"
-            );
-        }
-        // After a restart, and when a service gains a port, its addresses must accept at once.
-        for service in services.values() {
-            self.names.vips.open(service);
-        }
-    }
-
-    fn add_access_logs(&self, listener: &mut Listener) {
-        for chain in listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain) {
-            match &mut chain.terminal {
-                Terminal::Http(manager) => manager.access_logs.extend(self.access_logs.iter().cloned()),
-                Terminal::Tcp(tcp) => tcp.access_logs.extend(self.access_logs.iter().cloned()),
-            }
-        }
-    }
-}
-
-/// Follows the registration: runs the health check it asks for, reports results, tells readiness.
-///
-/// The instance takes traffic once the application accepts connections, and, where there is a
-/// health check, has passed it.
-struct Supervise {
-    status: watch::Receiver<registration::Status>,
-    state: watch::Sender<registration::State>,
-    control: watch::Receiver<control::Status>,
-    /// Told when the application accepts: virtual addresses may share its ports then.
-    accepts: Arc<Notify>,
-}
-
-impl Supervise {
-    async fn run(self, options: Options, registered: ReadyGuard, stop: CancellationToken) {
-        let Self { mut status, state, mut control, accepts: told } = self;
-        let mut registered = Some(registered);
-        let apps: BTreeMap<String, SocketAddr> =
-            options.ports.iter().map(|(name, port)| (name.clone(), Options::app_address(port))).collect();
-        let (wanted, wanted_watch) = watch::channel(None);
-        let (result, mut results) = watch::channel(Probe::Unknown);
-        let checks = probe::run(&apps, wanted_watch, result, stop.clone());
-        let follow = async {
-            let mut accepting = std::pin::pin!(probe::all_accept(&apps));
-            let mut accepts = false;
-            loop {
-                if let registration::Status::Registered(answer) = &*status.borrow_and_update() {
-                    let check = answer.health_check.as_ref().map(probe::Check::from);
-                    wanted.send_if_modified(|have| std::mem::replace(have, check.clone()) != check);
-                    registered.take();
-                }
-                let (probe, checked) = (*results.borrow_and_update(), wanted.borrow().is_some());
-                report(&state, |state| {
-                    state.probe = probe;
-                    let may_begin = accepts && (!checked || probe == Probe::Passing);
-                    if state.reported == Reported::Starting && may_begin {
-                        state.reported = Reported::Ready;
-                    }
-                });
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    changed = status.changed() => if changed.is_err() { return },
-                    changed = results.changed() => if changed.is_err() { return },
-                    () = &mut accepting, if !accepts => {
-                        accepts = true;
-                        told.notify_one();
-                    }
-                    // The registry is away, and the last configuration serves: that is ready enough.
-                    Ok(_) = control.wait_for(serves_from_disk), if registered.is_some() => {
-                        registered.take();
-                    }
-                }
-            }
-        };
-        tokio::join!(checks, follow);
-    }
-}
-
-fn serves_from_disk(control: &control::Status) -> bool {
-    !control.connected && control.restored > 0 && control.synced && control.last_error.is_some()
-}
-
-fn report(state: &watch::Sender<registration::State>, change: impl FnOnce(&mut registration::State)) {
-    state.send_if_modified(|state| {
-        let before = *state;
-        change(state);
-        *state != before
-    });
 }
 
 /// How long the registry may take to confirm a deregistration.

@@ -1,13 +1,14 @@
 //! What a sidecar is started with.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pillion_model::http::AccessLog;
 use pillion_model::instance::{InstancePort, TTL_DEFAULT, WEIGHT_DEFAULT};
-use pillion_model::name::NodeId;
+use pillion_model::name::{NodeId, ServiceName};
 use pillion_net::bootstrap::Credential;
 use pillion_net::resolve::Target;
 use pillion_xds::mesh;
@@ -20,7 +21,7 @@ use crate::outbound::Egress;
 pub struct Options {
     /// The instance this sidecar rides beside.
     pub node: NodeId,
-    /// The application's ports by name; at least one.
+    /// The application's ports by name; none: it only calls, and is no instance of its service.
     pub ports: BTreeMap<String, InstancePort>,
     /// The registries, at 7071.
     pub registries: Vec<Target>,
@@ -52,8 +53,14 @@ pub struct Options {
     pub ttl: Duration,
     /// Worker threads; at least 1.
     pub workers: usize,
-    /// Destinations outside the mesh. Default: allowed.
+    /// Destinations outside the mesh. Default: allowed, unless the mesh denies them.
     pub egress: Egress,
+    /// Local ports of single services.
+    pub upstreams: Vec<Upstream>,
+    /// Services that are known from the start.
+    pub dependencies: Vec<ServiceName>,
+    /// A hosts file to keep; `None`: there is none.
+    pub hosts_file: Option<PathBuf>,
     /// Access logs of inbound and outbound HTTP and TCP. Default: none.
     pub access_logs: Vec<AccessLog>,
     /// Changes the log filter at run time; `None`: not offered.
@@ -69,6 +76,23 @@ pub struct Advertise {
     pub address: IpAddr,
     /// The port that is mapped to the inbound listener; `None`: the listener's own.
     pub inbound_port: Option<u16>,
+}
+
+/// A local port of 127.0.0.1 that leads to one port of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// The local port; 0 picks a free one.
+    pub listen: u16,
+    /// The service.
+    pub service: ServiceName,
+    /// The service's port, as callers dial it.
+    pub port: u16,
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.service, self.port)
+    }
 }
 
 impl Options {
@@ -95,6 +119,9 @@ impl Options {
             ttl: TTL_DEFAULT,
             workers: 1,
             egress: Egress::Allow,
+            upstreams: Vec::new(),
+            dependencies: Vec::new(),
+            hosts_file: None,
             access_logs: Vec::new(),
             set_log_filter: None,
             drain_grace: DRAIN_GRACE,
