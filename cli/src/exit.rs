@@ -19,6 +19,22 @@ pub(crate) struct Failed;
 #[error("exit code {0}")]
 pub(crate) struct Code(pub(crate) u8);
 
+/// A program could not be started; exit codes as shells have them: 127 not found, 126 not executable.
+#[derive(Debug, thiserror::Error)]
+#[error("start `{program}`: {reason}")]
+pub(crate) struct CannotStart {
+    /// What was to be started.
+    pub(crate) program: String,
+    /// The system's reason.
+    pub(crate) reason: std::io::Error,
+}
+
+impl CannotStart {
+    fn code(&self) -> u8 {
+        if self.reason.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
+    }
+}
+
 /// Prints the error, if there is one to print, and tells the exit code.
 pub(crate) fn code(outcome: anyhow::Result<()>) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
@@ -33,7 +49,10 @@ pub(crate) fn code(outcome: anyhow::Result<()>) -> ExitCode {
     }
     // Nothing to do about an error that cannot be shown.
     let _ = writeln!(anstream::stderr().lock(), "{}error:{:#} {error:#}", BAD, BAD);
-    if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if error.is::<Usage>() {
+        return ExitCode::from(2);
+    }
+    error.downcast_ref().map_or(ExitCode::FAILURE, |error: &CannotStart| ExitCode::from(error.code()))
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -54,13 +73,18 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_success_and_wrong_usage_is_2() {
-        let pipe = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        use std::io::ErrorKind;
+        let pipe = std::io::Error::from(ErrorKind::BrokenPipe);
+        let cannot_start = |kind: ErrorKind| CannotStart { program: "x".into(), reason: kind.into() };
         for (outcome, want) in [
             (Ok(()), ExitCode::SUCCESS),
             (Err(anyhow::Error::new(pipe).context("print the table")), ExitCode::SUCCESS),
             (Err(Failed.into()), ExitCode::FAILURE),
             (Err(Code(7).into()), ExitCode::from(7)),
             (Err(Usage("no".into()).into()), ExitCode::from(2)),
+            (Err(anyhow::Error::from(Usage("no".into())).context("at")), ExitCode::from(2)),
+            (Err(cannot_start(ErrorKind::NotFound).into()), ExitCode::from(127)),
+            (Err(cannot_start(ErrorKind::PermissionDenied).into()), ExitCode::from(126)),
             (Err(anyhow::anyhow!("other")), ExitCode::FAILURE),
         ] {
             let text = format!("{outcome:?}");

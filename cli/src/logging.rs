@@ -5,6 +5,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
+use crate::commands::sidecar::{Words, value_name};
+
 /// How a server logs.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LogArguments {
@@ -30,6 +32,12 @@ enum LogFormat {
 pub(crate) type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 impl LogArguments {
+    /// Passes them on to another process.
+    pub(crate) fn add_to(&self, words: &mut Words) {
+        words.add("--log", &self.log);
+        words.add("--log-format", value_name(&self.log_format));
+    }
+
     /// Starts logging; once per process. Gives the way to change the filter.
     pub(crate) fn start(&self) -> anyhow::Result<SetLogFilter> {
         let filter = EnvFilter::try_new(&self.log).with_context(|| format!("--log {}", self.log))?;

@@ -1,6 +1,7 @@
 //! The `pillion` binary: arguments in, work done by the crates below, output and exit code out.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage (see [`exit`]).
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` has its command's, 127 and 126 where that
+//! cannot be started (see [`exit`]).
 
 mod api;
 mod arguments;

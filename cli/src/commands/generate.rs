@@ -90,14 +90,8 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
 impl JoinArguments {
     /// The registries to join.
     pub(super) fn targets(&self) -> anyhow::Result<Vec<Target>> {
-        if self.registry.is_empty() {
-            return Err(Usage(
-                "--registry is needed: the registry to join, such as 127.0.0.1:7071".to_owned(),
-            )
-            .into());
-        }
         let targets = self.registry.iter().map(|text| Target::parse(text, MESH_PORT));
-        targets.collect::<Result<_, _>>().context("--registry")
+        Ok(targets.collect::<Result<_, _>>().map_err(|error| Usage(format!("--registry: {error}")))?)
     }
 
     /// What proves that we may join: a token, or being on the machine of a registry that is open.

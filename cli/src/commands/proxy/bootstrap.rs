@@ -55,13 +55,14 @@ async fn serve(
     let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
     let drain = CancellationToken::new();
     let options = AdminOptions {
-        admin: arguments.listen.admin.or(bootstrap.admin),
-        metrics: arguments.listen.metrics,
+        admin: arguments.sidecar.listen.admin.or(bootstrap.admin),
+        metrics: arguments.sidecar.listen.metrics,
         drain: drain.clone(),
         set_log_filter: Some(set_log_filter),
         ..AdminOptions::default()
     };
-    let StaticProxy { runtime, admin } = static_mode(bootstrap.resources, arguments.workers(), options)?;
+    let StaticProxy { runtime, admin } =
+        static_mode(bootstrap.resources, arguments.sidecar.traffic.workers(), options)?;
     for (name, address) in [("admin", admin.admin), ("metrics", admin.metrics)] {
         if let Some(address) = address {
             line(format_args!("{name} {address}"))?;

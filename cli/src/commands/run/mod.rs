@@ -18,21 +18,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::sidecar::{InstanceArguments, JoinArguments};
-use crate::exit::{Code, Usage};
+use super::sidecar::SidecarArguments;
+use crate::exit::{CannotStart, Code};
 use crate::output::note;
 use names::Names;
-use sidecar::Sidecar;
+use sidecar::{Bound, Sidecar};
 
 /// Arguments of `pillion run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    join: JoinArguments,
-    #[command(flatten)]
-    instance: InstanceArguments,
-    #[command(flatten)]
-    listen: sidecar::ListenArguments,
+    sidecar: SidecarArguments,
     /// How the command finds services by name.
     #[arg(long, env = "PILLION_NAMES", value_enum, default_value_t)]
     names: names::Choice,
@@ -53,33 +49,42 @@ const COMMAND_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs the command to its end; its exit code becomes ours.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    if arguments.instance.service.is_none() {
-        return Err(Usage("--service is needed: the service that the command belongs to".to_owned()).into());
-    }
+    arguments.sidecar.options()?; // wrong usage is told before anything starts
     let mut signals = Signals::watch()?;
     let names = Names::choose(arguments.names)?;
-    let mut sidecar =
-        Sidecar::start(&arguments.join, &arguments.instance, &arguments.listen, names.dns_address())
-            .await
-            .context("start the sidecar")?;
-    sidecar.announce(&names);
-    let mut command = start_command(&arguments.command, &sidecar, &names)?;
-    let ended = supervise(&mut command, &mut sidecar, &mut signals).await;
+    let mut sidecar = Sidecar::spawn(&arguments.sidecar, &names)?;
+    let bound = tokio::select! {
+        bound = sidecar.ready() => bound.context("start the sidecar")?,
+        signal = signals.end() => {
+            sidecar.stop().await;
+            return Err(Code(signal_code(signal.as_raw())).into());
+        }
+    };
+    bound.announce(&names);
+    let mut command = match start_command(&arguments.command, &bound, &names) {
+        Ok(command) => command,
+        Err(error) => {
+            sidecar.stop().await;
+            return Err(error);
+        }
+    };
+    let ended = supervise(&mut command, &mut sidecar, &bound, &mut signals).await;
     sidecar.stop().await;
     exit_with(ended?)
 }
 
-fn start_command(words: &[OsString], sidecar: &Sidecar, names: &Names) -> anyhow::Result<Child> {
+fn start_command(words: &[OsString], bound: &Bound, names: &Names) -> anyhow::Result<Child> {
     let mut command = names.command(words)?;
-    command.envs(sidecar.environment()).envs(names.environment(sidecar.outbound()));
-    let program = words.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
-    command.kill_on_drop(true).spawn().with_context(|| format!("start `{program}`"))
+    command.envs(bound.environment()).envs(names.environment(bound.outbound)).kill_on_drop(true);
+    let program = || words.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(command.spawn().map_err(|reason| CannotStart { program: program(), reason })?)
 }
 
 /// Waits for the end of the command, handing signals on.
 async fn supervise(
     command: &mut Child,
     sidecar: &mut Sidecar,
+    bound: &Bound,
     signals: &mut Signals,
 ) -> anyhow::Result<ExitStatus> {
     loop {
@@ -93,11 +98,11 @@ async fn supervise(
             signal = signals.next() => match signal {
                 // Ctrl-C has reached the command as well, which is in our process group.
                 Signal::INT => {
-                    sidecar.drain().await;
+                    sidecar.drain(bound).await;
                     return wait_or_kill(command).await;
                 }
                 Signal::TERM => {
-                    sidecar.drain().await;
+                    sidecar.drain(bound).await;
                     return stop(command, Signal::TERM).await;
                 }
                 other => send(command, other),
@@ -129,8 +134,15 @@ fn send(command: &Child, signal: Signal) {
 
 /// The command's exit code; 128 and the signal's number where a signal ended it, as shells say it.
 fn exit_with(status: ExitStatus) -> anyhow::Result<()> {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    if code == 0 { Ok(()) } else { Err(Code(u8::try_from(code).unwrap_or(1)).into()) }
+    let code = status.code().map(|code| u8::try_from(code).unwrap_or(1));
+    match code.or_else(|| status.signal().map(signal_code)).unwrap_or(1) {
+        0 => Ok(()),
+        code => Err(Code(code).into()),
+    }
+}
+
+fn signal_code(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(1)
 }
 
 /// The signals that reach us, one after the other.
@@ -158,6 +170,16 @@ impl Signals {
         match self.arrivals.recv().await {
             Some(signal) => signal,
             None => std::future::pending().await, // the watchers hold senders as long as we live
+        }
+    }
+
+    /// The next one that is to end us; before the command runs, others concern nobody.
+    async fn end(&mut self) -> Signal {
+        loop {
+            let signal = self.next().await;
+            if matches!(signal, Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT) {
+                return signal;
+            }
         }
     }
 }

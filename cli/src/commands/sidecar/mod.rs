@@ -1,0 +1,166 @@
+//! What `pillion proxy` and `pillion run` are told about a sidecar: the same flags for both.
+
+mod options;
+mod texts;
+mod words;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+pub(crate) use options::resolve_advertised;
+pub(crate) use texts::{LabelText, PortText, UpstreamText};
+pub(crate) use words::{Words, value_name};
+
+use crate::logging::LogArguments;
+
+/// A sidecar's flags.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SidecarArguments {
+    #[command(flatten)]
+    pub(crate) join: JoinArguments,
+    #[command(flatten)]
+    pub(crate) instance: InstanceArguments,
+    #[command(flatten)]
+    pub(crate) listen: ListenArguments,
+    #[command(flatten)]
+    pub(crate) traffic: TrafficArguments,
+    #[command(flatten)]
+    pub(crate) log: LogArguments,
+}
+
+/// The registry to join, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct JoinArguments {
+    /// Registries to join, the first that answers: `host[:7071],…`.
+    #[arg(
+        long,
+        env = "PILLION_REGISTRY",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7071"
+    )]
+    pub(crate) registry: Vec<String>,
+    /// The join token for the first start.
+    #[arg(long, env = "PILLION_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) join_token: Option<String>,
+    /// A file with the join token.
+    #[arg(long, env = "PILLION_JOIN_TOKEN_FILE", value_name = "FILE", conflicts_with = "join_token")]
+    pub(crate) join_token_file: Option<PathBuf>,
+}
+
+/// Who the instance beside the sidecar is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct InstanceArguments {
+    /// The service that the application beside the sidecar belongs to.
+    #[arg(long, env = "PILLION_SERVICE", value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// The service's namespace.
+    #[arg(long, env = "PILLION_NAMESPACE", value_name = "NAME", default_value = "default")]
+    pub(crate) namespace: String,
+    /// A port the application listens on: `[name=]port[:protocol]`, protocol http, http2, grpc or tcp.
+    /// Without any it only calls: it has an identity and is no instance of the service.
+    #[arg(long, env = "PILLION_PORT", value_name = "PORT", value_delimiter = ',')]
+    pub(crate) port: Vec<PortText>,
+    /// The instance's id within the service; without it, the one in the state
+    /// directory, else host name and port.
+    #[arg(long, env = "PILLION_INSTANCE_ID", value_name = "ID")]
+    pub(crate) instance_id: Option<String>,
+    /// Labels of the instance, by which subsets select: `version=v1`.
+    #[arg(long, env = "PILLION_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub(crate) label: Vec<LabelText>,
+    /// Availability zone of the instance.
+    #[arg(long, env = "PILLION_ZONE", value_name = "ZONE", default_value = "")]
+    pub(crate) zone: String,
+    /// Relative share of traffic, 0 to 65535.
+    #[arg(long, env = "PILLION_WEIGHT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=65535))]
+    pub(crate) weight: u32,
+    /// How long the registration lives unrenewed, in seconds.
+    #[arg(long, env = "PILLION_TTL", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(2..=86400))]
+    pub(crate) ttl: u64,
+    /// The address others reach this instance at; without it, the one that reaches the registry.
+    #[arg(long, env = "PILLION_ADVERTISE", value_name = "HOST[:PORT]")]
+    pub(crate) advertise: Option<String>,
+    /// Where the last configuration, the identity and the generation are kept.
+    #[arg(long, env = "PILLION_STATE_DIR", value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// Where the sidecar listens. Port 0 picks a free one; what was bound is printed.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ListenArguments {
+    /// For other sidecars, over mutual TLS. Default 0.0.0.0:15006, with `run` a free port.
+    #[arg(long, env = "PILLION_INBOUND", value_name = "ADDRESS")]
+    pub(crate) inbound: Option<SocketAddr>,
+    /// For the application's calls: routed by Host, and an HTTP proxy. Default 127.0.0.1:15001, with
+    /// `run` a free port.
+    #[arg(long, env = "PILLION_OUTBOUND", value_name = "ADDRESS")]
+    pub(crate) outbound: Option<SocketAddr>,
+    /// Administration; loopback only. Default 127.0.0.1:15000, with `run` a free port; a bootstrap
+    /// names its own.
+    #[arg(long, env = "PILLION_ADMIN", value_name = "ADDRESS")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// `/metrics`, `/ready` and `/live`. Default 0.0.0.0:15020, with `run` a free port; with a
+    /// bootstrap, none.
+    #[arg(long, env = "PILLION_METRICS", value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// DNS for the application; loopback only. Default 127.0.0.1:15053, with `run` port 53 of a
+    /// loopback address where that can be bound, else a free port.
+    #[arg(long, env = "PILLION_DNS", value_name = "ADDRESS")]
+    pub(crate) dns: Option<SocketAddr>,
+    /// A local port of 127.0.0.1 for one service: `port=service[.namespace][:port]`, as in
+    /// `9001=orders.shop:80`. May be repeated.
+    #[arg(long, env = "PILLION_UPSTREAM", value_name = "PORT=SERVICE:PORT", value_delimiter = ',')]
+    pub(crate) upstream: Vec<UpstreamText>,
+    /// A hosts file to keep: its lines stay, and the names of services are added as they are learnt.
+    #[arg(long, env = "PILLION_HOSTS_FILE", value_name = "FILE")]
+    pub(crate) hosts_file: Option<PathBuf>,
+    /// A service whose name is to be known from the start: `service[.namespace]`. May be repeated.
+    #[arg(long, env = "PILLION_DEPENDENCY", value_name = "SERVICE", value_delimiter = ',')]
+    pub(crate) dependency: Vec<String>,
+}
+
+/// What happens to traffic, and what is written down of it.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct TrafficArguments {
+    /// Destinations outside the mesh: forwarded to unless the mesh denies it, or refused.
+    #[arg(long, env = "PILLION_EGRESS", value_enum, default_value_t)]
+    pub(crate) egress: Egress,
+    /// Where access logs go: a file, or /dev/stdout; without it, nowhere.
+    #[arg(long, env = "PILLION_ACCESS_LOG", value_name = "FILE")]
+    pub(crate) access_log: Option<String>,
+    /// How a line of the access log looks.
+    #[arg(long, env = "PILLION_ACCESS_LOG_FORMAT", value_enum, default_value_t)]
+    pub(crate) access_log_format: AccessLogFormat,
+    /// Worker threads; without it, one for each CPU that this process may use.
+    #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT")]
+    pub(crate) workers: Option<NonZeroUsize>,
+}
+
+/// What `--egress` takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Egress {
+    /// As the mesh says.
+    #[default]
+    Allow,
+    /// Refused, whatever the mesh says.
+    Deny,
+}
+
+/// What `--access-log-format` takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum AccessLogFormat {
+    /// Envoy's default line.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl TrafficArguments {
+    /// Worker threads to start.
+    pub(crate) fn workers(&self) -> NonZeroUsize {
+        let available = || std::thread::available_parallelism().ok();
+        self.workers.or_else(available).unwrap_or(NonZeroUsize::MIN)
+    }
+}
