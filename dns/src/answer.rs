@@ -1,10 +1,13 @@
 //! What a zone says to a question.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, AAAA, SOA};
 use hickory_proto::rr::{Name, RData, Record};
+
+use crate::note::{Note, Reason};
 
 /// A whole answer.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,12 +28,20 @@ pub struct Answer {
     pub authority: Vec<Record>,
     /// Helpful records; left out where there is no room.
     pub additional: Vec<Record>,
+    /// Why it is so, for people.
+    pub note: Option<Note>,
 }
 
 impl Answer {
     /// Nothing but a code.
     pub fn code(code: ResponseCode) -> Self {
         Self { code, ..Self::default() }
+    }
+
+    /// The same answer with a reason.
+    #[must_use]
+    pub fn noting(self, reason: Reason, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { note: Some(Note::new(reason, text)), ..self }
     }
 }
 

@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::stats::Stats;
+
 /// The open connections, by client.
 #[derive(Clone)]
 pub(crate) struct Connections {
     held: Arc<Mutex<Held>>,
     max: usize,
+    stats: Arc<Stats>,
 }
 
 #[derive(Default)]
@@ -22,8 +25,8 @@ struct Held {
 }
 
 impl Connections {
-    pub(crate) fn new(max: usize) -> Self {
-        Self { held: Arc::default(), max }
+    pub(crate) fn new(max: usize, stats: Arc<Stats>) -> Self {
+        Self { held: Arc::default(), max, stats }
     }
 
     /// Takes a connection in. Where that makes too many, the client with most loses its oldest.
@@ -35,15 +38,24 @@ impl Connections {
         held.open += 1;
         held.clients.entry(client).or_default().insert(id, cut.clone());
         if held.open > self.max {
-            held.cut_one();
+            self.cut_one(&mut held);
         }
+        self.stats.connections.add();
+        self.stats.connections_open.set(held.open);
         drop(held);
         Place { connections: self.clone(), client, id, cut }
     }
 
     /// Closes one connection, if there are any.
     pub(crate) fn make_room(&self) {
-        self.lock().cut_one();
+        self.cut_one(&mut self.lock());
+    }
+
+    fn cut_one(&self, held: &mut Held) {
+        if held.cut_one() {
+            self.stats.connections_cut.add();
+            self.stats.connections_open.set(held.open);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -52,15 +64,14 @@ impl Connections {
 }
 
 impl Held {
-    fn cut_one(&mut self) {
+    /// Whether there was one.
+    fn cut_one(&mut self) -> bool {
         let most = self.clients.iter().max_by_key(|(_, connections)| connections.len());
         let Some((&client, oldest)) = most.and_then(|(client, open)| Some((client, *open.keys().next()?)))
         else {
-            return;
+            return false;
         };
-        if let Some(cut) = self.remove(client, oldest) {
-            cut.cancel();
-        }
+        self.remove(client, oldest).inspect(CancellationToken::cancel).is_some()
     }
 
     fn remove(&mut self, client: IpAddr, id: u64) -> Option<CancellationToken> {
@@ -92,7 +103,10 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let Self { connections, client, id, .. } = self;
-        connections.lock().remove(*client, *id);
+        let mut held = connections.lock();
+        if held.remove(*client, *id).is_some() {
+            connections.stats.connections_open.set(held.open);
+        }
     }
 }
 
@@ -103,7 +117,7 @@ mod tests {
     #[test]
     fn the_client_with_most_connections_loses_its_oldest() {
         let (greedy, modest) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let connections = Connections::new(4);
+        let connections = Connections::new(4, Arc::default());
         let first = connections.enter(modest);
         let greedy: Vec<Place> = (0..4).map(|_| connections.enter(greedy)).collect();
         let cut = |place: &Place| place.cut().is_cancelled();
@@ -116,5 +130,10 @@ mod tests {
         drop(second);
         connections.make_room();
         assert_eq!(connections.lock().open, 0);
+        let stats = &connections.stats;
+        assert_eq!(
+            (stats.connections.load(), stats.connections_cut.load(), stats.connections_open.load()),
+            (6, 2, 0)
+        );
     }
 }

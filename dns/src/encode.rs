@@ -9,11 +9,13 @@ use hickory_proto::ProtoError;
 use hickory_proto::op::{
     Edns, EmitAndCount, Header, HeaderCounts, Metadata, ResponseCode, emit_message_parts,
 };
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass, RData, Record};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 use hickory_server::server::Request;
 
 use crate::answer::Answer;
+use crate::note::Reason;
 use crate::question::{HEADER, Question, Transport, UDP_EDNS, name_bytes};
 
 /// The header of the answer to a question.
@@ -27,16 +29,26 @@ pub(crate) fn metadata(question: &Question<'_>, answer: &Answer) -> Metadata {
 }
 
 /// The OPT record of the answer, where the request had one.
-pub(crate) fn edns(request: &Request) -> Option<Edns> {
+pub(crate) fn edns(request: &Request, options: impl IntoIterator<Item = EdnsOption>) -> Option<Edns> {
     let asked = request.edns.as_ref()?;
     let mut edns = Edns::new();
     edns.set_max_payload(UDP_EDNS).set_dnssec_ok(asked.flags().dnssec_ok);
+    options.into_iter().for_each(|option| edns.options_mut().insert(option));
     Some(edns)
+}
+
+/// Bytes of an OPT record: name, type, size, code and flags, length, and each option behind its own
+/// code and length.
+fn opt_bytes(edns: Option<&Edns>) -> u16 {
+    edns.map_or(0, |edns| {
+        let options = edns.options().options.iter();
+        11 + options.map(|(_, option)| 4 + option.len()).sum::<u16>()
+    })
 }
 
 /// Whether `MessageResponse` surely says all of the answer. Counts names in full, except the owner
 /// of answers after the first.
-pub(crate) fn fits(question: &Question<'_>, answer: &Answer) -> bool {
+pub(crate) fn fits(question: &Question<'_>, answer: &Answer, edns: Option<&Edns>) -> bool {
     let helpful = || answer.authority.iter().chain(&answer.additional);
     if answer.answers.len() + helpful().count() > NAMES_MAX {
         return false;
@@ -45,7 +57,9 @@ pub(crate) fn fits(question: &Question<'_>, answer: &Answer) -> bool {
     let answers = answer.answers.iter().map(|data| Some(POINTER + FIXED + data_bytes(data)?));
     let others = helpful().map(|record| Some(name_bytes(&record.name) + FIXED + data_bytes(&record.data)?));
     let records: Option<usize> = answers.chain(others).sum();
-    records.is_some_and(|records| question.end() + owner + records + usize::from(OPT) <= question.size_max())
+    records.is_some_and(|records| {
+        question.end() + owner + records + usize::from(opt_bytes(edns)) <= question.size_max()
+    })
 }
 
 /// Bytes of a record's content at most; `None` for types we do not make.
@@ -67,7 +81,7 @@ fn data_bytes(data: &RData) -> Option<usize> {
 /// TCP; on TCP the client gets what fits in 64 KiB.
 pub(crate) fn cut(question: &Question<'_>, answer: &Answer, edns: Option<&Edns>) -> Vec<u8> {
     let limit = u16::try_from(question.size_max()).unwrap_or(u16::MAX);
-    let room = if edns.is_some() { limit - OPT } else { limit };
+    let room = limit - opt_bytes(edns);
     let mut bytes = Vec::with_capacity(usize::from(UDP_EDNS.min(limit)));
     let mut encoder = BinEncoder::new(&mut bytes);
     let mut answers = Answers { data: &answer.answers, ttl: answer.ttl, room, written: 0 };
@@ -106,16 +120,18 @@ pub(crate) fn refusal(asked: &Metadata, code: ResponseCode) -> Vec<u8> {
     bytes
 }
 
-/// Another server's message for this client, as it came but for the id, and only header and question
-/// (with TC) where it is too long.
-pub(crate) fn relay(question: &Question<'_>, mut message: Vec<u8>) -> Vec<u8> {
-    let edns = edns(question.request);
+/// Another server's message for this client, as it came but for the id and the case of the name.
+///
+/// # Errors
+///
+/// The answer to give instead: SERVFAIL where it is no message, and where it is too long, TC alone.
+pub(crate) fn relay(question: &Question<'_>, mut message: Vec<u8>) -> Result<Vec<u8>, Answer> {
     if message.len() < HEADER {
-        return cut(question, &Answer::code(ResponseCode::ServFail), edns.as_ref());
+        let text = "what another resolver answered is no DNS message";
+        return Err(Answer::code(ResponseCode::ServFail).noting(Reason::Other, text));
     }
     if message.len() > question.size_max() {
-        let answer = Answer { more: true, recursion_available: true, ..Answer::default() };
-        return cut(question, &answer, edns.as_ref());
+        return Err(Answer { more: true, recursion_available: true, ..Answer::default() });
     }
     let asked = question.message();
     message[..2].copy_from_slice(&asked[..2]);
@@ -124,7 +140,7 @@ pub(crate) fn relay(question: &Question<'_>, mut message: Vec<u8>) -> Vec<u8> {
     if message.get(section.clone()).is_some_and(|name| name.eq_ignore_ascii_case(&asked[section.clone()])) {
         message[section.clone()].copy_from_slice(&asked[section]);
     }
-    message
+    Ok(message)
 }
 
 /// The question section, as it came.
@@ -209,7 +225,5 @@ const POINTER: usize = 2;
 pub(crate) const TRUNCATED: u8 = 0x02;
 /// Type, class, lifetime and length of a record.
 const FIXED: usize = 10;
-/// An OPT record without options.
-const OPT: u16 = 11;
 /// Fewer than hickory compresses.
 const NAMES_MAX: usize = 100;

@@ -16,6 +16,7 @@ use hickory_proto::op::ResponseCode;
 
 use crate::answer::Answer;
 use crate::encode::TRUNCATED;
+use crate::note::Reason;
 use crate::question::{HEADER, Question, Transport};
 use crate::zone::{Outcome, Reply};
 
@@ -51,14 +52,14 @@ impl Forwarder {
     /// Passes a question on. Without a resolver, and when none answers, SERVFAIL.
     pub fn forward(&self, question: &Question<'_>) -> Reply {
         if self.resolvers.is_empty() {
-            return Answer::code(ResponseCode::ServFail).into();
+            return failure("no other resolver is configured").into();
         }
         let (this, message, transport) = (self.clone(), question.message().to_vec(), question.transport);
         let end = question.end();
         Reply::Later(Box::pin(async move {
             match this.race(message, end, transport).await {
                 Some(answer) => Outcome::Relayed(answer),
-                None => Outcome::Answer(Answer::code(ResponseCode::ServFail)),
+                None => Outcome::Answer(failure("no other resolver answered")),
             }
         }))
     }
@@ -83,6 +84,11 @@ impl Forwarder {
         }
         fallback
     }
+}
+
+fn failure(text: &'static str) -> Answer {
+    Answer { recursion_available: true, ..Answer::code(ResponseCode::ServFail) }
+        .noting(Reason::NoReachableAuthority, text)
 }
 
 /// NOERROR and NXDOMAIN end the race; a failing or refusing resolver does not.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hickory_proto::op::{Header, HeaderCounts, Metadata, ResponseCode, SerialMessage};
+use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, ResponseCode, SerialMessage};
 use hickory_proto::rr::Record;
 use hickory_server::net::runtime::Time;
 use hickory_server::net::{BufDnsStreamHandle, DnsStreamHandle, NetError};
@@ -16,8 +16,11 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::answer::Answer;
+use crate::cookie::{Cookies, Shown, now};
 use crate::encode::{cut, edns, fits, metadata, relay};
+use crate::note::{Note, Reason};
 use crate::question::Question;
+use crate::stats::Stats;
 use crate::zone::{Outcome, Reply, Zone};
 
 /// What both transports share.
@@ -25,11 +28,13 @@ pub(crate) struct Shared {
     zone: Arc<dyn Zone>,
     /// Room for answers under way.
     waiting: Semaphore,
+    pub(crate) cookies: Cookies,
+    pub(crate) stats: Arc<Stats>,
 }
 
 impl Shared {
-    pub(crate) fn new(zone: Arc<dyn Zone>) -> Self {
-        Self { zone, waiting: Semaphore::new(WAITING_MAX) }
+    pub(crate) fn new(zone: Arc<dyn Zone>, stats: Arc<Stats>) -> Self {
+        Self { zone, waiting: Semaphore::new(WAITING_MAX), cookies: Cookies::new(), stats }
     }
 
     async fn outcome(&self, question: &Question<'_>) -> Outcome {
@@ -37,9 +42,14 @@ impl Shared {
             Reply::Now(outcome) => return outcome,
             Reply::Later(answer) => answer,
         };
-        let failure = || Outcome::Answer(Answer::code(ResponseCode::ServFail));
-        let Ok(_room) = self.waiting.try_acquire() else { return failure() };
-        timeout(LATER_MAX, answer).await.unwrap_or_else(|_| failure())
+        let failure = |text: &'static str| {
+            self.stats.late.add();
+            Outcome::Answer(Answer::code(ResponseCode::ServFail).noting(Reason::Other, text))
+        };
+        let Ok(_room) = self.waiting.try_acquire() else {
+            return failure("too many questions are under way");
+        };
+        timeout(LATER_MAX, answer).await.unwrap_or_else(|_| failure("the answer took too long"))
     }
 }
 
@@ -69,15 +79,20 @@ impl Outlet {
 #[async_trait]
 impl RequestHandler for Handler {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, out: R) -> ResponseInfo {
+        let cookie = self.shared.cookies.check(request, now());
         let sent = match Question::of(request) {
+            Ok(_) if cookie == Shown::Malformed => self.refuse(request, ResponseCode::FormErr, out).await,
+            Err(code) => self.refuse(request, code, out).await,
             Ok(question) => match self.shared.outcome(&question).await {
-                Outcome::Answer(answer) => self.answer(&question, answer, out).await,
-                Outcome::Relayed(message) => {
-                    let sent = self.outlet.send(relay(&question, message), request.src());
-                    sent.map(|()| info(Metadata::response_from_request(&request.metadata)))
-                }
+                Outcome::Answer(answer) => self.answer(&question, answer, cookie, out).await,
+                Outcome::Relayed(message) => match relay(&question, message) {
+                    Ok(message) => {
+                        let sent = self.outlet.send(message, request.src());
+                        sent.map(|()| info(Metadata::response_from_request(&request.metadata)))
+                    }
+                    Err(answer) => self.answer(&question, answer, cookie, out).await,
+                },
             },
-            Err(code) => refuse(request, code, out).await,
         };
         sent.unwrap_or_else(|error| {
             // As the network may lose it: the client asks again.
@@ -92,10 +107,11 @@ impl Handler {
         &self,
         question: &Question<'_>,
         answer: Answer,
+        cookie: Shown,
         mut out: R,
     ) -> Result<ResponseInfo, NetError> {
-        let (metadata, edns) = (metadata(question, &answer), edns(question.request));
-        if !fits(question, &answer) {
+        let (metadata, edns) = (metadata(question, &answer), self.edns(question, &answer, cookie));
+        if !fits(question, &answer, edns.as_ref()) {
             self.outlet.send(cut(question, &answer, edns.as_ref()), question.client)?;
             return Ok(info(metadata));
         }
@@ -109,20 +125,39 @@ impl Handler {
         }
         out.send_response(response.build(metadata, &answers, &authority, &[], &additional)).await
     }
-}
 
-/// Nothing but a code.
-async fn refuse<R: ResponseHandler>(
-    request: &Request,
-    code: ResponseCode,
-    mut out: R,
-) -> Result<ResponseInfo, NetError> {
-    let edns = edns(request);
-    let mut response = MessageResponseBuilder::from_message_request(request);
-    if let Some(edns) = &edns {
-        response.edns(edns);
+    /// Tells a client over the limit to ask again over TCP.
+    pub(crate) fn limit(&self, request: &Request) -> Result<(), NetError> {
+        self.shared.stats.limited.add();
+        let Ok(question) = Question::of(request) else { return Ok(()) };
+        let answer = Answer { more: true, ..Answer::default() };
+        self.outlet.send(cut(&question, &answer, edns(request, None).as_ref()), request.src())
     }
-    out.send_response(response.error_msg(&request.metadata, code)).await
+
+    fn edns(&self, question: &Question<'_>, answer: &Answer, cookie: Shown) -> Option<Edns> {
+        let cookie = match cookie {
+            Shown::Client(client) | Shown::Ours(client) => Some(client),
+            Shown::Nothing | Shown::Malformed => None,
+        };
+        let cookie = cookie.map(|client| self.shared.cookies.option(client, question.client.ip(), now()));
+        edns(question.request, cookie.into_iter().chain(answer.note.as_ref().map(Note::option)))
+    }
+
+    /// Nothing but a code.
+    async fn refuse<R: ResponseHandler>(
+        &self,
+        request: &Request,
+        code: ResponseCode,
+        mut out: R,
+    ) -> Result<ResponseInfo, NetError> {
+        self.shared.stats.malformed.add();
+        let edns = edns(request, None);
+        let mut response = MessageResponseBuilder::from_message_request(request);
+        if let Some(edns) = &edns {
+            response.edns(edns);
+        }
+        out.send_response(response.error_msg(&request.metadata, code)).await
+    }
 }
 
 fn info(metadata: Metadata) -> ResponseInfo {

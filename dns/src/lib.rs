@@ -6,13 +6,17 @@
 
 mod answer;
 mod connections;
+mod cookie;
 mod encode;
 pub mod forward;
 mod handler;
+mod limit;
 mod name;
+mod note;
 mod question;
 pub mod sample;
 mod server;
+mod stats;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -24,6 +28,8 @@ pub use hickory_proto::op::ResponseCode;
 pub use hickory_proto::rr::rdata::{NS, PTR, SRV};
 pub use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 pub use name::{AskedName, wire_name};
+pub use note::{Note, Reason};
 pub use question::{Question, Transport};
-pub use server::serve;
+pub use server::{Options, serve, serve_with};
+pub use stats::{Count, Stats};
 pub use zone::{Outcome, Reply, Zone};

@@ -26,8 +26,13 @@ use crate::handler::{Handler, Outlet, Shared};
 use crate::question::{Transport, Unreadable, read};
 use crate::server::now_or_aside;
 
-pub(crate) async fn serve(name: &str, listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
-    let connections = Connections::new(CONNECTIONS_MAX);
+pub(crate) async fn serve(
+    name: &str,
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    connections: Connections,
+    stop: CancellationToken,
+) {
     let mut open = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -84,6 +89,8 @@ async fn connection(stream: TcpStream, client: SocketAddr, shared: Arc<Shared>) 
 
 fn answer(message: SerialMessage, handler: &Handler, sender: &BufDnsStreamHandle, waiting: &mut JoinSet<()>) {
     let (message, client) = message.into_parts();
+    let stats = &handler.shared.stats;
+    stats.tcp_messages.add();
     match read(message, client, Transport::Tcp) {
         Ok(request) => {
             let out = ResponseHandle::new(client, sender.clone(), Protocol::Tcp);
@@ -93,8 +100,9 @@ fn answer(message: SerialMessage, handler: &Handler, sender: &BufDnsStreamHandle
             };
             now_or_aside(answer, waiting);
         }
-        Err(Unreadable::Ignore) => {}
+        Err(Unreadable::Ignore) => stats.malformed.add(),
         Err(Unreadable::Refuse(header, code)) => {
+            stats.malformed.add();
             let refusal = SerialMessage::new(refusal(&header.metadata, code), client);
             if let Err(error) = sender.clone().send(refusal) {
                 tracing::debug!(%client, %error, "an answer is lost");
@@ -103,8 +111,6 @@ fn answer(message: SerialMessage, handler: &Handler, sender: &BufDnsStreamHandle
     }
 }
 
-/// Connections at a time; beyond, the client with most of them loses its oldest.
-const CONNECTIONS_MAX: usize = 10_000;
 /// A connection without a whole question for so long is closed.
 const IDLE: Duration = Duration::from_secs(10);
 /// Answers waited for per connection.

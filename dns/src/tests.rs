@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::Name;
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
@@ -72,12 +73,20 @@ impl Zone for Fixed {
 }
 
 fn ask(name: &str, kind: RecordType, edns: Option<u16>) -> Vec<u8> {
+    ask_with(name, kind, edns, &[])
+}
+
+/// A question with options, where it has EDNS.
+fn ask_with(name: &str, kind: RecordType, edns: Option<u16>, options: &[(u16, &[u8])]) -> Vec<u8> {
     let mut message = Message::new(0x1234, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
     if let Some(payload) = edns {
         let mut edns = Edns::new();
         edns.set_max_payload(payload);
+        for (code, bytes) in options {
+            edns.options_mut().insert(EdnsOption::Unknown(*code, bytes.to_vec()));
+        }
         message.set_edns(edns);
     }
     message.to_vec().expect("encodes")
@@ -92,6 +101,10 @@ struct Running {
 
 impl Running {
     async fn start(zone: impl Zone) -> Self {
+        Self::start_with(zone, Options::default()).await
+    }
+
+    async fn start_with(zone: impl Zone, options: Options) -> Self {
         let (udp, tcp) = loop {
             let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = tcp.local_addr().expect("bound");
@@ -103,7 +116,7 @@ impl Running {
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let stop = stop.clone();
-            async move { serve("test", udp, tcp, Arc::new(zone), stop).await }
+            async move { serve_with("test", udp, tcp, Arc::new(zone), options, stop).await }
         });
         Self { address, stop, task }
     }

@@ -16,55 +16,79 @@ use hickory_server::server::{RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponse;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::cookie::{Shown, now};
 use crate::encode::refusal;
 use crate::handler::{Handler, Outlet, Shared};
+use crate::limit::Limiter;
 use crate::question::{Transport, UDP_EDNS, Unreadable, read};
 use crate::server::now_or_aside;
 
-pub(crate) async fn serve(name: &str, socket: Arc<UdpSocket>, shared: Arc<Shared>, stop: CancellationToken) {
+pub(crate) async fn serve(
+    name: &str,
+    socket: Arc<UdpSocket>,
+    shared: Arc<Shared>,
+    limiter: Option<Limiter>,
+    stop: CancellationToken,
+) {
     let handler = Handler { shared, outlet: Outlet::Udp(Arc::clone(&socket)) };
+    let mut server = Server { socket, handler, limiter, waiting: JoinSet::new() };
     let mut buffer = vec![0; DATAGRAM_MAX];
-    let mut waiting = JoinSet::new();
     loop {
         let received = tokio::select! {
             () = stop.cancelled() => return,
-            Some(_) = waiting.join_next() => continue,
-            received = socket.recv_from(&mut buffer) => received,
+            Some(_) = server.waiting.join_next() => continue,
+            received = server.socket.recv_from(&mut buffer) => received,
         };
         let mut next = received;
         for _ in 0..BURST {
             match next {
-                Ok((len, client)) => datagram(&socket, &buffer[..len], client, &handler, &mut waiting),
+                Ok((len, client)) => server.datagram(&buffer[..len], client),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // ICMP errors of earlier answers are reported here; they concern nobody else.
                 Err(error) => tracing::debug!(server = name, %error, "cannot receive"),
             }
-            next = socket.try_recv_from(&mut buffer);
+            next = server.socket.try_recv_from(&mut buffer);
         }
     }
 }
 
-fn datagram(
-    socket: &Arc<UdpSocket>,
-    message: &[u8],
-    client: SocketAddr,
-    handler: &Handler,
-    waiting: &mut JoinSet<()>,
-) {
-    match read(message.to_vec(), client, Transport::Udp) {
-        Ok(request) => {
-            let (handler, out) = (handler.clone(), Datagram { socket: Arc::clone(socket), client });
-            let answer = async move {
-                handler.handle_request::<_, TokioTime>(&request, out).await;
-            };
-            now_or_aside(answer, waiting);
+struct Server {
+    socket: Arc<UdpSocket>,
+    handler: Handler,
+    limiter: Option<Limiter>,
+    waiting: JoinSet<()>,
+}
+
+impl Server {
+    fn datagram(&mut self, message: &[u8], client: SocketAddr) {
+        let stats = &self.handler.shared.stats;
+        stats.udp_messages.add();
+        let message = read(message.to_vec(), client, Transport::Udp);
+        let known = |request| matches!(self.handler.shared.cookies.check(request, now()), Shown::Ours(_));
+        if let Some(limiter) = &mut self.limiter
+            && !message.as_ref().is_ok_and(known)
+            && !limiter.admit(client.ip(), Instant::now())
+        {
+            let limited = message.map_or(Ok(()), |request| self.handler.limit(&request));
+            return drop(limited); // a full send buffer loses it, as the network may
         }
-        Err(Unreadable::Ignore) => {}
-        // A full send buffer loses the answer, as the network may: the client asks again.
-        Err(Unreadable::Refuse(header, code)) => {
-            drop(socket.try_send_to(&refusal(&header.metadata, code), client));
+        match message {
+            Ok(request) => {
+                let (handler, out) =
+                    (self.handler.clone(), Datagram { socket: Arc::clone(&self.socket), client });
+                let answer = async move {
+                    handler.handle_request::<_, TokioTime>(&request, out).await;
+                };
+                now_or_aside(answer, &mut self.waiting);
+            }
+            Err(Unreadable::Ignore) => stats.malformed.add(),
+            Err(Unreadable::Refuse(header, code)) => {
+                stats.malformed.add();
+                drop(self.socket.try_send_to(&refusal(&header.metadata, code), client));
+            }
         }
     }
 }

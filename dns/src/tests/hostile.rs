@@ -55,11 +55,13 @@ fn check(message: Vec<u8>, transport: Transport) -> Result<(), TestCaseError> {
     prop_assert!(!response, "a response is answered");
     let Ok(question) = Question::of(&request) else { return Ok(()) };
     if let Reply::Now(Outcome::Answer(answer)) = Fixed.answer(&question) {
-        let bytes = cut(&question, &answer, edns(&request).as_ref());
+        let note = Note::new(Reason::Other, "x".repeat(300));
+        let edns = edns(&request, [note.option()]);
+        let bytes = cut(&question, &answer, edns.as_ref());
         prop_assert!(bytes.len() <= question.size_max());
         let read = Message::from_vec(&bytes);
         prop_assert!(read.is_ok(), "{read:?}");
-        prop_assert!(!fits(&question, &answer) || bytes[2] & 0x02 == 0);
+        prop_assert!(!fits(&question, &answer, edns.as_ref()) || bytes[2] & 0x02 == 0);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Answers as clients get them.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
 use super::*;
 
@@ -168,6 +169,76 @@ async fn a_client_that_has_asked_its_last_question_gets_its_answers() {
     };
     tokio::join!(write, read_hundred(&mut reading));
     assert_eq!(limit(reading.read(&mut [0])).await.expect("an end"), 0);
+    server.end().await;
+}
+
+/// The option of this number in an answer.
+fn option(message: &Message, code: u16) -> Option<Vec<u8>> {
+    match message.edns.as_ref()?.option(code.into())? {
+        EdnsOption::Unknown(_, bytes) => Some(bytes.clone()),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_over_the_limit_is_sent_to_tcp() {
+    let options =
+        Options { answers_per_second: NonZeroU32::new(5), limit_loopback: true, ..Options::default() };
+    let stats = Arc::clone(&options.stats);
+    let server = Running::start_with(Fixed, options).await;
+    let question = ask_with("few.mesh.internal.", RecordType::A, Some(1232), &[(10, b"clientck")]);
+    let mut full = 0;
+    let mut cookie = Vec::new();
+    for _ in 0..50 {
+        let (message, bytes) = server.ask(&question, Transport::Udp).await;
+        if message.metadata.truncation {
+            assert!(message.answers.is_empty() && bytes.len() <= question.len());
+        } else {
+            full += 1;
+            cookie = option(&message, 10).expect("a cookie");
+        }
+    }
+    assert!((5..50).contains(&full), "{full} whole answers");
+    assert_eq!(stats.limited.load(), 50 - full);
+    let (message, _) = server.ask(&question, Transport::Tcp).await;
+    assert_eq!(message.answers.len(), 3, "over TCP");
+    // Who shows our cookie has proved where it is.
+    let question = ask_with("few.mesh.internal.", RecordType::A, Some(1232), &[(10, &cookie)]);
+    for _ in 0..20 {
+        let (message, _) = server.ask(&question, Transport::Udp).await;
+        assert_eq!(message.answers.len(), 3);
+    }
+    assert_eq!((stats.udp_messages.load(), stats.tcp_messages.load()), (70, 1));
+    let half = ask_with("few.mesh.internal.", RecordType::A, Some(1232), &[(10, &cookie[..12])]);
+    let (message, _) = server.ask(&half, Transport::Tcp).await;
+    assert_eq!(message.metadata.response_code, ResponseCode::FormErr);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_note_is_for_clients_with_edns() {
+    let nobody = Running::start(Relay(forward::Forwarder::new(Vec::new()))).await;
+    for (edns, want) in [(Some(1232), Some(b"\0\x16no other resolver is configured".to_vec())), (None, None)]
+    {
+        let (message, _) = nobody.ask(&ask("example.com.", RecordType::A, edns), Transport::Udp).await;
+        assert_eq!(option(&message, 15), want);
+    }
+    nobody.end().await;
+}
+
+#[tokio::test]
+async fn idle_connections_keep_nobody_out() {
+    let options = Options { connections_max: 20, ..Options::default() };
+    let stats = Arc::clone(&options.stats);
+    let server = Running::start_with(Fixed, options).await;
+    let mut idle = Vec::new();
+    for _ in 0..30 {
+        idle.push(TcpStream::connect(server.address).await.expect("connects"));
+    }
+    let (message, _) = server.ask(&ask("few.mesh.internal.", RecordType::A, None), Transport::Tcp).await;
+    assert_eq!(message.answers.len(), 3);
+    assert_eq!((stats.connections.load(), stats.connections_cut.load()), (31, 11));
+    assert_eq!(limit(idle[0].read(&mut [0])).await.expect("closed"), 0, "the oldest is closed");
     server.end().await;
 }
 
