@@ -29,7 +29,7 @@ pub use hickory_proto::rr::rdata::{NS, PTR, SRV};
 pub use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 pub use name::{AskedName, wire_name};
 pub use note::{Note, Reason};
-pub use question::{Question, Transport};
+pub use question::{Question, Room, Transport};
 pub use server::{Options, serve, serve_with};
 pub use stats::{Count, Stats};
 pub use zone::{Outcome, Reply, Zone};

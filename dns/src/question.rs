@@ -91,10 +91,23 @@ impl<'a> Question<'a> {
         }
     }
 
+    /// The room an answer has.
+    pub fn room(&self) -> Room {
+        Room { bytes: self.size_max() }
+    }
+}
+
+/// How much fits into an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    bytes: usize,
+}
+
+impl Room {
     /// How many answer records of `data_bytes` each surely do not all fit: more need not be made.
-    pub fn records_max(&self, data_bytes: usize) -> usize {
+    pub fn records_max(self, data_bytes: usize) -> usize {
         // A record has a pointer to its name, type, class, lifetime and length in front.
-        self.size_max() / (12 + data_bytes) + 1
+        self.bytes / (12 + data_bytes) + 1
     }
 }
 

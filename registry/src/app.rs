@@ -1,8 +1,9 @@
 //! The registry as a whole: what it is made of, in the order in which it comes up.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use pillion_model::name::{NameError, TrustDomain};
@@ -46,6 +47,8 @@ pub struct Options {
     pub mesh: SocketAddr,
     /// DNS, UDP and TCP. Default `127.0.0.1:7053`.
     pub dns: SocketAddr,
+    /// How many answers over UDP one network gets. Default 1000 a second, loopback as many as it wants.
+    pub dns_limit: DnsLimit,
     /// Names and addresses by which others call this registry; they go into its certificate.
     pub advertise: Vec<Target>,
     /// No token is asked for and certificates are given to everybody on loopback. For trials.
@@ -65,12 +68,23 @@ impl Options {
             api: loopback(7070),
             mesh: loopback(7071),
             dns: loopback(7053),
+            dns_limit: DnsLimit { answers_per_second: NonZeroU32::new(1000), loopback: false },
             advertise: Vec::new(),
             open: false,
             trust_domain: None,
             grace: Duration::from_secs(5),
         }
     }
+}
+
+/// The limit on answers over UDP to one network (/24 of IPv4, /56 of IPv6), whose source addresses
+/// may be forged. Beyond it, clients are told to use TCP; those that show a DNS cookie are not counted.
+#[derive(Clone, Copy, Debug)]
+pub struct DnsLimit {
+    /// `None`: no limit.
+    pub answers_per_second: Option<NonZeroU32>,
+    /// Whether it holds for loopback, too.
+    pub loopback: bool,
 }
 
 /// Why a registry did not start. Nothing of it is left running.
@@ -158,6 +172,15 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let dns_sockets = dns::bind(options.dns)?;
     let dns_addr = address(&dns_sockets.tcp)?;
 
+    // Whoever asks before the state is loaded is told so.
+    let (serving, background) = (CancellationToken::new(), CancellationToken::new());
+    let if_dropped = (serving.clone().drop_guard(), background.clone().drop_guard());
+    let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
+    let advertised = advertised(&options, &[api_addr, mesh_addr, dns_addr]);
+    let loaded = Arc::new(OnceLock::new());
+    let zone = dns::zone(Arc::clone(&loaded), &advertised);
+    servers.spawn(dns::serve(dns_sockets, Arc::clone(&zone), options.dns_limit, serving.clone()));
+
     let readiness = Readiness::new();
     let store: Arc<dyn Store> = open_store(&options.data_dir).await?;
     let (auth, token_is_new) = match options.open {
@@ -165,18 +188,16 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         false => Auth::operator(&options.data_dir)?,
     };
     let catalog = Catalog::open(Arc::clone(&store)).await?;
-    let (serving, background) = (CancellationToken::new(), CancellationToken::new());
-    let running_if_dropped = background.clone().drop_guard();
-    let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
+    loaded.get_or_init(|| Arc::clone(&catalog));
     let (following, stop) = (Arc::clone(&catalog), background.clone());
     tasks.spawn(async move { following.follow(stop).await });
 
     let trust_domain = trust_domain(&catalog, options.trust_domain.clone()).await?;
-    let zone = catalog.world().resources.set.mesh().zone;
-    let authority = Authority::open(store, Settings { trust_domain, zone, ..Settings::default() }).await?;
+    let domain = catalog.world().resources.set.mesh().zone;
+    let authority =
+        Authority::open(store, Settings { trust_domain, zone: domain, ..Settings::default() }).await?;
     write_roots(&options.data_dir, &authority)?;
     let (publisher, mut identity) = identity::channel();
-    let advertised = advertised(&options, &[api_addr, mesh_addr, dns_addr]);
     let names = RegistryNames::new(&advertised);
     tasks.spawn(keep_identity(Arc::clone(&authority), names, publisher, background.clone()));
     let (redeeming, stop) = (Arc::clone(&authority), background.clone());
@@ -194,7 +215,6 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(async move { telling.run(&watched, stop).await });
 
     let metrics = Arc::new(Metrics::new());
-    let zone = dns::zone(&catalog, &advertised);
     let ads = AdsService::new(Arc::clone(&control), control_plane(), Limits::default());
     let registration = RegistrationService::new(
         Arc::clone(&catalog),
@@ -213,7 +233,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         control: Arc::clone(&control),
         ads,
         authority: Arc::clone(&authority),
-        zone: Arc::clone(&zone),
+        zone,
         metrics,
         readiness: readiness.clone(),
         stop: serving.clone(),
@@ -226,10 +246,10 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     identity.first().await;
     drop(identity_ready);
     servers.spawn(mesh.run(mesh_listener, serving.clone()));
-    servers.spawn(dns::serve(dns_sockets, zone, serving.clone()));
     servers.spawn(api.run(api_listener, serving.clone()));
     let token_file = (!options.open).then(|| options.data_dir.join(TOKEN_FILE));
-    running_if_dropped.disarm();
+    if_dropped.0.disarm();
+    if_dropped.1.disarm();
     Ok(Running {
         api_addr,
         api_tls,

@@ -31,9 +31,34 @@ pub struct Metrics {
     acks: IntCounterVec,
     nacks: IntCounterVec,
     answers: IntCounterVec,
+    dns: Dns,
     watchers: IntGauge,
     revision: IntGauge,
     resources: IntGauge,
+}
+
+/// What the DNS server has met.
+struct Dns {
+    messages: IntCounterVec,
+    malformed: IntCounter,
+    limited: IntCounter,
+    late: IntCounter,
+    connections: IntCounter,
+    connections_cut: IntCounter,
+    connections_open: IntGauge,
+}
+
+impl Dns {
+    fn update(&self, stats: &pillion_dns::Stats) {
+        raise(&self.messages.with_label_values(&["udp"]), stats.udp_messages.load());
+        raise(&self.messages.with_label_values(&["tcp"]), stats.tcp_messages.load());
+        raise(&self.malformed, stats.malformed.load());
+        raise(&self.limited, stats.limited.load());
+        raise(&self.late, stats.late.load());
+        raise(&self.connections, stats.connections.load());
+        raise(&self.connections_cut, stats.connections_cut.load());
+        self.connections_open.set(i64::try_from(stats.connections_open.load()).unwrap_or(i64::MAX));
+    }
 }
 
 const HEALTHS: [Health; 5] =
@@ -77,6 +102,21 @@ impl Metrics {
             acks: counters("pillion_xds_acks_total", "ADS responses that clients accepted.", &["type"]),
             nacks: counters("pillion_xds_nacks_total", "ADS responses that clients refused.", &["type"]),
             answers: counters("pillion_dns_answers_total", "DNS answers by response code.", &["code"]),
+            dns: Dns {
+                messages: counters("pillion_dns_messages_total", "DNS messages received.", &["transport"]),
+                malformed: counter("pillion_dns_malformed_total", "DNS messages that were no question."),
+                limited: counter(
+                    "pillion_dns_limited_total",
+                    "DNS answers withheld from networks over the limit, which were told to use TCP.",
+                ),
+                late: counter("pillion_dns_late_total", "DNS answers that took too long or found no room."),
+                connections: counter("pillion_dns_connections_total", "DNS connections accepted."),
+                connections_cut: counter(
+                    "pillion_dns_connections_cut_total",
+                    "DNS connections closed to make room for others.",
+                ),
+                connections_open: gauge("pillion_dns_connections", "Open DNS connections."),
+            },
             asleep: registered(&registry, Counter::with_opts(asleep)),
             watchers: gauge("pillion_registry_watchers", "Subscribers to changes of services."),
             revision: gauge("pillion_registry_revision", "Revision of the state that is served."),
@@ -134,6 +174,7 @@ impl Metrics {
         for (code, sum) in zone.answers_total() {
             raise(&self.answers.with_label_values(&[code]), sum);
         }
+        self.dns.update(zone.stats());
         for (kind, totals) in ads.totals() {
             raise(&self.pushes.with_label_values(&[kind]), totals.pushes);
             raise(&self.acks.with_label_values(&[kind]), totals.acks);

@@ -1,6 +1,7 @@
 //! `pillion registry`: the registry server.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -31,6 +32,13 @@ pub(crate) struct Arguments {
     /// DNS, UDP and TCP.
     #[arg(long, env = "PILLION_LISTEN_DNS", value_name = "ADDRESS", default_value = "127.0.0.1:7053")]
     dns: SocketAddr,
+    /// DNS answers per second over UDP to one network (/24 of IPv4, /56 of IPv6); beyond, its clients
+    /// are told to use TCP. 0: no limit.
+    #[arg(long, env = "PILLION_DNS_RATE_LIMIT", value_name = "NUMBER", default_value_t = 1000)]
+    dns_rate_limit: u32,
+    /// Let the limit on DNS answers hold for programs on this machine, too.
+    #[arg(long, env = "PILLION_DNS_LIMIT_LOOPBACK")]
+    dns_limit_loopback: bool,
     /// Names and addresses by which others call this registry; they go into its certificate.
     #[arg(long, env = "PILLION_ADVERTISE", value_name = "HOST[:PORT]", value_delimiter = ',')]
     advertise: Vec<String>,
@@ -59,6 +67,10 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     options.api = arguments.api;
     options.mesh = arguments.mesh;
     options.dns = arguments.dns;
+    options.dns_limit = app::DnsLimit {
+        answers_per_second: NonZeroU32::new(arguments.dns_rate_limit),
+        loopback: arguments.dns_limit_loopback,
+    };
     options.open = arguments.open;
     let advertise = arguments.advertise.iter().map(|text| Target::parse(text, MESH_PORT));
     options.advertise = advertise.collect::<Result<_, _>>().context("--advertise")?;

@@ -1,7 +1,7 @@
 //! DNS on one port, UDP and TCP, over the catalog.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pillion_net::listen::{Reuse, bind_udp};
 use pillion_net::resolve::Target;
@@ -38,16 +38,27 @@ pub(super) fn bind(at: SocketAddr) -> Result<Sockets, StartError> {
     }
 }
 
-/// The zone over the catalog; this name server is where the registry is.
-pub(super) fn zone(catalog: &Arc<Catalog>, advertised: &[Target]) -> Arc<RegistryZone> {
-    let catalog = Arc::clone(catalog);
+/// The zone over the catalog, once there is one; this name server is where the registry is.
+pub(super) fn zone(catalog: Arc<OnceLock<Arc<Catalog>>>, advertised: &[Target]) -> Arc<RegistryZone> {
     let mut addresses: Vec<IpAddr> =
         advertised.iter().filter_map(|target| target.host.parse().ok()).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    Arc::new(RegistryZone::new(Box::new(move || Some(catalog.world())), addresses))
+    let current = move || Some(catalog.get()?.world());
+    Arc::new(RegistryZone::new(Box::new(current), addresses))
 }
 
-pub(super) async fn serve(sockets: Sockets, zone: Arc<RegistryZone>, stop: CancellationToken) {
-    pillion_dns::serve("registry DNS", sockets.udp, sockets.tcp, zone, stop).await;
+pub(super) async fn serve(
+    sockets: Sockets,
+    zone: Arc<RegistryZone>,
+    limit: super::DnsLimit,
+    stop: CancellationToken,
+) {
+    let options = pillion_dns::Options {
+        answers_per_second: limit.answers_per_second,
+        limit_loopback: limit.loopback,
+        stats: Arc::clone(zone.stats()),
+        ..pillion_dns::Options::default()
+    };
+    pillion_dns::serve_with("registry DNS", sockets.udp, sockets.tcp, zone, options, stop).await;
 }

@@ -6,6 +6,7 @@
 
 mod chain;
 mod names;
+mod records;
 mod reverse;
 mod serving;
 #[cfg(test)]
@@ -15,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pillion_dns::{Answer, Name, Question, Reply, ResponseCode, Zone, wire_name};
+use pillion_dns::{Answer, Name, Question, Reply, ResponseCode, Stats, Zone, wire_name};
 
 use crate::catalog::World;
 use reverse::Reverse;
@@ -37,6 +38,7 @@ struct Inner {
     reverse: Reverse,
     apex: Mutex<Option<Arc<Apex>>>,
     counters: Counters,
+    stats: Arc<Stats>,
 }
 
 /// The zone's own names, made once per revision.
@@ -68,8 +70,14 @@ impl RegistryZone {
                 reverse: Reverse::default(),
                 apex: Mutex::new(None),
                 counters: Counters::default(),
+                stats: Arc::default(),
             }),
         }
+    }
+
+    /// Where its servers count.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.inner.stats
     }
 
     /// Answers given since the start by response code (lower case), for metrics.

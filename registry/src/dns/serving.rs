@@ -26,14 +26,22 @@ pub(super) enum Select {
 pub(super) struct Set {
     instances: Vec<Arc<Instance>>,
     weights: Weights,
+    /// Whether nobody takes traffic and these are silent but protected.
+    pub(super) stale: bool,
+    /// How many there are where none takes traffic.
+    pub(super) out_of_service: usize,
+    /// Whether they are in more than one availability zone.
+    pub(super) several_zones: bool,
 }
 
 impl Set {
     fn new(service: &CatalogService, subset: Option<&BTreeMap<String, String>>, select: &Select) -> Self {
+        let labelled = |instance: &&Arc<Instance>| {
+            subset.is_none_or(|labels| labels.iter().all(|(k, v)| instance.labels.get(k) == Some(v)))
+        };
+        let health = |instance: &Arc<Instance>| Health::combine(instance.health);
         let wanted = |instance: &&Arc<Instance>| {
-            let labelled =
-                subset.is_none_or(|labels| labels.iter().all(|(k, v)| instance.labels.get(k) == Some(v)));
-            labelled
+            labelled(instance)
                 && instance.weight > 0
                 && match select {
                     Select::V4 => instance.address.to_canonical().is_ipv4(),
@@ -43,14 +51,21 @@ impl Set {
         };
         let of = |fits: fn(Health) -> bool| -> Vec<Arc<Instance>> {
             let all = service.instances.values().filter(wanted);
-            all.filter(|instance| fits(Health::combine(instance.health))).cloned().collect()
+            all.filter(|instance| fits(health(instance))).cloned().collect()
         };
         let mut instances = of(Health::takes_traffic);
         if instances.is_empty() {
             instances = of(|health| health == Health::Stale); // silent but protected: better than none
         }
         let weights = Weights::new(instances.iter().map(|instance| instance.weight));
-        Self { instances, weights }
+        let stale = instances.first().is_some_and(|instance| health(instance) == Health::Stale);
+        let several_zones = instances.iter().any(|instance| instance.zone != instances[0].zone);
+        let mut others = service.instances.values().filter(labelled);
+        let out_of_service = match others.clone().any(|instance| health(instance).takes_traffic()) {
+            true => 0,
+            false => others.by_ref().count(),
+        };
+        Self { instances, weights, stale, out_of_service, several_zones }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -61,10 +76,24 @@ impl Set {
         self.instances.is_empty()
     }
 
-    /// Up to `count` different ones by weight, in an order of their own each time.
-    pub(super) fn draw(&self, count: usize) -> Vec<&Instance> {
-        let drawn = self.weights.draw(count, &mut fastrand::Rng::new());
-        drawn.into_iter().map(|at| &*self.instances[at]).collect()
+    /// Up to `count` different ones by weight, in an order of their own each time, with the priority
+    /// of each: 0 within zone `near` and 1 elsewhere, or 0 for all.
+    pub(super) fn draw(&self, count: usize, near: Option<&str>) -> Vec<(&Instance, u16)> {
+        let everybody = if near.is_some() { self.len() } else { count };
+        let drawn = self.weights.draw(everybody, &mut fastrand::Rng::new());
+        let mut drawn: Vec<(&Instance, u16)> = drawn
+            .into_iter()
+            .map(|at| &*self.instances[at])
+            .map(|instance| (instance, u16::from(near.is_some_and(|zone| instance.zone != zone))))
+            .collect();
+        if near.is_some() {
+            drawn.sort_by_key(|(_, priority)| *priority); // stable: by weight within each
+            drawn.truncate(count);
+            if drawn.first().is_some_and(|(_, priority)| *priority > 0) {
+                drawn.iter_mut().for_each(|(_, priority)| *priority = 0); // nobody is near
+            }
+        }
+        drawn
     }
 }
 

@@ -387,3 +387,70 @@ async fn stale_instances_answer_only_when_nobody_serves() {
     assert_eq!(server.short("web.mesh.internal A").await, ["10.0.0.2"]);
     server.end().await;
 }
+
+#[tokio::test]
+async fn reasons_are_told_to_people() {
+    if !has_dig() {
+        return;
+    }
+    let server = Server::start(None);
+    let text = server.dig("web.mesh.internal A").await;
+    assert!(text.contains("EDE: 14 (Not Ready): (the registry has not loaded its state yet)"), "{text}");
+    let web = service("default", "web");
+    let silent = |lease| {
+        let mut instance = instance(&web, "a", "10.0.0.1");
+        instance.health.lease = lease;
+        state(1, vec![instance], ResourceSet::default())
+    };
+    for (world, ask, want) in [
+        (world(), "example.com A", "EDE: 20 (Not Authoritative): (this server answers mesh.internal)"),
+        (world(), "-x 192.0.2.1", "EDE: 20 (Not Authoritative): (no instance has this address)"),
+        (world(), "web.mesh.internal A -c CH", "EDE: 21 (Not Supported): (only class IN is answered)"),
+        (silent(Lease::Protected), "web.mesh.internal A", "EDE: 3 (Stale Answer)"),
+        (silent(Lease::Silent), "web.mesh.internal A", "EDE: 0 (Other): (none of 1 instances takes traffic)"),
+    ] {
+        server.set(world);
+        let text = server.dig(ask).await;
+        assert!(text.contains(want), "{ask}: {text}");
+    }
+    for ask in
+        ["web.mesh.internal A", "web.mesh.internal AAAA", "empty.shop.mesh.internal A", "x.mesh.internal"]
+    {
+        server.set(world());
+        let text = server.dig(ask).await;
+        assert!(!text.contains("EDE:"), "{ask}: {text}");
+    }
+    server.end().await;
+}
+
+#[tokio::test]
+async fn instances_in_the_clients_zone_come_first() {
+    if !has_dig() {
+        return;
+    }
+    let web = service("default", "web");
+    let one = |id: &str, address: &str, zone: &str, weight| Instance {
+        zone: zone.to_owned(),
+        weight,
+        ..instance(&web, id, address)
+    };
+    let state = |instances| state(1, instances, ResourceSet::default());
+    let near = one("near", "127.0.0.1", "east", 5);
+    let far = [one("far", "10.0.0.2", "west", 900), one("off", "10.0.0.3", "", 100)];
+    let [far, nowhere] = far;
+    for (instances, want) in [
+        // dig asks from 127.0.0.1, where `near` is.
+        (vec![near.clone(), far.clone(), nowhere.clone()], "0 5 near, 1 100 off, 1 900 far"),
+        (vec![far.clone(), nowhere.clone()], "0 100 off, 0 900 far"),
+        (vec![near, one("also", "10.0.0.4", "east", 1)], "0 1 also, 0 5 near"),
+    ] {
+        let server = Server::start(Some(state(instances)));
+        let answers = server.short("_http._tcp.web.mesh.internal SRV").await;
+        let found: Vec<String> = answers
+            .iter()
+            .map(|line| line.replace(" 8080", "").replace(".inst.web.default.mesh.internal.", ""))
+            .collect();
+        assert_eq!(found.join(", "), want);
+        server.end().await;
+    }
+}
