@@ -40,13 +40,20 @@ async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Waits until the configuration that a sidecar keeps in `folder` speaks of `text`.
+/// How long a sidecar gathers changes before it writes them, and a moment.
+const GATHERED: Duration = Duration::from_millis(1500);
+
+/// Waits until the configuration that a sidecar keeps in `folder` speaks of `text`, and what belongs to
+/// it has been written too.
 async fn on_disk(folder: &std::path::Path, text: &str) {
     let file = folder.join("config.bin");
     eventually(&format!("{} holds {text}", file.display()), DEADLINE, || async {
         let kept = std::fs::read(&file).map_err(|error| error.to_string())?;
+        let written =
+            std::fs::metadata(&file).and_then(|of| of.modified()).map_err(|error| error.to_string())?;
         let found = kept.windows(text.len()).any(|window| window == text.as_bytes());
-        if found { Ok(()) } else { Err(format!("{} bytes without it", kept.len())) }
+        let rests = written.elapsed().is_ok_and(|since| since >= GATHERED);
+        if found && rests { Ok(()) } else { Err(format!("{} bytes; with it: {found}", kept.len())) }
     })
     .await;
 }
