@@ -13,12 +13,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::pillion;
+use super::tree::{Descendant, descendants};
 use super::wait::DEADLINE;
 
 /// How much of a process's output a failing test shows.
 const SHOWN_LINES: usize = 60;
 
-/// A running program. Dropping it kills it.
+/// A running program. Dropping it kills it and everything it has started.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -155,6 +156,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if let Some(id) = self.child.id().filter(|_| !self.has_ended()) {
+            descendants(id).iter().for_each(Descendant::kill);
+        }
         if std::thread::panicking() {
             eprintln!("--- {} printed last:\n{}", self.name, self.tail());
         }

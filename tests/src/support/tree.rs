@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A process, told apart from a later one with the same id by when it started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descendant {
@@ -12,6 +14,14 @@ pub struct Descendant {
 }
 
 impl Descendant {
+    /// Kills it, if it still runs.
+    pub fn kill(&self) {
+        let id = i32::try_from(self.id).ok().and_then(Pid::from_raw);
+        if let Some(id) = id.filter(|_| self.runs()) {
+            let _ = kill_process(id, Signal::KILL); // it may end at this very moment
+        }
+    }
+
     /// Whether it still runs.
     pub fn runs(&self) -> bool {
         stat(self.id).is_some_and(|stat| stat.started == self.started && stat.state != "Z")
