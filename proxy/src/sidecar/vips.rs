@@ -8,15 +8,18 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pillion_model::mesh::MeshService;
 use pillion_model::name::ServiceName;
 use pillion_net::listen::listening_addresses;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::vip::Slot;
+use crate::outbound::VIP_PREFIX;
 use crate::runtime::Runtime;
 
 /// Opens virtual addresses.
@@ -28,6 +31,8 @@ pub(super) struct Vips {
     own: Vec<SocketAddr>,
     /// What was opened, or why not.
     known: Mutex<BTreeMap<ServiceName, Known>>,
+    /// Ports that could not be bound, since when and why: not tried again at once.
+    failed: Mutex<BTreeMap<SocketAddr, (Instant, String)>>,
 }
 
 /// What the name of a service leads to.
@@ -65,7 +70,13 @@ impl Vips {
         slot: Option<Slot>,
         own: impl IntoIterator<Item = SocketAddr>,
     ) -> Self {
-        Self { runtime, slot, own: own.into_iter().collect(), known: Mutex::default() }
+        Self {
+            runtime,
+            slot,
+            own: own.into_iter().collect(),
+            known: Mutex::default(),
+            failed: Mutex::default(),
+        }
     }
 
     /// The index that `address` stands for; `None`: it is none of ours.
@@ -110,12 +121,40 @@ impl Vips {
                 false
             }
         });
-        let rejected = self.runtime.open_vip(address.into(), &open).rejected;
-        let none_is_left = rejected.len() >= open.ports.len();
+        let mut failures = Vec::new();
+        open.ports.retain(|port| match self.failure((address, port.port).into()) {
+            None => true,
+            Some(failure) => {
+                failures.push(failure);
+                false
+            }
+        });
+        for rejected in self.runtime.open_vip(address.into(), &open).rejected {
+            let port =
+                rejected.name.strip_prefix(VIP_PREFIX).and_then(|port| port.parse::<SocketAddr>().ok());
+            if let Some(port) = port {
+                // Somebody may have taken it since it was looked at.
+                problem = problem.or_else(|| self.conflict(address, port.port()));
+                self.failed().insert(port, (Instant::now(), rejected.reason.clone()));
+                failures.push(rejected.reason);
+            }
+        }
+        let none_is_left = failures.len() >= service.ports.len();
         problem.or_else(|| {
-            let first = rejected.first().filter(|_| none_is_left)?;
-            Some(format!("no port of {address} can be bound: {}", first.reason))
+            let first = failures.first().filter(|_| none_is_left)?;
+            Some(format!("no port of {address} can be bound: {first}"))
         })
+    }
+
+    /// Why a port could not be bound a moment ago.
+    fn failure(&self, port: SocketAddr) -> Option<String> {
+        let mut failed = self.failed();
+        failed.retain(|_, (since, _)| since.elapsed() < TRY_AGAIN);
+        failed.get(&port).map(|(_, reason)| reason.clone())
+    }
+
+    fn failed(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, (Instant, String)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why a port of a virtual address must be left alone.
@@ -176,6 +215,9 @@ fn holder(addresses: &[IpAddr]) -> Holder {
         Holder::Nobody
     }
 }
+
+/// How long a port that cannot be bound is left alone.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
