@@ -5,6 +5,7 @@
 //! Order of leaving: the instance deregisters, keeps serving what still comes, drains, ends. The
 //! outbound side lives until the end, so that the application can finish its own calls.
 
+mod asking;
 mod hosts;
 mod identity;
 mod names;
@@ -26,27 +27,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use pillion_model::health::{Probe, Reported};
-use pillion_model::listener::{Direction, Listener};
 use pillion_model::mesh::{EGRESS_ROUTES, INBOUND_LISTENER, OUTBOUND_LISTENER, Resources};
-use pillion_net::grpc::Dialer;
 use pillion_net::listen::{BindError, bind_udp_and_tcp};
 use pillion_net::readiness::Readiness;
 use pillion_net::resolve::Resolver;
 use pillion_net::tls::Secrets;
-use pillion_xds::ads::NodeInfo;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Channel;
 use tracing::warn;
 
+use self::asking::{RegistryDial, called_names, start_control};
 pub use self::identity::IdentityFailure;
 use self::identity::{Keeper, chain, registry_dialer};
 use self::names::{LocalZone, Names};
 use self::on_demand::AskControl;
 pub use self::options::{Advertise, Options, Upstream};
-use self::publish::Publish;
+use self::publish::{Publish, closed_listener};
 use self::registration::{Leave, Registration};
 use self::state::StateDir;
 pub use self::state::{StateError, stored_instance};
@@ -55,7 +53,7 @@ use self::upstreams::Upstreams;
 use self::vip::Slot;
 use self::vips::Vips;
 use crate::admin::{Admin, AdminOptions};
-use crate::control::{self, Control};
+use crate::control::Control;
 use crate::outbound::OutboundOptions;
 use crate::runtime::{self, Published, Runtime};
 
@@ -376,65 +374,6 @@ fn bind(flag: &str, error: BindError) -> StartError {
 
 fn to_tokio<T>(socket: std::io::Result<T>) -> Result<T, StartError> {
     socket.map_err(|error| StartError::Bind(format!("local DNS: {error}")))
-}
-
-fn closed_listener(address: SocketAddr) -> Listener {
-    Listener {
-        name: INBOUND_LISTENER.to_owned(),
-        address: Some(address),
-        direction: Direction::Inbound,
-        tls_inspector: false,
-        original_dst: false,
-        listener_filters_timeout: Duration::from_secs(15),
-        filter_chains: Vec::new(),
-        default_filter_chain: None,
-        access_logs: Vec::new(),
-        api_listener: None,
-    }
-}
-
-/// Names of the services that are known to be called.
-fn called_names(options: &Options, zone: &str) -> Vec<String> {
-    let upstreams = options.upstreams.iter().map(|upstream| &upstream.service);
-    upstreams.chain(&options.dependencies).map(|service| format!("{service}.{zone}")).collect()
-}
-
-fn start_control(
-    options: &Options,
-    pinned: Vec<String>,
-    dialer: &Dialer,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Control {
-    let node = NodeInfo {
-        id: options.node.to_string(),
-        user_agent: pillion_xds::ads::PILLION_USER_AGENT.to_owned(),
-        user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        ..NodeInfo::default()
-    };
-    let options = control::Options {
-        node,
-        state_dir: options.state_dir.clone(),
-        on_demand_max: control::ON_DEMAND_MAX,
-        pinned,
-        routes: vec![EGRESS_ROUTES.to_owned()],
-        stop: stop.clone(),
-    };
-    let dialer = dialer.clone();
-    let connect = move || {
-        let dialer = dialer.clone();
-        async move { dialer.connect().await.map_err(Into::into) }
-    };
-    control::start(options, connect, tasks)
-}
-
-/// Dials the registry for the registration stream.
-struct RegistryDial(Dialer);
-
-impl registration::Dial for RegistryDial {
-    async fn dial(&self) -> Result<Channel, String> {
-        self.0.connect().await.map_err(|error| chain(&error))
-    }
 }
 
 /// How long the registry may take to confirm a deregistration.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use pillion_model::http::AccessLog;
-use pillion_model::listener::{Listener, Terminal};
+use pillion_model::listener::{Direction, Listener, Terminal};
 use pillion_model::mesh::{EGRESS_ROUTES, INBOUND_LISTENER, Resources};
 use pillion_net::identity::IdentityWatch;
 use pillion_net::readiness::ReadyGuard;
@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::closed_listener;
 use super::hosts::Hosts;
 use super::names::Names;
 use super::upstreams::Upstreams;
@@ -125,6 +124,22 @@ impl Publish {
                 Terminal::Tcp(tcp) => tcp.access_logs.extend(self.access_logs.iter().cloned()),
             }
         }
+    }
+}
+
+/// A listener that closes every connection.
+pub(super) fn closed_listener(address: SocketAddr) -> Listener {
+    Listener {
+        name: INBOUND_LISTENER.to_owned(),
+        address: Some(address),
+        direction: Direction::Inbound,
+        tls_inspector: false,
+        original_dst: false,
+        listener_filters_timeout: Duration::from_secs(15),
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        access_logs: Vec::new(),
+        api_listener: None,
     }
 }
 
