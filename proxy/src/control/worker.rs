@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use pillion_model::mesh::Resources;
 use pillion_xds::ads::client::{Client, Decode, Handler, Link, Update};
+use pillion_xds::type_url::SERVICE;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -20,6 +21,8 @@ use super::{Lookup, Status};
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 /// Shortest time between two writes: the first change at once, those that follow together.
 const SAVE_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a write waits for parts of a service that are still to come.
+const SAVE_PARTS_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Lookups that wait at the same time; more are answered as timed out.
 const WAITING_MAX: usize = 1024;
 
@@ -188,9 +191,11 @@ impl Worker {
         self.save_if_due(now);
     }
 
-    /// When to write: not before the proxy's own configuration is complete.
+    /// When to write: not before the proxy's own configuration is complete, and not while a service
+    /// waits for its parts, unless that takes long. Without them it would be of no use.
     fn save_at(&self) -> Option<Instant> {
-        self.kept.as_ref()?.save_at.filter(|_| self.state.is_synced())
+        let at = self.kept.as_ref()?.save_at.filter(|_| self.state.is_synced())?;
+        Some(if self.state.settle_at().is_some() { at + SAVE_PARTS_WAIT_MAX } else { at })
     }
 
     fn save_if_due(&mut self, now: Instant) {
@@ -258,7 +263,7 @@ impl Worker {
             version: body.version.clone(),
             body: body.bytes.clone(),
         });
-        let used = state.on_demand.by_use().into_iter().filter(|name| state.has_service(name));
+        let used = state.on_demand.by_use().into_iter().filter(|name| state.holds(SERVICE, name));
         kept.states.send_replace(Some(Saved {
             node_id: self.node_id.clone(),
             resources: resources.collect(),
