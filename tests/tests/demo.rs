@@ -37,19 +37,12 @@ async fn all_gone(all: &[Descendant]) {
 }
 
 #[tokio::test]
-async fn ctrl_c_leaves_no_process_and_no_folder_behind() {
+async fn ctrl_c_leaves_no_process_behind() {
     let (mut demo, all) = running().await;
-    let id = demo.id();
     demo.signal(Signal::INT);
     let status = demo.exit(DEADLINE).await;
     assert!(status.success(), "{status}: {}", demo.output());
     all_gone(&all).await;
-    let folder = format!("pillion-demo-{id}-");
-    let left = std::fs::read_dir(std::env::temp_dir()).expect("readable").filter_map(|entry| {
-        let name = entry.ok()?.file_name().to_string_lossy().into_owned();
-        name.starts_with(&folder).then_some(name)
-    });
-    assert_eq!(left.collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ use super::wait::DEADLINE;
 
 /// How much of a process's output a failing test shows.
 const SHOWN_LINES: usize = 60;
+/// How long the last lines of a process that has ended may take to be read.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// A running program. Dropping it kills it and everything it has started.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub struct Process {
     name: String,
     child: Child,
     lines: Lines,
-    _readers: JoinSet<()>,
+    readers: JoinSet<()>,
 }
 
 /// Everything printed so far, to stdout and stderr, and a bell.
@@ -62,7 +64,7 @@ impl Process {
         let mut readers = JoinSet::new();
         readers.spawn(lines.clone().keep(child.stdout.take().expect("stdout is piped")));
         readers.spawn(lines.clone().keep(child.stderr.take().expect("stderr is piped")));
-        Self { name: name.to_owned(), child, lines, _readers: readers }
+        Self { name: name.to_owned(), child, lines, readers }
     }
 
     /// The process id.
@@ -131,14 +133,19 @@ impl Process {
         self.child.kill().await.unwrap_or_else(|error| panic!("kill {}: {error}", self.name));
     }
 
-    /// Waits for the end.
+    /// Waits for the end, and for what it printed last.
     ///
     /// # Panics
     ///
     /// If it does not end within `deadline`, with what it printed.
     pub async fn exit(&mut self, deadline: Duration) -> ExitStatus {
         match tokio::time::timeout(deadline, self.child.wait()).await {
-            Ok(status) => status.unwrap_or_else(|error| panic!("wait for {}: {error}", self.name)),
+            Ok(status) => {
+                // Its last lines may still be in the pipes, which what it started may hold open.
+                let rest = async { while self.readers.join_next().await.is_some() {} };
+                let _held_open = tokio::time::timeout(LAST_LINES, rest).await;
+                status.unwrap_or_else(|error| panic!("wait for {}: {error}", self.name))
+            }
             Err(_elapsed) => panic!("{} has not ended within {deadline:?}:\n{}", self.name, self.tail()),
         }
     }
