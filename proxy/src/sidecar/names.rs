@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pillion_dns::forward::Forwarder;
 use pillion_dns::{
-    Answer, AskedName, NS, Name, Outcome, PTR, Question, RData, Record, RecordType, Reply, ResponseCode, SRV,
-    Soa, Zone, address, wire_name,
+    Answer, AskedName, NS, Name, Outcome, PTR, Question, RData, Reason, Record, RecordType, Reply,
+    ResponseCode, SRV, Soa, Zone, address, wire_name,
 };
 use pillion_model::mesh::{MeshService, Resources};
 
@@ -54,7 +54,10 @@ impl Zone for LocalZone {
                 (_, Some(Reply::Later(forwarded))) => forwarded.await,
                 (_, Some(Reply::Now(outcome))) => outcome,
                 (Found::NoSuchName, None) => Outcome::Answer(names.no(ResponseCode::NXDomain)),
-                (Found::Unknown, None) => Outcome::Answer(Answer::code(ResponseCode::ServFail)),
+                (Found::Unknown(why), None) => {
+                    let failure = Answer::code(ResponseCode::ServFail);
+                    Outcome::Answer(failure.noting(Reason::NoReachableAuthority, why))
+                }
             }
         }))
     }
@@ -64,37 +67,53 @@ impl Zone for LocalZone {
 enum Found {
     Answer(Answer),
     NoSuchName,
-    /// The registry does not say, or the address would lead elsewhere.
-    Unknown,
+    /// The registry does not say, or the address would lead elsewhere; why, for people.
+    Unknown(&'static str),
 }
 
 impl Names {
     async fn find(&self, name: &AskedName, kind: RecordType) -> Found {
-        let text = name.as_str();
+        let (text, ours) = (name.as_str(), name.within(&self.zone).is_some());
         let (wanted, special) = match text.split_once('.') {
+            Some(("_tcp", service)) if ours => (service, Some(Special::Parent)),
             Some((port, rest)) if port.starts_with('_') => match rest.split_once('.') {
                 Some(("_tcp", service)) => (service, Some(Special::Srv(port[1..].to_owned()))),
                 _ => return Found::NoSuchName,
             },
-            Some(("all", service)) => (service, Some(Special::Instances)),
+            Some(("all", service)) => (service, Some(Special::Instances(None))),
+            Some(("inst", service)) if ours => (service, Some(Special::Parent)),
+            Some((id, rest)) if ours && rest.starts_with("inst.") => {
+                (&rest["inst.".len()..], Some(Special::Instances(Some(id.to_owned()))))
+            }
             _ => (text, None),
         };
         let service = match self.control.lookup(wanted).await {
             Lookup::Service(service) => service,
             Lookup::NxDomain => return Found::NoSuchName,
-            Lookup::Timeout => return Found::Unknown,
+            Lookup::Timeout => return Found::Unknown("the registry does not answer"),
         };
         match special {
             Some(Special::Srv(port)) => self.ports(&service, &port, wanted, kind),
-            Some(Special::Instances) => {
+            Some(Special::Parent) => Found::Answer(self.no(ResponseCode::NoError)),
+            Some(Special::Instances(id)) => {
                 let resources = self.control.resources().borrow().clone();
-                Found::Answer(self.records(TTL_INSTANCE, instances(&resources, &service, kind)))
+                let found = instances(&resources, &service, id.as_deref());
+                if id.is_some() && found.is_empty() {
+                    return Found::NoSuchName;
+                }
+                let wanted = |address: &IpAddr| match kind {
+                    RecordType::A => address.is_ipv4(),
+                    RecordType::AAAA => address.is_ipv6(),
+                    kind => kind == RecordType::ANY,
+                };
+                let found = found.into_iter().filter(wanted).map(address).collect();
+                Found::Answer(self.records(TTL_INSTANCE, found))
             }
             None => {
                 let vip = match self.vips.open(&service) {
                     Vip::Open(vip) => Some(vip),
                     Vip::None => None,
-                    Vip::Refused => return Found::Unknown,
+                    Vip::Refused => return Found::Unknown("the service's virtual address cannot be used"),
                 };
                 let a = vip.filter(|_| matches!(kind, RecordType::A | RecordType::ANY));
                 Found::Answer(self.records(TTL_VIP, a.map(|vip| address(vip.into())).into_iter().collect()))
@@ -193,29 +212,28 @@ impl Names {
 enum Special {
     /// The port of this name.
     Srv(String),
-    /// Instances instead of the virtual address.
-    Instances,
+    /// Instances instead of the virtual address: one, or all.
+    Instances(Option<String>),
+    /// There are names below it only.
+    Parent,
 }
 
-/// Addresses of the instances that take traffic.
-fn instances(resources: &Resources, service: &MeshService, kind: RecordType) -> Vec<RData> {
+/// Addresses of the instances that take traffic, or of one whatever its health.
+fn instances(resources: &Resources, service: &MeshService, id: Option<&str>) -> BTreeSet<IpAddr> {
     let clusters = service.ports.iter().flat_map(|port| &port.clusters);
-    let addresses: BTreeSet<IpAddr> = clusters
+    clusters
         .filter_map(|cluster| resources.endpoints.get(cluster))
         .flat_map(|assignment| &assignment.localities)
         .flat_map(|locality| &locality.endpoints)
-        .filter(|endpoint| endpoint.health.takes_traffic())
+        .filter(|endpoint| match id {
+            Some(id) => endpoint.hostname == id,
+            None => endpoint.health.takes_traffic(),
+        })
         .filter_map(|endpoint| match &endpoint.address {
             pillion_model::endpoint::HostAddress::Socket(address) => Some(address.ip()),
             _ => None,
         })
-        .collect();
-    let wanted = |address: &IpAddr| match kind {
-        RecordType::A => address.is_ipv4(),
-        RecordType::AAAA => address.is_ipv6(),
-        kind => kind == RecordType::ANY,
-    };
-    addresses.into_iter().filter(wanted).map(address).collect()
+        .collect()
 }
 
 /// The resolvers of this machine, without the sidecar itself.
