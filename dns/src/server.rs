@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -32,12 +33,14 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// No limit on answers, 10,000 connections.
+    /// No limit on answers; 10,000 connections, or half of the descriptors that the process may have
+    /// where that is less, so that the rest of it can go on.
     fn default() -> Self {
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self {
             answers_per_second: None,
             limit_loopback: false,
-            connections_max: 10_000,
+            connections_max: usize::try_from(descriptors / 2).unwrap_or(usize::MAX).clamp(1, 10_000),
             stats: Arc::default(),
         }
     }
