@@ -49,6 +49,8 @@ async fn envoys_call_each_other_over_mutual_tls_under_our_policies() {
         let rejected = one.stats("update_rejected").await;
         assert!(!rejected.is_empty());
         assert!(rejected.iter().all(|(_, count)| *count == 0), "{rejected:?}");
+        let said = one.process.output();
+        assert!(!said.contains("deprecated"), "{said}");
     }
     let proxies = registry.cli(&["get", "proxies"]).await;
     assert!(proxies.stdout.contains("shop/web/envoy"), "{proxies:?}");

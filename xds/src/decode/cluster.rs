@@ -17,7 +17,8 @@ use pb::cluster::cluster::common_lb_config::LocalityConfigSpecifier;
 use pb::cluster::cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const DNS_REFRESH: Duration = Duration::from_secs(5);
+/// How often a DNS cluster's names are looked up where nothing else is said, as in Envoy.
+pub(crate) const DNS_REFRESH: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: u32 = 50;
 const RING_SIZE_MIN: u64 = 1024;
 const RING_SIZE_MAX: u64 = 8 << 20;

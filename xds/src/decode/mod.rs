@@ -34,6 +34,7 @@ use pillion_model::mesh::MeshService;
 use pillion_model::route::RouteConfiguration;
 use prost::Message;
 
+pub(crate) use cluster::DNS_REFRESH;
 pub(crate) use context::{Context, ignored, was_set};
 
 /// A decoded resource.

@@ -1,6 +1,7 @@
 //! Clusters.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use pillion_model::cluster::{
     CircuitBreakers, Cluster, Destination, Discovery, LoadBalancing, OutlierDetection, TransportMatch,
@@ -10,6 +11,7 @@ use pillion_model::tls::UpstreamTls;
 use prost::{Message, Name};
 
 use super::{Dialect, ads, any, boolean, duration, large, limit, metadata, number, percent, text, texts};
+use crate::decode::DNS_REFRESH;
 use crate::pb;
 use pb::cluster::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 use pb::lb::common::v3::{LocalityLbConfig, locality_lb_config};
@@ -66,13 +68,15 @@ fn discovery(
     dialect: Dialect<'_>,
 ) -> (DiscoveryType, Option<pb::endpoint::ClusterLoadAssignment>, Option<pb::Duration>) {
     let encode = |assignment| Some(super::endpoint::assignment(assignment, dialect));
+    // The field is deprecated, and Envoy warns of it: it is left out where it says what holds anyway.
+    let rate = |refresh: Duration| (refresh != DNS_REFRESH).then(|| duration(refresh));
     match discovery {
         Discovery::Static(assignment) => (DiscoveryType::Static, encode(assignment), None),
         Discovery::StrictDns { assignment, refresh } => {
-            (DiscoveryType::StrictDns, encode(assignment), Some(duration(*refresh)))
+            (DiscoveryType::StrictDns, encode(assignment), rate(*refresh))
         }
         Discovery::LogicalDns { assignment, refresh } => {
-            (DiscoveryType::LogicalDns, encode(assignment), Some(duration(*refresh)))
+            (DiscoveryType::LogicalDns, encode(assignment), rate(*refresh))
         }
         Discovery::Eds { .. } => (DiscoveryType::Eds, None, None),
         Discovery::OriginalDst => (DiscoveryType::OriginalDst, None, None),
