@@ -55,6 +55,8 @@ pub struct Options {
     pub open: bool,
     /// The trust domain of identities, fixed by the first start. Default `mesh.internal`.
     pub trust_domain: Option<TrustDomain>,
+    /// How long a certificate is good. Default 24 h.
+    pub certificate_lifetime: Duration,
     /// How long requests in flight may take when the registry stops. Default 5 s.
     pub grace: Duration,
 }
@@ -72,6 +74,7 @@ impl Options {
             advertise: Vec::new(),
             open: false,
             trust_domain: None,
+            certificate_lifetime: Settings::default().leaf_lifetime,
             grace: Duration::from_secs(5),
         }
     }
@@ -194,8 +197,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
 
     let trust_domain = trust_domain(&catalog, options.trust_domain.clone()).await?;
     let domain = catalog.world().resources.set.mesh().zone;
-    let authority =
-        Authority::open(store, Settings { trust_domain, zone: domain, ..Settings::default() }).await?;
+    let settings = Settings { trust_domain, zone: domain, leaf_lifetime: options.certificate_lifetime };
+    let authority = Authority::open(store, settings).await?;
     write_roots(&options.data_dir, &authority)?;
     let (publisher, mut identity) = identity::channel();
     let names = RegistryNames::new(&advertised);

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
+use pillion_config::DurationText;
 use pillion_model::name::TrustDomain;
 use pillion_net::resolve::Target;
 use pillion_registry::app;
@@ -16,6 +18,8 @@ use crate::output::{line, note};
 
 /// The port of an advertised name that names none.
 const MESH_PORT: u16 = 7071;
+/// Below this a certificate would end before its renewal has been tried a few times.
+const LIFETIME_MIN: Duration = Duration::from_secs(10);
 
 /// Arguments of `pillion registry`.
 #[derive(Debug, clap::Args)]
@@ -45,6 +49,10 @@ pub(crate) struct Arguments {
     /// The trust domain of every identity, fixed by the first start; without it `mesh.internal`.
     #[arg(long, env = "PILLION_TRUST_DOMAIN", value_name = "DOMAIN")]
     trust_domain: Option<String>,
+    /// How long the certificates of sidecars and of the registry itself are good, 10 s or more; each is
+    /// renewed at half of it.
+    #[arg(long, env = "PILLION_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
+    certificate_lifetime: Duration,
     /// Ask for no token and give certificates to everybody on this machine: for trials, on loopback.
     #[arg(long, env = "PILLION_OPEN")]
     open: bool,
@@ -76,6 +84,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     options.advertise = advertise.collect::<Result<_, _>>().context("--advertise")?;
     let trust_domain = arguments.trust_domain.as_deref().map(TrustDomain::parse).transpose();
     options.trust_domain = trust_domain.context("--trust-domain")?;
+    options.certificate_lifetime = arguments.certificate_lifetime;
     let registry = app::start(options).await?;
     let scheme = if registry.api_tls { "https" } else { "http" };
     line(format_args!("api      {scheme}://{}", registry.api_addr))?;
@@ -90,4 +99,11 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     }
     registry.stop().await;
     Ok(())
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    match DurationText::parse(text) {
+        Some(DurationText(lifetime)) if lifetime >= LIFETIME_MIN => Ok(lifetime),
+        _ => Err("want a duration of 10s or more, such as 24h".to_owned()),
+    }
 }

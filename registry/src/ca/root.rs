@@ -123,7 +123,7 @@ impl Root {
             params.subject_alt_names.push(SanType::DnsName(text(name)?));
         }
         params.subject_alt_names.extend(subject.ips.iter().copied().map(SanType::IpAddress));
-        params.not_before = (now - BACKDATED).into();
+        params.not_before = (now - BACKDATED.min(lifetime / 10)).into();
         params.not_after = not_after.into();
         params.serial_number = Some(serial.clone());
         params.is_ca = IsCa::ExplicitNoCa;
@@ -185,7 +185,7 @@ fn serial() -> SerialNumber {
 const ROOT_KEY: &str = "root";
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const BACKDATED_ROOT: Duration = Duration::from_secs(3600);
-/// For peers whose clocks are behind.
+/// For peers whose clocks are behind; at most a tenth of the lifetime, which its half is reckoned from.
 const BACKDATED: Duration = Duration::from_secs(300);
 const CSR_BYTES_MAX: usize = 16 * 1024;
 const WANT_KEY: &str = "its key is of a kind we do not sign; want ECDSA P-256 (best), ECDSA P-384 or Ed25519";
