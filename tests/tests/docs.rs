@@ -107,6 +107,8 @@ impl Page {
         let process = Process::spawn(line, self.command(&format!("exec {here}")));
         let (outbound, metrics) = (process.bound("outbound").await, process.bound("metrics").await);
         self.replace("127.0.0.1:15001", outbound.to_string());
+        let admin = process.bound("admin").await;
+        self.replace("pillion drain", format!("pillion drain --admin {admin}"));
         self.environment.push(("PILLION_READY_ADDRESS", metrics.to_string()));
         self.running.push(process);
         self.run("pillion wait").await;
