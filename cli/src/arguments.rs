@@ -58,7 +58,7 @@ pub(crate) enum Command {
     /// Write what others need to join the mesh.
     #[command(subcommand)]
     Generate(Box<commands::generate::Command>),
-    /// Look at certificates.
+    /// Look at certificates, or keep them fresh.
     #[command(subcommand)]
     Cert(commands::cert::Command),
     /// Print a completion script for a shell.

@@ -15,6 +15,7 @@ mod http;
 mod logging;
 mod onlooker;
 mod output;
+mod pem;
 
 use std::process::ExitCode;
 

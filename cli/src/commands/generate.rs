@@ -1,9 +1,8 @@
 //! `pillion generate envoy`: what an Envoy needs to join the mesh.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use pillion_model::endpoint::HostAddress;
@@ -16,9 +15,11 @@ use pillion_xds::bootstrap::{BootstrapOptions, generate_bootstrap, sds_files};
 use pillion_xds::encode::{EnvoyOptions, EnvoySecrets};
 use serde_json::{Map, Value, json};
 
+use super::cert::remaining;
 use super::sidecar::{JoinArguments, PortText};
 use crate::exit::Usage;
 use crate::output::{line, note};
+use crate::pem::{PemFolder, replace};
 
 /// The registry's port for proxies.
 const MESH_PORT: u16 = 7071;
@@ -79,10 +80,10 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
     let files = Files::in_folder(&arguments.out)?;
     files.write(&identity, &bootstrap(&arguments, &node, &registries, &identity, &files)?)?;
     note(format_args!(
-        "{} may speak as {} until its certificate ends; see `pillion cert show {}`",
-        node,
+        "{node} may speak as {} for {}; `pillion cert watch --dir {}` renews its certificate in time",
         identity.svid.id,
-        files.chain.display()
+        remaining(identity.svid.not_after, SystemTime::now()),
+        arguments.out.display()
     ));
     line(format_args!("envoy -c {}", files.bootstrap.display()))
 }
@@ -107,50 +108,33 @@ impl JoinArguments {
     }
 }
 
-/// The files that make an Envoy a member.
+/// The files that make an Envoy a member: certificate, key and roots, SDS files that name them, and
+/// the bootstrap.
 struct Files {
-    chain: PathBuf,
-    key: PathBuf,
-    roots: PathBuf,
+    pem: PemFolder,
     own_secret: PathBuf,
     roots_secret: PathBuf,
     bootstrap: PathBuf,
 }
 
 impl Files {
-    /// The names, absolute: Envoy may be started anywhere.
     fn in_folder(folder: &Path) -> anyhow::Result<Self> {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.with_context(|| format!("create {}", folder.display()))?;
-        let folder = folder.canonicalize().with_context(|| format!("find {}", folder.display()))?;
-        Ok(Self {
-            chain: folder.join("chain.pem"),
-            key: folder.join("key.pem"),
-            roots: folder.join("roots.pem"),
-            own_secret: folder.join("svid.json"),
-            roots_secret: folder.join("roots.json"),
-            bootstrap: folder.join("envoy.json"),
-        })
+        let pem = PemFolder::open(folder)?;
+        let [own_secret, roots_secret, bootstrap] =
+            ["svid.json", "roots.json", "envoy.json"].map(|name| pem.file(name));
+        Ok(Self { pem, own_secret, roots_secret, bootstrap })
     }
 
     fn write(&self, identity: &Identity, bootstrap: &Value) -> anyhow::Result<()> {
-        let (own, roots) = sds_files(&self.chain, &self.key, &self.roots);
-        write(&self.key, &identity.key_pem(), 0o600)?;
-        write(&self.chain, &identity.chain_pem(), 0o644)?;
-        write(&self.roots, &identity.roots_pem(), 0o644)?;
-        write(&self.own_secret, &format!("{own:#}\n"), 0o644)?;
-        write(&self.roots_secret, &format!("{roots:#}\n"), 0o644)?;
-        write(&self.bootstrap, &format!("{bootstrap:#}\n"), 0o644)
+        self.pem.write(identity)?;
+        let (own, roots) = sds_files(&self.pem.chain(), &self.pem.key(), &self.pem.roots());
+        for (file, value) in
+            [(&self.own_secret, &own), (&self.roots_secret, &roots), (&self.bootstrap, bootstrap)]
+        {
+            replace(file, &format!("{value:#}\n"))?;
+        }
+        Ok(())
     }
-}
-
-/// Writes beside and renames over, so that a reader finds the old file or the new one.
-fn write(file: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
-    let next = file.with_extension("next");
-    let mut options = std::fs::OpenOptions::new();
-    let opened = options.write(true).create(true).truncate(true).mode(mode).open(&next);
-    let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.and_then(|()| std::fs::rename(&next, file)).with_context(|| format!("write {}", file.display()))
 }
 
 fn bootstrap(

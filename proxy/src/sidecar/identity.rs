@@ -1,4 +1,5 @@
-//! Obtains the sidecar's identity, keeps it on disk, and renews it in time.
+//! Obtains an identity, keeps it on disk, and renews it in time: the sidecar's own, or one for a
+//! program that is not ours.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,21 +14,41 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::state::{StateDir, StateError};
+use super::state::StateDir;
 
 /// Keeps one identity current.
-pub(super) struct Keeper {
+pub struct Keeper {
     /// Whose it is.
-    pub(super) node: NodeId,
+    pub node: NodeId,
     /// Who issues it.
-    pub(super) registries: Vec<Target>,
+    pub registries: Vec<Target>,
     /// What a first certificate is asked for with; `None`: only a stored identity will do.
-    pub(super) credential: Option<Credential>,
+    pub credential: Option<Credential>,
     /// Where it is kept.
-    pub(super) state: StateDir,
+    pub store: Box<dyn IdentityStore>,
     /// Resolves the registries' names.
-    pub(super) resolver: Resolver,
+    pub resolver: Resolver,
 }
+
+/// Where an identity is kept.
+pub trait IdentityStore: Send + Sync {
+    /// The stored identity, expired or not; `None` if there is none that can be used.
+    ///
+    /// # Errors
+    ///
+    /// When it is there and cannot be read.
+    fn load(&self) -> Result<Option<Identity>, StorageError>;
+
+    /// Replaces it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written; the old one is then still there.
+    fn save(&self, identity: &Identity) -> Result<(), StorageError>;
+}
+
+/// Why an identity could not be stored or read, with what and where.
+pub type StorageError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a sidecar has no identity and will not get one.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +62,9 @@ pub enum IdentityFailure {
          PILLION_JOIN_TOKEN_FILE); `pillion token create` on the registry's machine makes one"
     )]
     NoCredential,
-    /// The state directory.
+    /// What is stored cannot be read, or nothing can be stored.
     #[error(transparent)]
-    State(#[from] StateError),
+    Storage(#[from] StorageError),
 }
 
 impl Keeper {
@@ -54,8 +75,8 @@ impl Keeper {
     /// # Errors
     ///
     /// [`IdentityFailure`] when waiting cannot help.
-    pub(super) async fn first(&self) -> Result<Arc<Identity>, IdentityFailure> {
-        if let Some(stored) = self.load()? {
+    pub async fn first(&self) -> Result<Arc<Identity>, IdentityFailure> {
+        if let Some(stored) = self.stored()? {
             return Ok(Arc::new(stored));
         }
         let Some(credential) = &self.credential else { return Err(IdentityFailure::NoCredential) };
@@ -63,7 +84,7 @@ impl Keeper {
         loop {
             match bootstrap::join(&self.registries, credential, &self.node, &self.resolver).await {
                 Ok(identity) => {
-                    self.save(&identity)?;
+                    self.store.save(&identity)?;
                     return Ok(Arc::new(identity));
                 }
                 Err(error) if error.is_final() => return Err(error.into()),
@@ -79,10 +100,10 @@ impl Keeper {
     }
 
     /// Renews at about half of the lifetime, for ever; a failure is tried again until the end.
-    pub(super) async fn keep(self, publisher: IdentityPublisher, stop: CancellationToken) {
+    pub async fn keep(self, publisher: IdentityPublisher, stop: CancellationToken) {
         let watch = publisher.subscribe();
         let dialer = registry_dialer(self.registries.clone(), watch.clone(), self.resolver.clone());
-        let mut wait = WAIT_MIN;
+        let (mut wait, mut stored) = (WAIT_MIN, true);
         while let Some(current) = watch.current() {
             let due = current.renew_at(fastrand::f64());
             let pause = due.duration_since(SystemTime::now()).unwrap_or_else(|_| jittered(wait));
@@ -91,6 +112,9 @@ impl Keeper {
             if stop.run_until_cancelled(sleep).await.is_none() {
                 return;
             }
+            if !stored {
+                stored = self.save(&current);
+            }
             if SystemTime::now() < due {
                 continue;
             }
@@ -98,9 +122,7 @@ impl Keeper {
             match renewed {
                 Ok(identity) => {
                     wait = WAIT_MIN;
-                    if let Err(error) = self.save(&identity) {
-                        warn!(error = chain(&error), "the renewed identity could not be stored");
-                    }
+                    stored = self.save(&identity);
                     info!(id = %identity.svid.id, "identity renewed");
                     publisher.publish(Arc::new(identity));
                 }
@@ -122,21 +144,34 @@ impl Keeper {
         }
     }
 
-    /// The stored identity, if it is this service's, readable and still valid.
-    fn load(&self) -> Result<Option<Identity>, StateError> {
-        let Some(bytes) = self.state.read(FILE)? else { return Ok(None) };
-        let identity = match parse(&bytes) {
-            Ok(identity) => identity,
-            Err(reason) => {
-                warn!(reason, "the stored identity cannot be used, asking for a new one");
-                return Ok(None);
-            }
-        };
-        let ours = identity.svid.id.service_name() == Some(&self.node.service);
-        Ok((ours && identity.is_valid_at(SystemTime::now())).then_some(identity))
+    /// The stored identity, if it is this service's and still valid.
+    fn stored(&self) -> Result<Option<Identity>, StorageError> {
+        let ours = |identity: &Identity| identity.svid.id.service_name() == Some(&self.node.service);
+        let stored = self.store.load()?;
+        Ok(stored.filter(|identity| ours(identity) && identity.is_valid_at(SystemTime::now())))
     }
 
-    fn save(&self, identity: &Identity) -> Result<(), StateError> {
+    /// Stores a renewed identity, and tells whether that went well; it is in force either way.
+    fn save(&self, identity: &Identity) -> bool {
+        let saved = self.store.save(identity);
+        if let Err(error) = &saved {
+            warn!(error = chain(&**error), "the renewed identity could not be stored, trying again");
+        }
+        saved.is_ok()
+    }
+}
+
+impl IdentityStore for StateDir {
+    fn load(&self) -> Result<Option<Identity>, StorageError> {
+        let Some(bytes) = self.read(FILE)? else { return Ok(None) };
+        let parsed = parse(&bytes);
+        if let Err(reason) = &parsed {
+            warn!(reason, "the stored identity cannot be used, asking for a new one");
+        }
+        Ok(parsed.ok())
+    }
+
+    fn save(&self, identity: &Identity) -> Result<(), StorageError> {
         let text = json!({
             "trustDomain": identity.bundle.trust_domain.as_str(),
             "zone": identity.zone,
@@ -144,7 +179,7 @@ impl Keeper {
             "key": identity.key_pem(),
             "roots": identity.roots_pem(),
         });
-        self.state.write(FILE, text.to_string().as_bytes())
+        Ok(self.write(FILE, text.to_string().as_bytes())?)
     }
 }
 

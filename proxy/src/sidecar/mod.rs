@@ -39,8 +39,8 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::asking::{RegistryDial, called_names, start_control};
-pub use self::identity::IdentityFailure;
-use self::identity::{Keeper, chain, registry_dialer};
+pub use self::identity::{IdentityFailure, IdentityStore, Keeper, StorageError};
+use self::identity::{chain, registry_dialer};
 use self::names::{LocalZone, Names};
 use self::on_demand::AskControl;
 pub use self::options::{Advertise, Options, Upstream};
@@ -165,7 +165,7 @@ impl Sidecar {
             node: options.node.clone(),
             registries: options.registries.clone(),
             credential: options.credential.clone(),
-            state: state_dir,
+            store: Box::new(state_dir),
             resolver: resolver.clone(),
         };
         let first = keeper

@@ -77,14 +77,22 @@ impl Envoy {
         joined
     }
 
+    /// A page of its administration.
+    ///
+    /// # Panics
+    ///
+    /// If Envoy does not answer.
+    pub async fn page(&self, path: &str) -> http::Answer {
+        http::get(self.admin, "admin", path).await.expect("Envoy's admin answers")
+    }
+
     /// The values of statistics whose name matches a regular expression.
     ///
     /// # Panics
     ///
     /// If Envoy does not answer.
     pub async fn stats(&self, filter: &str) -> Vec<(String, u64)> {
-        let path = format!("/stats?filter={filter}");
-        let page = http::get(self.admin, "admin", &path).await.expect("Envoy's admin answers");
+        let page = self.page(&format!("/stats?filter={filter}")).await;
         let value = |line: &str| {
             let (name, value) = line.split_once(": ")?;
             Some((name.to_owned(), value.parse().ok()?))

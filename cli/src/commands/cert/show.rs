@@ -10,6 +10,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::json;
 
+use super::remaining;
 use crate::http::{Origin, dial};
 use crate::onlooker;
 use crate::output::{self, OutputArguments, Rows};
@@ -17,16 +18,9 @@ use crate::output::{self, OutputArguments, Rows};
 /// How long a server may take to show its certificate.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `pillion cert`.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {
-    /// Show whom a certificate names, and how long it is good.
-    Show(ShowArguments),
-}
-
 /// Arguments of `pillion cert show`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ShowArguments {
+pub(crate) struct Arguments {
     /// A PEM file, or `host:port` of a TLS server.
     source: String,
     /// The server name to ask for; a sidecar has a certificate for `<port>.<service>.<namespace>.<zone>`.
@@ -36,9 +30,8 @@ pub(crate) struct ShowArguments {
     output: OutputArguments,
 }
 
-/// Runs the subcommand.
-pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
-    let Command::Show(arguments) = command;
+/// Shows it.
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let chain = match Path::new(&arguments.source) {
         file if file.exists() => read(file)?,
         _ => ask(&arguments.source, arguments.server_name.as_deref()).await?,
@@ -79,16 +72,6 @@ fn describe(one: &PeerCertificate, now: SystemTime) -> serde_json::Value {
     })
 }
 
-fn remaining(end: SystemTime, now: SystemTime) -> String {
-    let Ok(left) = end.duration_since(now) else { return "nothing: it has expired".to_owned() };
-    let minutes = left.as_secs() / 60;
-    match (minutes / (24 * 60), minutes / 60 % 24, minutes % 60) {
-        (0, 0, minutes) => format!("{minutes} min"),
-        (0, hours, minutes) => format!("{hours} h {minutes} min"),
-        (days, hours, _) => format!("{days} d {hours} h"),
-    }
-}
-
 fn read(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let chain = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.with_context(|| format!("read certificates from {}", file.display()))?;
@@ -112,18 +95,4 @@ async fn ask(server: &str, name: Option<&str>) -> anyhow::Result<Vec<Certificate
     let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {HANDSHAKE_TIMEOUT:?}")));
     outcome.with_context(|| format!("ask {server} for its certificate"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_is_told_in_two_units() {
-        let now = SystemTime::UNIX_EPOCH;
-        for (seconds, want) in [(59, "0 min"), (3600, "1 h 0 min"), (90_061, "1 d 1 h")] {
-            assert_eq!(remaining(now + Duration::from_secs(seconds), now), want);
-        }
-        assert!(remaining(now, now + Duration::from_secs(1)).contains("expired"));
-    }
 }
