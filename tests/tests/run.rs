@@ -134,3 +134,27 @@ async fn sigterm_lets_requests_in_flight_finish_before_the_command_is_told() {
     assert_eq!(ended.code(), Some(5), "{}", slow.output());
     assert!(slow.output().contains("told"), "{}", slow.output());
 }
+
+#[tokio::test]
+async fn told_twice_to_end_it_does_not_wait_for_requests_in_flight() {
+    let data = tempfile::tempdir().expect("a folder");
+    let registry = Registry::start(data.path()).await;
+    let app = App::with(|_seen| std::future::pending()).await;
+    let words = ["sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done"];
+    let mut stuck = Process::spawn("stuck", run(&registry, "stuck", &app.port(), &[], &words));
+    registry.serving("stuck.default", 1).await;
+    let web = Sidecar::caller(&registry, "web.default").await;
+    let host = format!("stuck.default.mesh.internal:{}", app.port());
+    let (_answer, ()) = tokio::join!(web.get(&host, "/"), async {
+        eventually("the application is asked", DEADLINE, || async {
+            if app.seen().is_empty() { Err("not yet") } else { Ok(()) }
+        })
+        .await;
+        stuck.signal(Signal::TERM);
+        registry.serving("stuck.default", 0).await;
+        stuck.signal(Signal::TERM);
+        let ended = stuck.exit(DEADLINE).await;
+        assert_eq!(ended.code(), Some(5), "{}", stuck.output());
+        assert!(stuck.output().contains("told twice to end"), "{}", stuck.output());
+    });
+}

@@ -98,16 +98,24 @@ async fn supervise(
             signal = signals.next() => match signal {
                 // Ctrl-C has reached the command as well, which is in our process group.
                 Signal::INT => {
-                    sidecar.drain(bound).await;
+                    drain(sidecar, bound, signals).await;
                     return wait_or_kill(command).await;
                 }
                 Signal::TERM => {
-                    sidecar.drain(bound).await;
+                    drain(sidecar, bound, signals).await;
                     return stop(command, Signal::TERM).await;
                 }
                 other => send(command, other),
             },
         }
+    }
+}
+
+/// Lets requests in flight finish, unless whoever ends us is in a hurry and says so again.
+async fn drain(sidecar: &mut Sidecar, bound: &Bound, signals: &mut Signals) {
+    tokio::select! {
+        () = sidecar.drain(bound) => {}
+        _ = signals.end() => note(format_args!("told twice to end: requests in flight are not waited for")),
     }
 }
 
