@@ -58,6 +58,14 @@ pub(crate) enum Command {
     /// Write what others need to join the mesh.
     #[command(subcommand)]
     Generate(Box<commands::generate::Command>),
+    /// Save and restore everything a registry keeps.
+    #[command(subcommand)]
+    Snapshot(commands::snapshot::Command),
+    /// Write everything in a store to a file, to move it to another engine or machine.
+    Export(commands::snapshot::ExportArguments),
+    /// Bring in what was kept elsewhere.
+    #[command(subcommand)]
+    Import(commands::snapshot::ImportCommand),
     /// Look at certificates, or keep them fresh.
     #[command(subcommand)]
     Cert(commands::cert::Command),

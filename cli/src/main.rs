@@ -16,6 +16,7 @@ mod logging;
 mod onlooker;
 mod output;
 mod pem;
+mod store;
 
 use std::process::ExitCode;
 

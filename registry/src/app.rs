@@ -1,5 +1,6 @@
 //! The registry as a whole: what it is made of, in the order in which it comes up.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,7 @@ use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::metrics::Metrics;
 use crate::registration::RegistrationService;
-use crate::store::redb::RedbStore;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Engine, EngineTls, OpenError, Opened, StoreError, StoreOptions};
 use crate::watch::Hub;
 
 mod dns;
@@ -39,8 +39,12 @@ pub const ROOTS_FILE: &str = "roots.pem";
 /// How to run a registry. Port 0 picks a free port; [`Running`] tells which.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where everything that must survive is kept.
+    /// Where everything that must survive is kept, unless it is in etcd.
     pub data_dir: PathBuf,
+    /// The store's engine. Default: a file in the data directory.
+    pub store: Engine,
+    /// For the way to etcd.
+    pub store_tls: EngineTls,
     /// The HTTP API: plaintext on loopback, TLS elsewhere. Default `127.0.0.1:7070`.
     pub api: SocketAddr,
     /// gRPC for proxies, over mutual TLS. Default `127.0.0.1:7071`.
@@ -67,6 +71,8 @@ impl Options {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Self {
             data_dir: data_dir.into(),
+            store: Engine::default(),
+            store_tls: EngineTls::default(),
             api: loopback(7070),
             mesh: loopback(7071),
             dns: loopback(7053),
@@ -96,6 +102,9 @@ pub enum StartError {
     /// A port is taken.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -157,6 +166,7 @@ pub struct Running {
     background: CancellationToken,
     servers: TaskTracker,
     tasks: TaskTracker,
+    _data_dir_lock: Option<File>,
 }
 
 /// Starts a registry.
@@ -185,7 +195,9 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     servers.spawn(dns::serve(dns_sockets, Arc::clone(&zone), options.dns_limit, serving.clone()));
 
     let readiness = Readiness::new();
-    let store: Arc<dyn Store> = open_store(&options.data_dir).await?;
+    let Opened { store, run, lock } =
+        store::open(&store_options(&options, &advertised), background.clone()).await?;
+    tasks.spawn(run);
     let (auth, token_is_new) = match options.open {
         true => (Auth::Open, false),
         false => Auth::operator(&options.data_dir)?,
@@ -195,6 +207,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let (following, stop) = (Arc::clone(&catalog), background.clone());
     tasks.spawn(async move { following.follow(stop).await });
 
+    let auth = auth.share(&catalog).await?;
     let trust_domain = trust_domain(&catalog, options.trust_domain.clone()).await?;
     let domain = catalog.world().resources.set.mesh().zone;
     let settings = Settings { trust_domain, zone: domain, leaf_lifetime: options.certificate_lifetime };
@@ -268,6 +281,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         background,
         servers,
         tasks,
+        _data_dir_lock: lock,
     })
 }
 
@@ -308,13 +322,12 @@ impl Drop for Running {
     }
 }
 
-/// Checks and opens the store on a thread that may wait for the disk.
-async fn open_store(directory: &Path) -> Result<Arc<RedbStore>, StartError> {
-    let directory = directory.to_owned();
-    let opened = tokio::task::spawn_blocking(move || RedbStore::open(&directory)).await;
-    match opened {
-        Ok(store) => Ok(Arc::new(store?)),
-        Err(error) => Err(StoreError::Unavailable(error.to_string()).into()),
+fn store_options(options: &Options, advertised: &[Target]) -> StoreOptions {
+    StoreOptions {
+        engine: options.store.clone(),
+        tls: options.store_tls.clone(),
+        data_dir: options.data_dir.clone(),
+        address: advertised.first().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -327,9 +340,16 @@ async fn trust_domain(catalog: &Catalog, asked: Option<TrustDomain>) -> Result<T
         }
         (Some(fixed), _) => Ok(TrustDomain::parse(&fixed)?),
         (None, asked) => {
-            let domain = asked.unwrap_or_default();
-            catalog.fix_trust_domain(domain.as_str()).await?;
-            Ok(domain)
+            let domain = asked.clone().unwrap_or_default();
+            match catalog.fix_trust_domain(domain.as_str()).await {
+                Ok(()) => Ok(domain),
+                // Another registry on this store was quicker: its word counts.
+                Err(StoreError::Conflict { .. }) => {
+                    catalog.catch_up().await;
+                    Box::pin(trust_domain(catalog, asked)).await
+                }
+                Err(error) => Err(error.into()),
+            }
         }
     }
 }

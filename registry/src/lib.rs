@@ -15,5 +15,7 @@ pub mod metrics;
 pub mod registration;
 pub mod resolve;
 pub mod resources;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod watch;

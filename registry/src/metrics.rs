@@ -35,6 +35,8 @@ pub struct Metrics {
     watchers: IntGauge,
     revision: IntGauge,
     resources: IntGauge,
+    store_up: IntGauge,
+    replicas: IntGauge,
 }
 
 /// What the DNS server has met.
@@ -121,6 +123,14 @@ impl Metrics {
             watchers: gauge("pillion_registry_watchers", "Subscribers to changes of services."),
             revision: gauge("pillion_registry_revision", "Revision of the state that is served."),
             resources: gauge("pillion_registry_resources", "Resources in force."),
+            store_up: gauge(
+                "pillion_registry_store_up",
+                "1 while the store can be written to, as far as known.",
+            ),
+            replicas: gauge(
+                "pillion_registry_replicas",
+                "Registries that share the store; 0 if it is not shared.",
+            ),
             registry,
         }
     }
@@ -182,6 +192,8 @@ impl Metrics {
         }
         set(&self.watchers, hub.subscribers() as u64);
         set(&self.revision, world.revision);
+        set(&self.store_up, u64::from(catalog.store().trouble().is_none()));
+        set(&self.replicas, world.replicas.len() as u64);
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be written");

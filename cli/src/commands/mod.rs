@@ -16,6 +16,7 @@ pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod sidecar;
+pub(crate) mod snapshot;
 pub(crate) mod token;
 pub(crate) mod validate;
 
@@ -47,6 +48,9 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<()> {
         Command::Token(command) => block_on(token::run(command)),
         Command::Generate(command) => block_on(generate::run(*command)),
         Command::Cert(command) => block_on(cert::run(command)),
+        Command::Snapshot(command) => block_on(snapshot::run(command)),
+        Command::Export(arguments) => block_on(snapshot::export(arguments)),
+        Command::Import(command) => block_on(snapshot::import(command)),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::DemoService(service) => block_on(crate::demo::services::run(service)),
     }

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::data_directory;
 use crate::logging::LogArguments;
 use crate::output::{line, note};
+use crate::store::StoreArguments;
 
 /// The port of an advertised name that names none.
 const MESH_PORT: u16 = 7071;
@@ -24,9 +25,11 @@ const LIFETIME_MIN: Duration = Duration::from_secs(10);
 /// Arguments of `pillion registry`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where everything that must survive is kept.
+    /// Where everything that must survive is kept; with --store, only what is this registry's own.
     #[arg(long, env = "PILLION_DATA_DIR", default_value_os_t = data_directory(), value_name = "DIR")]
     data_dir: PathBuf,
+    #[command(flatten)]
+    store: StoreArguments,
     /// The HTTP API. Port 0 picks a free one, here and below; what was bound is printed.
     #[arg(long, env = "PILLION_LISTEN_API", value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     api: SocketAddr,
@@ -72,6 +75,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let mut options = app::Options::new(&arguments.data_dir);
+    (options.store, options.store_tls) = arguments.store.engine()?;
     options.api = arguments.api;
     options.mesh = arguments.mesh;
     options.dns = arguments.dns;

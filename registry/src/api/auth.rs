@@ -11,8 +11,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use pillion_net::tls::{hex, sha256};
 
 use super::problem::Problem;
+use crate::catalog::Catalog;
+use crate::store::StoreError;
 
 /// The operator token's file in the data directory.
 pub const TOKEN_FILE: &str = "operator.token";
@@ -24,6 +27,8 @@ const TOKEN_BYTES: usize = 32;
 pub enum Auth {
     /// Whoever has this token.
     Operator(Arc<str>),
+    /// Whoever has this token, or that of another registry on the same store.
+    AnyOperator(Arc<str>, Arc<Catalog>),
     /// Everybody on this machine.
     Open,
 }
@@ -66,13 +71,33 @@ impl Auth {
         }
     }
 
+    /// Makes the token good at every registry on the same store, where there are others: a hash of it is
+    /// kept there.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store refuses.
+    pub async fn share(self, catalog: &Arc<Catalog>) -> Result<Self, StoreError> {
+        match self {
+            Self::Operator(token) if !catalog.store().replica().is_empty() => {
+                catalog.admit_operator(&hex(&sha256(token.as_bytes()))).await?;
+                Ok(Self::AnyOperator(token, Arc::clone(catalog)))
+            }
+            other => Ok(other),
+        }
+    }
+
     fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
         match self {
             Self::Operator(token) => {
-                let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-                let bearer = given.and_then(|value| value.strip_prefix(b"Bearer "));
-                let same = bearer.is_some_and(|given| same_secret(given, token.as_bytes()));
-                if same { Ok(()) } else { Err(unauthorized(given.is_some())) }
+                let same = bearer(headers).is_some_and(|given| same_secret(given, token.as_bytes()));
+                if same { Ok(()) } else { Err(unauthorized(headers)) }
+            }
+            Self::AnyOperator(token, catalog) => {
+                let known = |given| catalog.world().operators.contains(&*hex(&sha256(given)));
+                let same =
+                    bearer(headers).is_some_and(|given| same_secret(given, token.as_bytes()) || known(given));
+                if same { Ok(()) } else { Err(unauthorized(headers)) }
             }
             Self::Open => {
                 // A page of another site can make a browser on this machine ask us; then the name it
@@ -105,8 +130,16 @@ pub(super) async fn check(State(auth): State<Auth>, request: Request, next: Next
     }
 }
 
-fn unauthorized(given: bool) -> Problem {
-    let what = if given { "this is not the operator's token" } else { "the operator's token is needed" };
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    headers.get(header::AUTHORIZATION)?.as_bytes().strip_prefix(b"Bearer ")
+}
+
+fn unauthorized(headers: &HeaderMap) -> Problem {
+    let what = if headers.contains_key(header::AUTHORIZATION) {
+        "this is not the operator's token"
+    } else {
+        "the operator's token is needed"
+    };
     Problem::new(
         StatusCode::UNAUTHORIZED,
         format!(

@@ -223,6 +223,19 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
         ),
         (Operation::new("get", "/v1/proxies", "Connected proxies").gives("ProxyList"), get(operate::proxies)),
         (
+            Operation::new("get", "/v1/store", "The store: position, replicas, and what is wrong")
+                .gives("StoreView"),
+            get(operate::store),
+        ),
+        (
+            Operation::new(
+                "get",
+                "/v1/snapshot",
+                "Everything, secrets included, as `pillion snapshot` keeps it",
+            ),
+            get(operate::snapshot),
+        ),
+        (
             Operation::new("post", "/v1/tokens", "Create a join token; its secret is shown only now")
                 .takes(Body::optional("TokenDocument"))
                 .gives("NewTokenView")

@@ -20,6 +20,7 @@ use serde::Serialize;
 use super::request::json;
 use super::{Api, Problem, ProblemField};
 use crate::explain::{ExplainError, Explanation, Question};
+use crate::store::snapshot::Snapshot;
 
 /// Targets with the same labels, as Prometheus' http_sd wants them.
 #[derive(Serialize, JsonSchema)]
@@ -166,6 +167,39 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// What this registry knows of its store.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StoreView {
+    /// `<epoch>.<revision>` of what is served.
+    position: String,
+    /// This registry's name among those that share the store; empty if it is alone.
+    replica: String,
+    /// The registries that share the store, those present.
+    replicas: Vec<String>,
+    /// Why nothing can be written at the moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+}
+
+pub(super) async fn store(State(api): State<Api>) -> Json<StoreView> {
+    let (store, world) = (api.catalog.store(), api.catalog.world());
+    Json(StoreView {
+        position: world.position().to_string(),
+        replica: store.replica().to_owned(),
+        replicas: world.replicas.iter().map(ToString::to_string).collect(),
+        trouble: store.trouble(),
+    })
+}
+
+pub(super) async fn snapshot(State(api): State<Api>) -> Result<Response, Problem> {
+    let state = api.catalog.store().load().await?;
+    let mut response = Snapshot::of(&state).to_text().into_response();
+    let kind = HeaderValue::from_static("application/jsonl");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
 }
 
 pub(super) async fn healthz() -> &'static str {

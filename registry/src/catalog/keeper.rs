@@ -84,6 +84,10 @@ impl Catalog {
     /// Judges every lease once and commits what that changes.
     pub async fn judge(&self, now: Duration) {
         self.pulse(now);
+        // Who cannot write judges nobody: what silence means then is for later, or for others.
+        if self.store.trouble().is_some() {
+            return;
+        }
         let verdicts = self.leases.judge(now);
         for some in verdicts.chunks(VERDICTS_AT_ONCE) {
             let writes = some.iter().map(|verdict| self.execute(verdict));
@@ -111,10 +115,12 @@ impl Catalog {
                 generation: have.generation,
                 deregistered: false,
                 at: unix_seconds(),
+                by: self.store.replica().to_owned(),
             }),
             Outcome::Becomes(lease) => {
                 let health = HealthInputs { lease, ..have.health };
-                Stored::Instance(InstanceRecord::from(&Instance { health, ..Instance::clone(&have) }))
+                let next = Instance { health, ..Instance::clone(&have) };
+                Stored::Instance(InstanceRecord::new(&next, self.store.replica()))
             }
         };
         let key = instance_key(service, id);

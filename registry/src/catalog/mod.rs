@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::lease::{Leases, RECONNECT_WINDOW};
 use crate::store::{Commit, Key, Op, Space, Store, StoreError, Transaction};
 
+mod holders;
 mod keeper;
 mod record;
 mod registrar;
@@ -37,6 +38,9 @@ pub use registration::{
 pub use view::{CatalogService, CatalogView, ServicePort, World};
 
 use table::Table;
+
+/// How long a commit waits to be seen. The embedded engine tells at once.
+const REACH_MAX: Duration = Duration::from_secs(10);
 
 /// The catalog of one registry process.
 pub struct Catalog {
@@ -60,7 +64,7 @@ impl Catalog {
     /// [`StoreError`] if the store cannot be read.
     pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let state = store.load().await?;
-        let (table, world) = Table::load(&state)?;
+        let (table, world) = Table::load(&state, store.replica())?;
         let leases = Leases::default();
         table.adopt_all(&leases, RECONNECT_WINDOW);
         Ok(Arc::new(Self {
@@ -104,23 +108,27 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// As [`Store::commit`].
+    /// As [`Store::commit`]; [`StoreError::Unavailable`] too if it was committed, and the store does not
+    /// tell us.
     pub async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
         let revision = self.store.commit(transaction).await?;
-        self.reach(revision).await;
+        self.reach(revision).await?;
         Ok(revision)
     }
 
     /// Waits until the view is at `revision` or later.
-    async fn reach(&self, revision: u64) {
+    async fn reach(&self, revision: u64) -> Result<(), StoreError> {
         let mut applied = self.applied.subscribe();
         // The sender lives in `self`: it cannot have gone.
-        drop(applied.wait_for(|&at| at >= revision).await);
+        let reached = tokio::time::timeout(REACH_MAX, applied.wait_for(|&at| at >= revision)).await;
+        let behind = |_| StoreError::Unavailable(format!("its changes arrive more than {REACH_MAX:?} late"));
+        reached.map(drop).map_err(behind)
     }
 
     /// Waits until the view has everything committed so far.
     pub(crate) async fn catch_up(&self) {
-        self.reach(self.store.position().revision).await;
+        // The next attempt fails by itself if this did not help.
+        drop(self.reach(self.store.position().revision).await);
     }
 
     /// The store, for those who keep values of their own in it.
@@ -137,6 +145,21 @@ impl Catalog {
         let key = Key::new(Space::Meta, table::TRUST_DOMAIN);
         let mut transaction = Transaction::default();
         transaction.require(key.clone(), None).push(Op::put(key, domain.to_owned()));
+        self.commit(transaction).await.map(drop)
+    }
+
+    /// Notes the hash of a token that operators of this registry have.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store refuses.
+    pub(crate) async fn admit_operator(&self, token_sha256: &str) -> Result<(), StoreError> {
+        if self.world().operators.contains(token_sha256) {
+            return Ok(());
+        }
+        let key = Key::new(Space::Meta, format!("{}{}", table::OPERATOR, self.store.replica()));
+        let mut transaction = Transaction::default();
+        transaction.push(Op::put(key, token_sha256.to_owned()));
         self.commit(transaction).await.map(drop)
     }
 
@@ -180,7 +203,7 @@ impl Catalog {
     }
 
     fn replace(&self, state: &crate::store::State) -> Result<(), StoreError> {
-        let (table, world) = Table::load(state)?;
+        let (table, world) = Table::load(state, self.store.replica())?;
         // Instances that left meanwhile leave no verdict behind: their leases end with the table's.
         self.leases.retain(|service, id| table.is_present(service, id));
         table.adopt_all(&self.leases, self.now());

@@ -31,6 +31,9 @@ pub(super) struct GoneRecord {
     pub(super) deregistered: bool,
     /// Unix seconds.
     pub(super) at: u64,
+    /// The replica that judged its silence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) by: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,6 +56,9 @@ pub(super) struct InstanceRecord {
     pub(super) generation: u64,
     #[serde(default)]
     pub(super) health: HealthRecord,
+    /// The replica that hears it; empty on an engine without replicas.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) holder: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,8 +155,8 @@ impl From<HealthRecord> for HealthInputs {
     }
 }
 
-impl From<&Instance> for InstanceRecord {
-    fn from(instance: &Instance) -> Self {
+impl InstanceRecord {
+    pub(super) fn new(instance: &Instance, holder: &str) -> Self {
         let port = |port: &InstancePort| PortRecord {
             port: port.port,
             protocol: ProtocolRecord(port.protocol),
@@ -168,11 +174,10 @@ impl From<&Instance> for InstanceRecord {
             ttl_ms: u64::try_from(instance.ttl.as_millis()).unwrap_or(u64::MAX),
             generation: instance.generation,
             health: instance.health.into(),
+            holder: holder.to_owned(),
         }
     }
-}
 
-impl InstanceRecord {
     pub(super) fn instance(self, service: ServiceName, id: InstanceId) -> Instance {
         let port = |port: PortRecord| InstancePort {
             port: port.port,

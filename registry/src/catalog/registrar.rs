@@ -166,14 +166,18 @@ impl Catalog {
                 transaction.push(Op::put(key, service.to_string().into_bytes()));
             }
         }
-        if present.is_none_or(|have| **have != *instance) {
+        let moves = present.is_some() && table.holders.holder(service, id) != table.holders.own();
+        if moves || present.is_none_or(|have| **have != *instance) {
             if transaction.ops.is_empty() {
                 // The service must still be there, or the instance would belong to nothing.
                 transaction.require(service_key(service), registered.map(|(revision, _)| *revision));
             }
             let key = instance_key(service, id);
             transaction.require(key.clone(), known.map(|(revision, _)| *revision));
-            transaction.push(Op::put(key, encode(&Stored::Instance(InstanceRecord::from(&*instance)))));
+            transaction.push(Op::put(
+                key,
+                encode(&Stored::Instance(InstanceRecord::new(&instance, table.holders.own()))),
+            ));
         }
         Ok((transaction, instance))
     }
@@ -195,8 +199,10 @@ impl Catalog {
         for _ in 0..TRIES {
             let (revision, have) = self.present(service, id, generation)?;
             let heard = changes.administrative.is_none();
+            let mut moves = false;
             if heard && let Some(lease) = self.leases.find(service, id) {
                 lease.beat(self.now());
+                moves = !lease.is_ours();
             }
             let health = HealthInputs {
                 lease: if heard { LeaseState::Heard } else { have.health.lease },
@@ -204,14 +210,19 @@ impl Catalog {
                 probe: changes.probe.unwrap_or(have.health.probe),
                 administrative: changes.administrative.unwrap_or(have.health.administrative),
             };
-            if health == have.health {
+            // An instance that is heard here, and is another replica's: it moves, if that can be written.
+            if health == have.health && (!moves || self.store.trouble().is_some()) {
                 return Ok(have);
             }
             let next = Instance { health, ..Instance::clone(&have) };
             let key = instance_key(service, id);
             let mut transaction = Transaction::default();
             transaction.require(key.clone(), Some(revision));
-            transaction.push(Op::put(key, encode(&Stored::Instance(InstanceRecord::from(&next)))));
+            let holder = match heard {
+                true => self.store.replica().to_owned(),
+                false => self.holder(service, id),
+            };
+            transaction.push(Op::put(key, encode(&Stored::Instance(InstanceRecord::new(&next, &holder)))));
             match self.commit(transaction).await {
                 Ok(_) => return Ok(Arc::new(next)),
                 Err(error @ StoreError::Conflict { .. }) => {
@@ -251,7 +262,7 @@ impl Catalog {
             if matches!(&known, Known::Gone(gone) if gone.deregistered && gone.generation == generation) {
                 return Ok(());
             }
-            let gone = GoneRecord { generation, deregistered: true, at: unix_seconds() };
+            let gone = GoneRecord { generation, deregistered: true, at: unix_seconds(), by: String::new() };
             let key = instance_key(service, id);
             let mut transaction = Transaction::default();
             transaction.require(key.clone(), Some(revision));
@@ -315,6 +326,11 @@ impl Catalog {
             },
             (_, Known::Gone(_)) => Err(ReportError::Unknown(service.clone(), id.clone())),
         }
+    }
+
+    fn holder(&self, service: &ServiceName, id: &InstanceId) -> String {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.holders.holder(service, id).to_owned()
     }
 
     fn known(&self, service: &ServiceName, id: &InstanceId) -> Result<(u64, Known), ReportError> {

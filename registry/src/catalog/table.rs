@@ -9,14 +9,17 @@ use pillion_config::Resource;
 use pillion_model::instance::Instance;
 use pillion_model::name::{InstanceId, ServiceName};
 
+use super::holders::Holders;
 use super::record::{GoneRecord, ServiceRecord, Stored, parse_instance, parse_service};
 use super::view::{CatalogService, CatalogView, World};
-use crate::lease::Leases;
+use crate::lease::{Leases, RECONNECT_WINDOW};
 use crate::resources::{RESOURCES, Resources, parse_key};
 use crate::store::{Key, Space, State, StoreError};
 
 /// Name of the value that tells since when the traces of departures are complete.
 pub(super) const FLOOR: &str = "watch-floor";
+/// In front of a replica's name: the hash of its operators' token.
+pub(super) const OPERATOR: &str = "operator-";
 /// Name of the value that holds the trust domain of the authority.
 pub(super) const TRUST_DOMAIN: &str = "trust-domain";
 
@@ -27,7 +30,9 @@ pub(super) struct Table {
     /// Who has which index.
     pub(super) indexes: HashMap<u16, ServiceName>,
     pub(super) resources: Arc<Resources>,
+    pub(super) holders: Holders,
     trust_domain: Option<Arc<str>>,
+    operators: Arc<BTreeSet<String>>,
     floor: u64,
     touched: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     indexes_touched: bool,
@@ -46,8 +51,8 @@ impl Table {
     /// # Errors
     ///
     /// [`StoreError::Unreadable`]: configuration that is not understood is not ignored.
-    pub(super) fn load(state: &State) -> Result<(Self, World), StoreError> {
-        let mut table = Self::default();
+    pub(super) fn load(state: &State, replica: &str) -> Result<(Self, World), StoreError> {
+        let mut table = Self { holders: Holders::new(replica), ..Self::default() };
         for (key, entry) in &state.entries {
             table
                 .put(entry.revision, key, &entry.value)
@@ -62,7 +67,19 @@ impl Table {
     pub(super) fn adopt_all(&self, leases: &Leases, armed: Duration) {
         for ((service, id), (_, known)) in &self.instances {
             if let Known::Present(instance) = known {
-                leases.adopt(service, id, instance.ttl, instance.health.lease, armed);
+                let lease = leases.adopt(service, id, instance.ttl, instance.health.lease, armed);
+                lease.assign(self.holders.are_ours(service, id), armed);
+            }
+        }
+    }
+
+    /// Goes by who is there now: what nobody holds any more is taken over, and given until `armed`.
+    fn reassign(&self, leases: &Leases, armed: Duration) {
+        for ((service, id), (_, known)) in &self.instances {
+            if let Known::Present(_) = known
+                && let Some(lease) = leases.find(service, id)
+            {
+                lease.assign(self.holders.are_ours(service, id), armed);
             }
         }
     }
@@ -81,6 +98,7 @@ impl Table {
         leases: &Leases,
         now: Duration,
     ) {
+        let others = self.holders.changes();
         match value {
             Some(value) => {
                 if let Err(detail) = self.put(revision, key, value) {
@@ -89,15 +107,30 @@ impl Table {
             }
             None => self.delete(revision, key),
         }
+        if self.holders.changes() != others {
+            self.reassign(leases, now + RECONNECT_WINDOW);
+        }
         if key.space != Space::Instance {
             return;
         }
         let Some((service, id)) = parse_instance(&key.name) else { return };
         match self.instances.get(&(service.clone(), id.clone())) {
             Some((_, Known::Present(instance))) => {
-                leases.insert(&service, &id, instance.ttl, instance.health.lease, now);
+                let lease = leases.insert(&service, &id, instance.ttl, instance.health.lease, now);
+                let elsewhere = self.holders.holder(&service, &id) != self.holders.own();
+                let armed = if elsewhere { now + RECONNECT_WINDOW } else { now };
+                lease.assign(self.holders.are_ours(&service, &id), armed);
             }
-            _ => leases.remove(&service, &id),
+            gone => {
+                let was_here = leases.remove(&service, &id);
+                if let Some((_, Known::Gone(gone))) = gone
+                    && was_here
+                    && !gone.deregistered
+                    && self.holders.is_another(&gone.by)
+                {
+                    leases.departed(&service, now);
+                }
+            }
         }
     }
 
@@ -110,9 +143,13 @@ impl Table {
                 self.touch(&service, Some(&id), revision);
                 let known = match stored {
                     Stored::Instance(record) => {
+                        self.holders.hold(&service, &id, &record.holder);
                         Known::Present(Arc::new(record.instance(service.clone(), id.clone())))
                     }
-                    Stored::Gone(gone) => Known::Gone(gone),
+                    Stored::Gone(gone) => {
+                        self.holders.hold(&service, &id, "");
+                        Known::Gone(gone)
+                    }
                 };
                 self.instances.insert((service, id), (revision, known));
             }
@@ -138,12 +175,16 @@ impl Table {
                 let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
                 match key.name.as_str() {
                     FLOOR => self.floor = text.parse().unwrap_or(revision),
+                    name if name.starts_with(OPERATOR) => {
+                        Arc::make_mut(&mut self.operators).insert(text.to_owned());
+                    }
                     TRUST_DOMAIN => self.trust_domain = Some(text.into()),
                     RESOURCES => Arc::make_mut(&mut self.resources).revision = Some(revision),
                     _ => {}
                 }
             }
-            Space::Index | Space::Ca | Space::Token | Space::Replica => {}
+            Space::Replica => self.holders.arrive(&key.name),
+            Space::Index | Space::Ca | Space::Token => {}
         }
         Ok(())
     }
@@ -152,6 +193,7 @@ impl Table {
         match key.space {
             Space::Instance => {
                 if let Some((service, id)) = parse_instance(&key.name) {
+                    self.holders.hold(&service, &id, "");
                     self.instances.remove(&(service, id));
                 }
             }
@@ -170,7 +212,8 @@ impl Table {
                     Arc::make_mut(&mut self.resources).remove(&id);
                 }
             }
-            Space::Meta | Space::Index | Space::Ca | Space::Token | Space::Replica => {}
+            Space::Replica => self.holders.leave(&key.name),
+            Space::Meta | Space::Index | Space::Ca | Space::Token => {}
         }
     }
 
@@ -187,8 +230,12 @@ impl Table {
             floor: self.floor,
             resources: Arc::clone(&self.resources),
             trust_domain: self.trust_domain.clone(),
+            operators: Arc::clone(&self.operators),
             ..last.clone()
         };
+        if *world.replicas != *self.holders.present() {
+            world.replicas = Arc::new(self.holders.present().clone());
+        }
         if self.indexes_touched {
             let indexes = self.services.iter().map(|(service, (_, record))| (service.clone(), record.index));
             world.indexes = Arc::new(indexes.collect());

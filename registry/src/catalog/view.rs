@@ -1,6 +1,6 @@
 //! The immutable view readers hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pillion_model::instance::{Instance, Protocol};
@@ -25,6 +25,10 @@ pub struct World {
     pub indexes: Arc<BTreeMap<ServiceName, u16>>,
     /// Resources as applied.
     pub resources: Arc<Resources>,
+    /// The registries that share the store.
+    pub replicas: Arc<BTreeSet<Arc<str>>>,
+    /// SHA-256 (hex) of the operators' tokens of all registries on the store.
+    pub operators: Arc<BTreeSet<String>>,
     /// The trust domain the authority has issued for since its first start.
     pub trust_domain: Option<Arc<str>>,
 }

@@ -39,9 +39,14 @@ impl Brake {
         if !OF_SERVICE.allows(in_service, of_service) || !OVERALL.allows(self.overall.0.len(), overall) {
             return false;
         }
+        self.note(service, now);
+        true
+    }
+
+    /// Counts a departure that another registry admitted.
+    pub fn note(&mut self, service: &ServiceName, now: Duration) {
         self.services.entry(service.clone()).or_default().0.push_back(now);
         self.overall.0.push_back(now);
-        true
     }
 }
 

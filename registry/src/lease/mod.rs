@@ -60,6 +60,8 @@ pub struct Lease {
     protected_since: AtomicU64,
     /// As last committed.
     state: AtomicU8,
+    /// Whether its silence is for this process to judge.
+    ours: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -82,6 +84,18 @@ impl Lease {
     /// Whether the instance has left: whoever still sends its beats has to register it again.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// Whether its silence is for this process to judge, rather than for another registry.
+    pub fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::Relaxed)
+    }
+
+    /// Says whose it is. Whoever takes it over gives it time until `armed`, and then a whole lease.
+    pub fn assign(&self, ours: bool, armed: Duration) {
+        if self.ours.swap(ours, Ordering::Relaxed) != ours && ours {
+            self.heard.fetch_max(millis(armed), Ordering::Relaxed);
+        }
     }
 
     /// Notes that the instance was heard.
@@ -215,19 +229,21 @@ impl Leases {
             met: AtomicBool::new(met),
             protected_since: AtomicU64::new(millis(heard)),
             state: AtomicU8::new(state as u8),
+            ours: AtomicBool::new(true),
             ended: AtomicBool::new(false),
         });
         shard.insert(key, Arc::clone(&lease));
         lease
     }
 
-    /// Ends a lease.
-    pub fn remove(&self, service: &ServiceName, id: &InstanceId) {
+    /// Ends a lease; says whether there was one.
+    pub fn remove(&self, service: &ServiceName, id: &InstanceId) -> bool {
         let key = (service.clone(), id.clone());
         let ended = self.shard(&key).write().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        if let Some(lease) = ended {
+        if let Some(lease) = &ended {
             lease.ended.store(true, Ordering::Release);
         }
+        ended.is_some()
     }
 
     /// The lease of an instance, if it is registered.
@@ -275,6 +291,9 @@ impl Leases {
         let mut alive: HashMap<ServiceName, usize> = HashMap::new();
         for shard in &self.shards {
             for lease in shard.read().unwrap_or_else(PoisonError::into_inner).values() {
+                if !lease.is_ours() {
+                    continue;
+                }
                 match lease.judge(now) {
                     LeaseState::Silent => silent.push(Arc::clone(lease)),
                     next if next != lease.state() => {
@@ -316,6 +335,11 @@ impl Leases {
             verdicts.push(Verdict { lease, outcome });
         }
         verdicts
+    }
+
+    /// Notes that an instance left for silence by another registry's verdict: it counts for the brake.
+    pub fn departed(&self, service: &ServiceName, now: Duration) {
+        self.judge.lock().unwrap_or_else(PoisonError::into_inner).brake.note(service, now);
     }
 
     /// How many instances the brake holds.

@@ -53,7 +53,9 @@ impl Sim {
                 Outcome::Becomes(state) => {
                     self.leases.insert(lease.service(), lease.id(), lease.ttl(), state, self.now);
                 }
-                Outcome::Expires => self.leases.remove(lease.service(), lease.id()),
+                Outcome::Expires => {
+                    self.leases.remove(lease.service(), lease.id());
+                }
             }
             self.log.push((
                 self.now.as_secs(),

@@ -15,11 +15,14 @@ use bytes::Bytes;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod crash;
 mod engine;
 pub mod etcd;
 mod log;
 #[cfg(test)]
 pub(crate) mod memory;
+mod open;
 pub mod redb;
 pub mod snapshot;
 
@@ -28,6 +31,7 @@ mod tests;
 
 pub use engine::{Engine, EngineError, EngineTls, EngineTlsError};
 pub use log::{Compacted, Watch};
+pub use open::{OpenError, Opened, StoreOptions, fill, open, read};
 
 /// A durable map with revisions.
 #[async_trait]

@@ -348,7 +348,7 @@ fn read_all(database: &Database, path: &Path, epoch: Arc<str>) -> Result<State, 
 }
 
 /// Takes the directory for this process; the kernel lets go of it when the process ends.
-fn lock(directory: &Path) -> Result<File, StoreError> {
+pub(super) fn lock(directory: &Path) -> Result<File, StoreError> {
     let path = directory.join(LOCK_NAME);
     let mut file = OpenOptions::new()
         .read(true)
@@ -378,7 +378,7 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-fn create_private_directory(directory: &Path) -> Result<(), StoreError> {
+pub(super) fn create_private_directory(directory: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -449,6 +449,6 @@ fn unavailable(path: &Path, error: &dyn std::fmt::Display) -> StoreError {
     StoreError::Unavailable(format!("{}: {error}", path.display()))
 }
 
-fn io(what: &'static str, path: &Path, error: std::io::Error) -> StoreError {
+pub(super) fn io(what: &'static str, path: &Path, error: std::io::Error) -> StoreError {
     StoreError::Io { what, path: path.into(), source: Arc::new(error) }
 }

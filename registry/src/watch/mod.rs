@@ -6,6 +6,7 @@
 //! by time. Positions are store revisions; see [`Subscription::next`] for what resuming promises.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -104,17 +105,17 @@ struct Change {
 struct Subscriber {
     interest: Interest,
     dirty: Mutex<BTreeSet<ServiceName>>,
+    /// What it was told is of another history.
+    begins_again: AtomicBool,
     bell: Notify,
 }
 
 impl Hub {
     /// A hub over what the catalog holds now.
     pub fn new(world: &World) -> Arc<Self> {
-        let topics = world.catalog.services.iter();
-        let topics = topics.map(|(name, service)| (name.clone(), Topic::new(Some(Arc::clone(service)), 0)));
         Arc::new(Self {
             state: Mutex::new(State {
-                topics: topics.collect(),
+                topics: Topic::all(world),
                 seen: Arc::clone(&world.catalog),
                 epoch: Arc::clone(&world.epoch),
                 revision: world.revision,
@@ -147,9 +148,11 @@ impl Hub {
     }
 
     /// Takes in the catalog's state and flushes what is due; says when the rest is.
-    fn look(&self, world: &World, now: Instant) -> Option<Instant> {
+    pub(crate) fn look(&self, world: &World, now: Instant) -> Option<Instant> {
         let mut state = self.lock();
-        if world.revision > state.revision {
+        if world.epoch != state.epoch {
+            state.begin_again(world);
+        } else if world.revision > state.revision {
             state.notice(world);
         }
         state.flush(now)
@@ -169,7 +172,9 @@ impl Hub {
     ) -> Result<Subscription, TooMany> {
         let mut state = self.lock();
         // What the subscriber may have seen elsewhere already, it must be told here too.
-        if world.revision > state.revision {
+        if world.epoch != state.epoch {
+            state.begin_again(world);
+        } else if world.revision > state.revision {
             state.notice(world);
             state.flush(Instant::now());
         }
@@ -194,7 +199,12 @@ impl Hub {
                 state.wide.insert(id);
             }
         }
-        let subscriber = Arc::new(Subscriber { interest, dirty: Mutex::new(dirty), bell: Notify::new() });
+        let subscriber = Arc::new(Subscriber {
+            interest,
+            dirty: Mutex::new(dirty),
+            begins_again: AtomicBool::new(false),
+            bell: Notify::new(),
+        });
         state.subscribers.insert(id, Arc::clone(&subscriber));
         let resync = after.is_some() && known.is_none();
         Ok(Subscription::new(Arc::clone(self), subscriber, id, known, resync))
@@ -227,6 +237,20 @@ impl Hub {
 }
 
 impl State {
+    /// Another history is in force: everybody has to forget what they were told.
+    fn begin_again(&mut self, world: &World) {
+        self.topics = Topic::all(world);
+        self.seen = Arc::clone(&world.catalog);
+        self.epoch = Arc::clone(&world.epoch);
+        (self.revision, self.floor) = (world.revision, world.floor);
+        for subscriber in self.subscribers.values() {
+            let covered = self.topics.keys().filter(|name| subscriber.interest.covers(name));
+            *subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner) = covered.cloned().collect();
+            subscriber.begins_again.store(true, Ordering::Relaxed);
+            subscriber.bell.notify_one();
+        }
+    }
+
     /// Marks the topics of services that are not as last looked at.
     fn notice(&mut self, world: &World) {
         self.revision = world.revision;
@@ -284,6 +308,11 @@ impl State {
 }
 
 impl Topic {
+    fn all(world: &World) -> BTreeMap<ServiceName, Self> {
+        let services = world.catalog.services.iter();
+        services.map(|(name, service)| (name.clone(), Self::new(Some(Arc::clone(service)), 0))).collect()
+    }
+
     fn new(told: Option<Arc<CatalogService>>, revision: u64) -> Self {
         Self {
             revision: told.as_ref().map_or(revision, |service| service.revision),

@@ -1,6 +1,7 @@
 //! One who watches: its position per service, and what it is told next.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -108,6 +109,10 @@ impl Subscription {
         let dirty =
             std::mem::take(&mut *self.subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner));
         let mut events = Vec::new();
+        if self.subscriber.begins_again.swap(false, Ordering::Relaxed) {
+            self.positions.clear();
+            self.resync = true;
+        }
         if std::mem::take(&mut self.resync) {
             events.push(Event { kind: EventKind::Resync, data: Bytes::from_static(b"{}") });
         }

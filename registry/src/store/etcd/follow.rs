@@ -29,21 +29,26 @@ impl From<ClientError> for Ended {
 /// Everything under the prefix at the start of this replica; makes the store if there is none.
 pub(super) async fn first(client: &Client, keys: &Keys) -> Result<Mirror, StoreError> {
     loop {
-        let found = read(client, keys).await?;
-        let entries = found.entries.map_err(|(key, detail)| StoreError::Unreadable { key, detail })?;
-        match found.epoch {
-            Some((_, epoch)) => {
-                let at = Position { epoch: epoch.as_str().into(), revision: found.revision };
-                return Ok(Mirror { at, entries });
-            }
-            None if entries.keys().all(|key| key.space == super::Space::Replica) => {
-                rename(client, keys, None).await?;
-            }
-            None => {
-                let key = super::epoch_key();
-                let detail = "it is missing, although other keys are there".to_owned();
-                return Err(StoreError::Unreadable { key, detail });
-            }
+        match found(client, keys).await? {
+            Some(mirror) => return Ok(mirror),
+            None => rename(client, keys, None).await?,
+        }
+    }
+}
+
+/// Everything under the prefix; `None` if no store was made there.
+pub(super) async fn found(client: &Client, keys: &Keys) -> Result<Option<Mirror>, StoreError> {
+    let found = read(client, keys).await?;
+    let entries = found.entries.map_err(|(key, detail)| StoreError::Unreadable { key, detail })?;
+    match found.epoch {
+        Some((_, epoch)) => {
+            let at = Position { epoch: epoch.as_str().into(), revision: found.revision };
+            Ok(Some(Mirror { at, entries }))
+        }
+        None if entries.is_empty() => Ok(None),
+        None => {
+            let detail = "it is missing, although other keys are there".to_owned();
+            Err(StoreError::Unreadable { key: super::epoch_key(), detail })
         }
     }
 }

@@ -81,6 +81,20 @@ struct Copy {
     detached: Option<String>,
 }
 
+/// What is under a prefix; `None`: no store. Writes nothing.
+///
+/// # Errors
+///
+/// [`StoreError::Unavailable`] if no member answers.
+pub async fn read(
+    members: &[Target],
+    prefix: &str,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> Result<Option<State>, StoreError> {
+    let (client, keys) = (Client::new(members, tls), Keys::new(prefix));
+    Ok(follow::found(&client, &keys).await?.map(|mirror| State { at: mirror.at, entries: mirror.entries }))
+}
+
 impl EtcdStore {
     /// Reads the store, making it if there is none under the prefix. The future keeps the copy up to
     /// date and this replica's presence known until `stop`, and must be polled.
@@ -109,7 +123,13 @@ impl EtcdStore {
         let running = Arc::clone(&store);
         let run = async move {
             let follow = stop.run_until_cancelled(running.follow());
-            tokio::join!(follow, running.be_present(&stop));
+            let present = async {
+                // Who has no name only brings something in, and is nobody's replica.
+                if !running.replica.is_empty() {
+                    running.be_present(&stop).await;
+                }
+            };
+            tokio::join!(follow, present);
         };
         Ok((store, run))
     }
