@@ -35,6 +35,8 @@ pub struct Metrics {
     watchers: IntGauge,
     revision: IntGauge,
     resources: IntGauge,
+    brake: IntGaugeVec,
+    damped: IntGauge,
     store_up: IntGauge,
     replicas: IntGauge,
 }
@@ -123,6 +125,18 @@ impl Metrics {
             watchers: gauge("pillion_registry_watchers", "Subscribers to changes of services."),
             revision: gauge("pillion_registry_revision", "Revision of the state that is served."),
             resources: gauge("pillion_registry_resources", "Resources in force."),
+            brake: registered(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "pillion_registry_brake_instances",
+                        "Instances the brake on mass expiry counts, over all services: departed for silence in \
+                         the last minute, the budget of that, and protected.",
+                    ),
+                    &["what"],
+                ),
+            ),
+            damped: gauge("pillion_registry_damped_instances", "Instances held back for coming and going."),
             store_up: gauge(
                 "pillion_registry_store_up",
                 "1 while the store can be written to, as far as known.",
@@ -192,6 +206,14 @@ impl Metrics {
         }
         set(&self.watchers, hub.subscribers() as u64);
         set(&self.revision, world.revision);
+        let now = catalog.now();
+        let brake = catalog.leases().brake(now).0;
+        for (what, count) in
+            [("departed", brake.departed), ("budget", brake.budget), ("protected", brake.protected)]
+        {
+            set(&self.brake.with_label_values(&[what]), count as u64);
+        }
+        set(&self.damped, catalog.damping().held(now).len() as u64);
         set(&self.store_up, u64::from(catalog.store().trouble().is_none()));
         set(&self.replicas, world.replicas.len() as u64);
         let mut text = Vec::new();

@@ -11,7 +11,7 @@ use crate::output::{self, OutputArguments, Rows};
 /// Arguments of `pillion get`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// services, instances, proxies, resources, or a kind of resource such as routes.
+    /// services, instances, proxies, brake, resources, or a kind of resource such as routes.
     what: String,
     /// Only this one: a service for services and instances, else a resource's name.
     name: Option<String>,
@@ -33,6 +33,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         "services" | "svc" => (services(&client, name.as_ref(), namespace).await?, service_rows),
         "instances" | "instance" => (instances(&client, name.as_ref(), namespace).await?, instance_rows),
         "proxies" | "proxy" => (client.get("/v1/proxies").await?["proxies"].clone(), proxy_rows),
+        "brake" if name.is_none() => (client.get("/v1/brake").await?, brake_rows),
         "resources" if name.is_none() => (resources(&client, None, namespace).await?, resource_rows),
         "resources" => return Err(Usage("say of which kind: pillion get route NAME".to_owned()).into()),
         other => {
@@ -71,7 +72,7 @@ pub(super) fn kind(text: &str) -> anyhow::Result<Kind> {
     let known = || {
         let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
         Usage(format!(
-            "`{text}` is unknown; want services, instances, proxies, resources or a kind: {}",
+            "`{text}` is unknown; want services, instances, proxies, brake, resources or a kind: {}",
             kinds.join(", ")
         ))
     };
@@ -187,6 +188,25 @@ fn proxy_rows(list: &Value) -> Rows {
         let sum = |field: &str| types().filter_map(|kind| kind[field].as_u64()).sum::<u64>().to_string();
         let texts = ["node", "identity", "userAgent", "version", "variant"].map(|field| text(proxy, field));
         rows.push(texts.into_iter().chain([sum("pushes"), sum("nacks")]));
+    }
+    rows
+}
+
+fn brake_rows(brake: &Value) -> Rows {
+    let mut rows =
+        Rows::new(["NAMESPACE", "SERVICE", "INSTANCES", "DEPARTED", "BUDGET", "PROTECTED", "HELD BACK"]);
+    let counts =
+        |of: &Value| ["instances", "departed", "budget", "protected"].map(|field| of[field].to_string());
+    let damped = brake["damped"].as_array().map_or(&[][..], Vec::as_slice);
+    let [instances, departed, budget, protected] = counts(&brake["overall"]);
+    let all = damped.len().to_string();
+    rows.push(["*".to_owned(), "*".to_owned(), instances, departed, budget, protected, all]);
+    for service in brake["services"].as_array().into_iter().flatten() {
+        let [instances, departed, budget, protected] = counts(service);
+        let same = |other: &&Value| ["namespace", "service"].iter().all(|f| other[f] == service[f]);
+        let held = damped.iter().filter(same).count().to_string();
+        let (namespace, service) = (text(service, "namespace"), text(service, "service"));
+        rows.push([namespace, service, instances, departed, budget, protected, held]);
     }
     rows
 }

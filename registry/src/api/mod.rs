@@ -223,6 +223,11 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
         ),
         (Operation::new("get", "/v1/proxies", "Connected proxies").gives("ProxyList"), get(operate::proxies)),
         (
+            Operation::new("get", "/v1/brake", "The brake on mass expiry, and who is held back for flapping")
+                .gives("BrakeView"),
+            get(operate::brake),
+        ),
+        (
             Operation::new("get", "/v1/store", "The store: position, replicas, and what is wrong")
                 .gives("StoreView"),
             get(operate::store),

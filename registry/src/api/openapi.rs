@@ -4,7 +4,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
-use super::operate::{ProxyList, StoreView, TargetGroups};
+use super::operate::{BrakeView, ProxyList, StoreView, TargetGroups};
 use super::resources::{AppliedView, ResourceList};
 use super::tokens::{AuthorityView, NewTokenView, TokenDocument, TokenList};
 use super::{BeatView, InstanceDocument, InstanceList, InstanceView, Problem, ServiceList, ServiceView};
@@ -175,6 +175,7 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<AppliedView>();
     generator.subschema_for::<TargetGroups>();
     generator.subschema_for::<ProxyList>();
+    generator.subschema_for::<BrakeView>();
     generator.subschema_for::<StoreView>();
     generator.subschema_for::<Question>();
     generator.subschema_for::<Explanation>();

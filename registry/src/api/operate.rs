@@ -20,6 +20,7 @@ use serde::Serialize;
 use super::request::json;
 use super::{Api, Problem, ProblemField};
 use crate::explain::{ExplainError, Explanation, Question};
+use crate::lease::BrakeState;
 use crate::store::snapshot::Snapshot;
 
 /// Targets with the same labels, as Prometheus' http_sd wants them.
@@ -167,6 +168,87 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// The brake on mass expiry: how many may leave for silence alone, and who is held.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BrakeView {
+    /// Silent instances are held right now.
+    engaged: bool,
+    /// All services together.
+    overall: BrakeCounts,
+    /// Services from which instances left for silence in the last minute, or are held.
+    services: Vec<BrakeOfService>,
+    /// Instances that come and go, and are held back until they have been steady.
+    damped: Vec<DampedView>,
+}
+
+/// Numbers of instances.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BrakeCounts {
+    /// Registered now.
+    instances: usize,
+    /// Left for silence in the last minute.
+    departed: usize,
+    /// May leave for silence in one minute.
+    budget: usize,
+    /// Silent and held: shown as stale, for ten minutes at most.
+    protected: usize,
+}
+
+/// The brake of one service.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BrakeOfService {
+    namespace: String,
+    service: String,
+    #[serde(flatten)]
+    counts: BrakeCounts,
+}
+
+/// An instance held back for flapping.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DampedView {
+    namespace: String,
+    service: String,
+    id: String,
+    /// 1000 for each departure, halved every minute.
+    penalty: u64,
+    /// Seconds it has been steady; it counts again after 30.
+    steady_seconds: u64,
+}
+
+impl From<BrakeState> for BrakeCounts {
+    fn from(state: BrakeState) -> Self {
+        let BrakeState { instances, departed, budget, protected } = state;
+        Self { instances, departed, budget, protected }
+    }
+}
+
+pub(super) async fn brake(State(api): State<Api>) -> Json<BrakeView> {
+    let now = api.catalog.now();
+    let (overall, services) = api.catalog.leases().brake(now);
+    let services = services.into_iter().map(|(service, state)| BrakeOfService {
+        namespace: service.namespace().to_owned(),
+        service: service.service().to_owned(),
+        counts: state.into(),
+    });
+    let damped = api.catalog.damping().held(now).into_iter().map(|damped| DampedView {
+        namespace: damped.service.namespace().to_owned(),
+        service: damped.service.service().to_owned(),
+        id: damped.id.to_string(),
+        penalty: damped.penalty,
+        steady_seconds: damped.steady.as_secs(),
+    });
+    Json(BrakeView {
+        engaged: overall.protected > 0,
+        overall: overall.into(),
+        services: services.collect(),
+        damped: damped.collect(),
+    })
 }
 
 /// What this registry knows of its store.

@@ -12,9 +12,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Catalog;
-use super::record::{
-    GoneRecord, InstanceRecord, ServiceRecord, Stored, encode, index_key, instance_key, service_key,
-};
+use super::index::release_index;
+use super::record::{GoneRecord, InstanceRecord, ServiceRecord, Stored, encode, instance_key, service_key};
 use super::registrar::unix_seconds;
 use super::table::{FLOOR, Known};
 use crate::lease::{JUDGE_EVERY, Outcome, Verdict};
@@ -66,6 +65,7 @@ impl Catalog {
             let mut empty_since = BTreeMap::new();
             loop {
                 ticks.tick().await;
+                self.damping.forget(self.now());
                 self.forget(unix_seconds()).await;
                 self.forget_empty_services(&mut empty_since).await;
             }
@@ -129,6 +129,7 @@ impl Catalog {
         self.commit(transaction).await?;
         match verdict.outcome {
             Outcome::Expires => {
+                self.damping.depart(service, id, self.now());
                 self.stats.expired.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(%service, %id, "leases: silent for its whole lease, expired");
             }
@@ -205,7 +206,7 @@ impl Catalog {
             let record = ServiceRecord { index: record.index, ..ServiceRecord::default() };
             transaction.push(Op::put(key, encode(&record)));
         } else {
-            transaction.push(Op::delete(key)).push(Op::delete(index_key(record.index)));
+            transaction.push(Op::delete(key)).push(release_index(record.index, service));
         }
         // Without a number the floor is the revision of this very transaction.
         transaction.push(Op::put(Key::new(Space::Meta, FLOOR), Vec::new()));

@@ -15,10 +15,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::lease::{Leases, RECONNECT_WINDOW};
+use crate::lease::{Damping, Leases, RECONNECT_WINDOW};
 use crate::store::{Commit, Key, Op, Space, Store, StoreError, Transaction};
 
 mod holders;
+mod index;
 mod keeper;
 mod record;
 mod registrar;
@@ -49,6 +50,7 @@ pub struct Catalog {
     world: ArcSwap<World>,
     applied: watch::Sender<u64>,
     leases: Leases,
+    damping: Damping,
     stats: KeeperStats,
     /// Changes of resources are judged one after the other.
     pub(crate) applying: tokio::sync::Mutex<()>,
@@ -73,6 +75,7 @@ impl Catalog {
             applied: watch::Sender::new(world.revision),
             world: ArcSwap::from_pointee(world),
             leases,
+            damping: Damping::default(),
             stats: KeeperStats::default(),
             applying: tokio::sync::Mutex::default(),
             started: Instant::now(),
@@ -92,6 +95,11 @@ impl Catalog {
     /// The leases, for those who carry beats.
     pub fn leases(&self) -> &Leases {
         &self.leases
+    }
+
+    /// Who is held back for coming and going.
+    pub fn damping(&self) -> &Damping {
+        &self.damping
     }
 
     /// What the keeper has done since the start.

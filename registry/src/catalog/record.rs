@@ -236,6 +236,38 @@ pub(super) fn service_key(service: &ServiceName) -> Key {
     Key::new(Space::Service, format!("{}/{}", service.namespace(), service.service()))
 }
 
+/// What the store holds under an index's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum IndexRecord {
+    /// A service has it.
+    Of(String),
+    /// A service had it: others get it only later, so that nobody who still remembers its address
+    /// reaches another service.
+    Quarantined {
+        /// Who had it, and may have it again at once.
+        service: String,
+        /// Unix seconds.
+        until: u64,
+    },
+}
+
+impl IndexRecord {
+    pub(super) fn encode(&self) -> String {
+        match self {
+            Self::Of(service) => service.clone(),
+            Self::Quarantined { service, until } => format!("{service} until {until}"),
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Self {
+        let quarantined = text.split_once(" until ");
+        match quarantined.and_then(|(service, until)| Some((service.to_owned(), until.parse().ok()?))) {
+            Some((service, until)) => Self::Quarantined { service, until },
+            None => Self::Of(text.to_owned()),
+        }
+    }
+}
+
 pub(super) fn index_key(index: u16) -> Key {
     Key::new(Space::Index, index.to_string())
 }

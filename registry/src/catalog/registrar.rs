@@ -10,15 +10,23 @@ use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
 
 use super::Catalog;
+use super::index::{free_index, release_index, take_index};
 use super::record::{
-    GoneRecord, InstanceRecord, PortOfService, ProtocolRecord, ServiceRecord, Stored, encode, index_key,
-    instance_key, service_key,
+    GoneRecord, InstanceRecord, PortOfService, ProtocolRecord, ServiceRecord, Stored, encode, instance_key,
+    service_key,
 };
 use super::registration::Registration;
 use super::table::{Known, Table};
 use crate::lease::Lease;
 use crate::store::{Op, StoreError, Transaction};
 
+/// How an instance that is not there is shown.
+const NOT_YET: HealthInputs = HealthInputs {
+    lease: LeaseState::Heard,
+    reported: Reported::Starting,
+    probe: Probe::Unknown,
+    administrative: Administrative::Enabled,
+};
 /// Times a change is tried again because somebody else changed the same thing meanwhile.
 const TRIES: usize = 16;
 /// Instances of all services at most.
@@ -132,6 +140,7 @@ impl Catalog {
             // Gone again already: another message overtook this one, and it decides.
             let Some(lease) = self.leases.find(service, id) else { continue };
             lease.beat(self.now());
+            lease.hold_back(self.damping.said(service, id).is_some());
             return Ok(Registered { instance, lease });
         }
         let contended = || StoreError::Unavailable(format!("{service}/{id} keeps changing"));
@@ -152,7 +161,10 @@ impl Catalog {
                 "this registry holds 500000 instances, which is the most it takes",
             ));
         }
-        let instance = Arc::new(next_instance(registration, known.map(|(_, known)| known))?);
+        let mut instance = next_instance(registration, known.map(|(_, known)| known))?;
+        let shown = present.map_or(NOT_YET, |have| have.health);
+        instance.health = self.damping.judge(service, id, shown, instance.health, self.now());
+        let instance = Arc::new(instance);
         let mut transaction = Transaction::default();
         let record = service_record(&table, &instance)?;
         let registered = table.services.get(service);
@@ -161,9 +173,7 @@ impl Catalog {
             transaction.require(key.clone(), registered.map(|(revision, _)| *revision));
             transaction.push(Op::put(key, encode(&record)));
             if registered.is_none() {
-                let key = index_key(record.index);
-                transaction.require(key.clone(), None);
-                transaction.push(Op::put(key, service.to_string().into_bytes()));
+                take_index(&mut transaction, &table, record.index, service);
             }
         }
         let moves = present.is_some() && table.holders.holder(service, id) != table.holders.own();
@@ -204,12 +214,18 @@ impl Catalog {
                 lease.beat(self.now());
                 moves = !lease.is_ours();
             }
-            let health = HealthInputs {
+            let said = self.damping.said(service, id);
+            let (reported, probe) = said.unwrap_or((have.health.reported, have.health.probe));
+            let wished = HealthInputs {
                 lease: if heard { LeaseState::Heard } else { have.health.lease },
-                reported: changes.reported.unwrap_or(have.health.reported),
-                probe: changes.probe.unwrap_or(have.health.probe),
+                reported: changes.reported.unwrap_or(reported),
+                probe: changes.probe.unwrap_or(probe),
                 administrative: changes.administrative.unwrap_or(have.health.administrative),
             };
+            let health = self.damping.judge(service, id, have.health, wished, self.now());
+            if let Some(lease) = self.leases.find(service, id) {
+                lease.hold_back(health != wished);
+            }
             // An instance that is heard here, and is another replica's: it moves, if that can be written.
             if health == have.health && (!moves || self.store.trouble().is_some()) {
                 return Ok(have);
@@ -268,7 +284,12 @@ impl Catalog {
             transaction.require(key.clone(), Some(revision));
             transaction.push(Op::put(key, encode(&Stored::Gone(gone))));
             match self.commit(transaction).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    if matches!(known, Known::Present(_)) {
+                        self.damping.depart(service, id, self.now());
+                    }
+                    return Ok(());
+                }
                 Err(error @ StoreError::Conflict { .. }) => {
                     conflict = Some(error);
                     self.catch_up().await;
@@ -294,9 +315,9 @@ impl Catalog {
             let index = free_index(&table, service, &taken).map_err(|error| error.to_string())?;
             taken.insert(index);
             let record = ServiceRecord { index, ..ServiceRecord::default() };
-            let (key, index) = (service_key(service), index_key(index));
+            let key = service_key(service);
             transaction.require(key.clone(), None).push(Op::put(key, encode(&record)));
-            transaction.require(index.clone(), None).push(Op::put(index, service.to_string()));
+            take_index(transaction, &table, index, service);
         }
         for key in delete.iter().filter(|key| key.kind == Kind::Service) {
             let Ok(service) = ServiceName::new(&key.namespace, &key.name) else { continue };
@@ -305,7 +326,7 @@ impl Catalog {
             {
                 let key = service_key(&service);
                 transaction.require(key.clone(), Some(*revision)).push(Op::delete(key));
-                transaction.push(Op::delete(index_key(record.index)));
+                transaction.push(release_index(record.index, &service));
             }
         }
         Ok(())
@@ -461,18 +482,6 @@ fn ports_of_others(table: &Table, instance: &Instance) -> BTreeMap<String, Proto
         }
     }
     ports
-}
-
-/// A free index: where the name hashes to, or the next free place after it. 0 is nobody's, so that
-/// no service has a network's own address.
-fn free_index(table: &Table, service: &ServiceName, taken: &BTreeSet<u16>) -> Result<u16, RegisterError> {
-    let hash =
-        xxhash_rust::xxh3::xxh3_64(format!("{}/{}", service.namespace(), service.service()).as_bytes());
-    let start = (hash % 0xffff) as u16; // 0 to 65534
-    (0..u16::MAX)
-        .map(|step| ((u32::from(start) + u32::from(step)) % 0xffff) as u16 + 1)
-        .find(|index| !table.indexes.contains_key(index) && !taken.contains(index))
-        .ok_or(RegisterError::Full("all 65535 service indexes are taken; delete services that are not used"))
 }
 
 pub(super) fn unix_seconds() -> u64 {

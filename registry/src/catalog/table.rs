@@ -10,7 +10,7 @@ use pillion_model::instance::Instance;
 use pillion_model::name::{InstanceId, ServiceName};
 
 use super::holders::Holders;
-use super::record::{GoneRecord, ServiceRecord, Stored, parse_instance, parse_service};
+use super::record::{GoneRecord, IndexRecord, ServiceRecord, Stored, parse_instance, parse_service};
 use super::view::{CatalogService, CatalogView, World};
 use crate::lease::{Leases, RECONNECT_WINDOW};
 use crate::resources::{RESOURCES, Resources, parse_key};
@@ -29,6 +29,8 @@ pub(super) struct Table {
     pub(super) services: BTreeMap<ServiceName, (u64, ServiceRecord)>,
     /// Who has which index.
     pub(super) indexes: HashMap<u16, ServiceName>,
+    /// Indexes that services had: by whom until when, and the revision that wrote it.
+    pub(super) quarantined: BTreeMap<u16, (u64, String, u64)>,
     pub(super) resources: Arc<Resources>,
     pub(super) holders: Holders,
     trust_domain: Option<Arc<str>>,
@@ -184,7 +186,17 @@ impl Table {
                 }
             }
             Space::Replica => self.holders.arrive(&key.name),
-            Space::Index | Space::Ca | Space::Token => {}
+            Space::Index => {
+                let index = key.name.parse().map_err(|_| unknown_name())?;
+                let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
+                match IndexRecord::parse(text) {
+                    IndexRecord::Of(_) => drop(self.quarantined.remove(&index)),
+                    IndexRecord::Quarantined { service, until } => {
+                        self.quarantined.insert(index, (revision, service, until));
+                    }
+                }
+            }
+            Space::Ca | Space::Token => {}
         }
         Ok(())
     }
@@ -213,7 +225,12 @@ impl Table {
                 }
             }
             Space::Replica => self.holders.leave(&key.name),
-            Space::Meta | Space::Index | Space::Ca | Space::Token => {}
+            Space::Index => {
+                if let Ok(index) = key.name.parse::<u16>() {
+                    self.quarantined.remove(&index);
+                }
+            }
+            Space::Meta | Space::Ca | Space::Token => {}
         }
     }
 

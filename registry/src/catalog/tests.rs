@@ -202,6 +202,43 @@ async fn old_traces_and_empty_services_are_forgotten() {
     assert_eq!(generation, Ok(9));
 }
 
+#[tokio::test]
+async fn the_index_of_a_service_that_is_gone_is_nobody_elses_and_comes_back_to_it() {
+    let fixture = Fixture::new().await;
+    let body = json!({"address": "10.0.0.5", "port": 8080});
+    fixture.register(body.clone()).await.expect("registers");
+    let index = fixture.catalog.world().indexes[&orders()];
+    fixture.catalog.deregister(&orders(), &id("a"), None).await.expect("leaves");
+    assert!(fixture.catalog.forget_service(&orders()).await.expect("forgets"));
+    // Another whose name hashes to the same place would get it, were it free.
+    let hash = |name: &str| xxhash_rust::xxh3::xxh3_64(format!("shop/{name}").as_bytes()) % 0xffff;
+    let twin = (0u64..).map(|n| format!("s{n}")).find(|name| hash(name) == hash("orders")).expect("one");
+    let twin = ServiceName::new("shop", &twin).expect("valid");
+    let registration = Registration::parse(twin.clone(), id("b"), &body).expect("valid");
+    fixture.catalog.register(&registration).await.expect("registers");
+    assert_ne!(fixture.catalog.world().indexes[&twin], index, "still in quarantine");
+    let fixture = fixture.restart().await;
+    fixture.register(body).await.expect("registers");
+    assert_eq!(fixture.catalog.world().indexes[&orders()], index, "its own again");
+}
+
+#[tokio::test]
+async fn an_instance_that_comes_and_goes_is_held_back() {
+    let fixture = Fixture::new().await;
+    fixture.register(json!({"address": "10.0.0.5", "port": 8080})).await.expect("registers");
+    for _ in 0..5 {
+        for reported in [Reported::NotReady, Reported::Ready] {
+            let changes = Changes { reported: Some(reported), ..Changes::default() };
+            fixture.catalog.report(&orders(), &id("a"), None, changes).await.expect("reports");
+        }
+    }
+    assert_eq!(fixture.health(), Some(Health::Down));
+    let now = fixture.catalog.now();
+    let damped = fixture.catalog.damping().held(now);
+    assert_eq!(damped.len(), 1, "{damped:?}");
+    assert!(fixture.catalog.leases().find(&orders(), &id("a")).expect("there").is_held_back());
+}
+
 /// A message about one instance, as it may arrive late, twice or out of order.
 #[derive(Clone, Copy, Debug)]
 enum Sent {

@@ -19,6 +19,19 @@ struct Budget {
     percent: usize,
 }
 
+/// What the brake has let go and would let go, of one service or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BrakeState {
+    /// Instances registered now.
+    pub instances: usize,
+    /// Those that left for silence in the last minute.
+    pub departed: usize,
+    /// Those that may leave for silence in one minute.
+    pub budget: usize,
+    /// Silent ones that are held.
+    pub protected: usize,
+}
+
 /// Departures of the last minute, and whether another one fits.
 #[derive(Debug, Default)]
 pub struct Brake {
@@ -43,6 +56,24 @@ impl Brake {
         true
     }
 
+    /// The state of one service, of which so many are there and so many held.
+    pub(super) fn of_service(
+        &self,
+        service: &ServiceName,
+        instances: usize,
+        protected: usize,
+        now: Duration,
+    ) -> BrakeState {
+        let departed = self.services.get(service).map_or(0, |departures| departures.recent(now));
+        BrakeState { instances, departed, budget: OF_SERVICE.of(departed + instances), protected }
+    }
+
+    /// The state overall.
+    pub(super) fn overall(&self, instances: usize, protected: usize, now: Duration) -> BrakeState {
+        let departed = self.overall.recent(now);
+        BrakeState { instances, departed, budget: OVERALL.of(departed + instances), protected }
+    }
+
     /// Counts a departure that another registry admitted.
     pub fn note(&mut self, service: &ServiceName, now: Duration) {
         self.services.entry(service.clone()).or_default().0.push_back(now);
@@ -53,11 +84,20 @@ impl Brake {
 impl Budget {
     /// `recent` left within the window, `now` are still there: those alive at its start were both.
     fn allows(self, recent: usize, now: usize) -> bool {
-        recent < self.at_least.max((recent + now) * self.percent / 100)
+        recent < self.of(recent + now)
+    }
+
+    /// How many of so many may leave.
+    fn of(self, alive: usize) -> usize {
+        self.at_least.max(alive * self.percent / 100)
     }
 }
 
 impl Departures {
+    fn recent(&self, now: Duration) -> usize {
+        self.0.iter().filter(|&&at| at + WINDOW > now).count()
+    }
+
     fn forget(&mut self, now: Duration) -> usize {
         while self.0.front().is_some_and(|&at| at + WINDOW <= now) {
             self.0.pop_front();

@@ -6,7 +6,7 @@
 //! minute ([`brake`]); the others are protected. Time is monotonic and passed in; time that this
 //! process slept through counts against nobody.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,11 +15,13 @@ use pillion_model::health::Lease as LeaseState;
 use pillion_model::name::{InstanceId, ServiceName};
 
 mod brake;
+mod damping;
 
 #[cfg(test)]
 mod tests;
 
-pub use brake::Brake;
+pub use brake::{Brake, BrakeState};
+pub use damping::{Damped, Damping, HOLD};
 
 /// Shortest lease an instance may ask for.
 pub const TTL_MIN: Duration = Duration::from_secs(2);
@@ -62,6 +64,8 @@ pub struct Lease {
     state: AtomicU8,
     /// Whether its silence is for this process to judge.
     ours: AtomicBool,
+    /// Whether it is held back for flapping.
+    held_back: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -89,6 +93,16 @@ impl Lease {
     /// Whether its silence is for this process to judge, rather than for another registry.
     pub fn is_ours(&self) -> bool {
         self.ours.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is held back for flapping: its beats are looked at, since one of them ends that.
+    pub fn is_held_back(&self) -> bool {
+        self.held_back.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it is held back.
+    pub fn hold_back(&self, held: bool) {
+        self.held_back.store(held, Ordering::Relaxed);
     }
 
     /// Says whose it is. Whoever takes it over gives it time until `armed`, and then a whole lease.
@@ -230,6 +244,7 @@ impl Leases {
             protected_since: AtomicU64::new(millis(heard)),
             state: AtomicU8::new(state as u8),
             ours: AtomicBool::new(true),
+            held_back: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         shard.insert(key, Arc::clone(&lease));
@@ -340,6 +355,26 @@ impl Leases {
     /// Notes that an instance left for silence by another registry's verdict: it counts for the brake.
     pub fn departed(&self, service: &ServiceName, now: Duration) {
         self.judge.lock().unwrap_or_else(PoisonError::into_inner).brake.note(service, now);
+    }
+
+    /// The brake overall, and of each service from which instances left for silence or are held.
+    pub fn brake(&self, now: Duration) -> (BrakeState, BTreeMap<ServiceName, BrakeState>) {
+        let mut counts: BTreeMap<ServiceName, (usize, usize)> = BTreeMap::new();
+        for shard in &self.shards {
+            for lease in shard.read().unwrap_or_else(PoisonError::into_inner).values() {
+                let (instances, protected) = counts.entry(lease.service.clone()).or_default();
+                *instances += 1;
+                *protected += usize::from(lease.state() == LeaseState::Protected);
+            }
+        }
+        let judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = counts.values().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+        let overall = judge.brake.overall(sum.0, sum.1, now);
+        let services = counts.into_iter().map(|(service, (instances, protected))| {
+            let state = judge.brake.of_service(&service, instances, protected, now);
+            (service, state)
+        });
+        (overall, services.filter(|(_, state)| state.departed + state.protected > 0).collect())
     }
 
     /// How many instances the brake holds.

@@ -217,7 +217,11 @@ impl Session {
         }
         known.lease.beat(self.shared.catalog.now());
         self.shared.metrics.heartbeats.inc();
-        if beat.reported.is_some() || beat.probe.is_some() || !known.lease.is_ours() {
+        if beat.reported.is_some()
+            || beat.probe.is_some()
+            || !known.lease.is_ours()
+            || known.lease.is_held_back()
+        {
             let changes = Changes {
                 reported: beat.reported.map(|_| message::reported(beat.reported())),
                 probe: beat.probe.map(|_| message::probe(beat.probe())),

@@ -35,7 +35,7 @@ impl History {
         let key = (message.service.service().to_owned(), message.id.to_string());
         match message.say {
             Say::Deregister => {
-                let gone = self.gone.entry(key).or_insert((0, Instant::now()));
+                let gone = self.gone.entry(key).or_insert_with(|| (0, Instant::now()));
                 if message.generation > gone.0 {
                     *gone = (message.generation, Instant::now());
                 }

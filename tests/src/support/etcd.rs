@@ -72,8 +72,20 @@ impl Etcd {
     }
 
     /// Stops it without a word: connections stay open, nothing is answered.
-    pub fn pause(&self) {
-        self.process.as_ref().expect("running").signal(Signal::STOP);
+    ///
+    /// # Panics
+    ///
+    /// If it is not running.
+    pub async fn pause(&self) {
+        let process = self.process.as_ref().expect("running");
+        process.signal(Signal::STOP);
+        let status = format!("/proc/{}/status", process.id());
+        // The signal takes a moment to reach every thread.
+        eventually("etcd is stopped", DEADLINE, || async {
+            let text = std::fs::read_to_string(&status).map_err(|error| error.to_string())?;
+            if text.contains("State:\tT") { Ok(()) } else { Err(text) }
+        })
+        .await;
     }
 
     /// Lets it go on.

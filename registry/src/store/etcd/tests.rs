@@ -169,7 +169,7 @@ async fn a_paused_etcd_is_noticed_within_a_calls_time() {
     let Some(etcd) = Etcd::start().await else { return };
     let a = Replica::open(&etcd, "a").await.expect("opens");
     a.writes("x", "1").await;
-    etcd.pause();
+    etcd.pause().await;
     let started = tokio::time::Instant::now();
     let error = a.store.commit(put("x", "2")).await.expect_err("no answer");
     assert!(started.elapsed() < client::CALL_TIMEOUT * 2, "{:?}", started.elapsed());
