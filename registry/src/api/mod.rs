@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::watch::Hub;
 
 mod auth;
+mod consul;
 mod instances;
 mod openapi;
 mod operate;
@@ -214,6 +215,26 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
             Operation::new("get", "/v1/sd/prometheus", "Targets for Prometheus (http_sd)")
                 .gives("TargetGroups"),
             get(operate::prometheus_targets),
+        ),
+        (
+            Operation::new(
+                "get",
+                "/v1/health/service/{name}",
+                "Instances of a service, as Consul tells them",
+            )
+            .query(&consul::HEALTH)
+            .gives("HealthEntries"),
+            get(consul::health),
+        ),
+        (
+            Operation::new("get", "/v1/catalog/services", "Services and their tags, as Consul tells them")
+                .query(&consul::BLOCKING)
+                .gives("ServiceTags"),
+            get(consul::services),
+        ),
+        (
+            Operation::new("get", "/v1/agent/self", "What a client of Consul asks first").gives("Agent"),
+            get(consul::agent),
         ),
         (
             Operation::new("post", "/v1/explain", "What would happen to a request, and why")

@@ -3,6 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::consul::{Agent, HealthEntries, ServiceTags};
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
 use super::operate::{BrakeView, ProxyList, StoreView, TargetGroups};
 use super::resources::{AppliedView, ResourceList};
@@ -174,6 +175,9 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<ResourceList>();
     generator.subschema_for::<AppliedView>();
     generator.subschema_for::<TargetGroups>();
+    generator.subschema_for::<Agent>();
+    generator.subschema_for::<HealthEntries>();
+    generator.subschema_for::<ServiceTags>();
     generator.subschema_for::<ProxyList>();
     generator.subschema_for::<BrakeView>();
     generator.subschema_for::<StoreView>();
