@@ -43,12 +43,13 @@ const fn web(
 
 /// Everything that runs.
 pub(super) struct Mesh {
-    folder: Folder,
     registry: Child,
     pub(super) api: SocketAddr,
     pub(super) join: SocketAddr,
     pub(super) dns: SocketAddr,
     pub(super) workloads: Vec<Workload>,
+    /// Last, so that it goes after the processes that write there.
+    folder: Folder,
 }
 
 impl Mesh {
@@ -61,7 +62,7 @@ impl Mesh {
         let api = registry.bound("api").await?;
         let join = registry.bound("mesh").await?;
         let dns = registry.bound("dns").await?;
-        let mut mesh = Self { folder, registry, api, join, dns, workloads: Vec::new() };
+        let mut mesh = Self { registry, api, join, dns, workloads: Vec::new(), folder };
         crate::commands::ready::wait_until_ready(&mesh.origin(), super::START_TIMEOUT).await?;
         tell("applying examples/shop.yaml");
         mesh.apply(RESOURCES).await?;

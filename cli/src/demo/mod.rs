@@ -16,7 +16,7 @@ mod workload;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{BAD, Failed, GOOD};
 use crate::output::{Rows, line, note, terminal_width};
@@ -35,28 +35,54 @@ pub(crate) struct Arguments {
     once: bool,
 }
 
-/// Runs the demo. Ctrl-C and SIGTERM end it and everything it started.
+/// Runs the demo. Ctrl-C and SIGTERM end it and everything it started, in order; a second one at once.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
-    let work = async { if arguments.once { once().await } else { forever().await } };
-    // Dropping the work kills every process it started.
-    tokio::select! {
+    let mut end = End::watch()?;
+    let begin = tokio::time::Instant::now();
+    let mut mesh = tokio::select! {
+        started = Mesh::start(|step| note(step)) => started?,
+        outcome = end.asked() => return outcome, // dropping what has started kills it
+    };
+    let work =
+        async { if arguments.once { once(&mut mesh, begin).await } else { screen::show(&mut mesh).await } };
+    let outcome = tokio::select! {
         outcome = work => outcome,
-        _ = terminate.recv() => Err(Failed.into()),
-        _ = interrupt.recv() => {
-            note("\nending the demo");
-            Ok(())
+        outcome = end.asked() => outcome,
+    };
+    tokio::select! {
+        () = mesh.stop() => outcome,
+        again = end.asked() => again,
+    }
+}
+
+/// The signals that end the demo.
+struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl End {
+    fn watch() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    /// Waits for one; Ctrl-C is how a demo is meant to end.
+    async fn asked(&mut self) -> anyhow::Result<()> {
+        tokio::select! {
+            _ = self.terminate.recv() => Err(Failed.into()),
+            _ = self.interrupt.recv() => {
+                note("\nending the demo");
+                Ok(())
+            }
         }
     }
 }
 
-async fn once() -> anyhow::Result<()> {
-    let begin = tokio::time::Instant::now();
-    let mut mesh = Mesh::start(|step| note(step)).await?;
-    let walked = tokio::time::timeout(TOUR_TIMEOUT, walk(&mut mesh)).await;
+async fn once(mesh: &mut Mesh, begin: tokio::time::Instant) -> anyhow::Result<()> {
+    let walked = tokio::time::timeout(TOUR_TIMEOUT, walk(mesh)).await;
     let (table, failed) = walked.with_context(|| format!("the tour took longer than {TOUR_TIMEOUT:?}"))?;
-    mesh.stop().await;
     line(table.render(terminal_width()))?;
     line(format_args!(
         "{} of {} hold; {:.0?}",
@@ -85,9 +111,4 @@ async fn walk(mesh: &mut Mesh) -> (Rows, usize) {
         table.push([mark.to_owned(), stop.claim.to_owned(), text]);
     }
     (table, failed)
-}
-
-async fn forever() -> anyhow::Result<()> {
-    let mut mesh = Mesh::start(|step| note(step)).await?;
-    screen::show(&mut mesh).await
 }
