@@ -32,7 +32,8 @@ async fn resources_are_applied_listed_compared_and_deleted() {
         (&["delete", "service", "orders.shop"], 1, "still needed"),
         (&["delete", "route", "orders-canary.shop"], 0, "deleted"),
         (&["delete", "route", "orders-canary.shop"], 1, "404"),
-        (&["get", "teapots"], 2, "want services, instances, proxies, resources"),
+        (&["get", "brake"], 0, "BUDGET"),
+        (&["get", "teapots"], 2, "want services, instances, proxies, brake, resources"),
     ] {
         let finished = registry.cli(arguments).await;
         assert_eq!(finished.code, code, "{arguments:?}: {finished:?}");

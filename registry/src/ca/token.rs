@@ -402,7 +402,8 @@ const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// So long an ended token is answered with "expired" or "used" instead of "unknown".
 const KEPT_AFTER_END: Duration = Duration::from_secs(24 * 3600);
 const TOKENS_MAX: usize = 10_000;
-const SWEEP_MAX: usize = 1000;
+/// With the token itself within the 128 operations that etcd takes at once.
+const SWEEP_MAX: usize = 100;
 const CONFLICTS_MAX: usize = 8;
 const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 /// As long as a hash, and no hash.

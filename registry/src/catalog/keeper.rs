@@ -27,8 +27,8 @@ const EMPTY_SERVICE_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 const FORGET_EVERY: Duration = Duration::from_secs(10 * 60);
 /// Verdicts written at the same time.
 const VERDICTS_AT_ONCE: usize = 512;
-/// Traces removed in one transaction.
-const TRACES_AT_ONCE: usize = 1000;
+/// Traces removed in one transaction: etcd takes 128 operations.
+const TRACES_AT_ONCE: usize = 100;
 
 /// What the keeper has done, as counters.
 #[derive(Debug, Default)]
