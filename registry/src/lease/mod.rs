@@ -318,6 +318,8 @@ impl Leases {
                 }
             }
         }
+        // Leases are found in no order; what is written has one.
+        verdicts.sort_by(|a, b| (a.lease.service(), a.lease.id()).cmp(&(b.lease.service(), b.lease.id())));
         if silent.is_empty() {
             return verdicts;
         }

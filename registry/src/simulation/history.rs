@@ -27,6 +27,11 @@ impl History {
         Self { faults, gone: BTreeMap::new(), acknowledged: 0, events: 0 }
     }
 
+    /// What happened, in numbers.
+    pub(super) fn story(&self) -> String {
+        format!("{} acknowledgements, {} events, {:?}", self.acknowledged, self.events, self.gone.keys())
+    }
+
     pub(super) fn answered(&mut self, message: &Message, answer: &Answer) {
         if *answer != Answer::Done {
             return;

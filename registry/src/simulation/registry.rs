@@ -190,6 +190,10 @@ impl Registries {
         }
     }
 
+    pub(super) fn position(&self) -> Position {
+        self.store.position()
+    }
+
     pub(super) fn index(&self, home: usize) -> usize {
         home % self.all.len()
     }

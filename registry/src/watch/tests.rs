@@ -194,3 +194,22 @@ async fn a_subscription_ends_with_its_owner() {
     assert_eq!(sim.hub.subscribers(), 0);
     assert!(sim.hub.lock().by_service.is_empty());
 }
+
+#[tokio::test]
+async fn another_history_is_told_as_a_resync_although_its_revision_is_lower() {
+    let mut sim = Sim::new();
+    for n in 1..=9 {
+        sim.set("orders", "a", Some(&format!("10.0.0.{n}")));
+    }
+    sim.set("gone", "a", Some("10.0.0.2"));
+    sim.look_after(FLUSHED);
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, None).expect("room");
+    assert_eq!(watch.next().await.token, "e.10");
+    // A backup was restored: fewer changes, and one service is not there.
+    sim.world = World { epoch: "f".into(), ..World::default() };
+    sim.set("orders", "a", Some("10.0.0.1"));
+    sim.look_after(FLUSHED);
+    let batch = watch.next().await;
+    assert_eq!(told(&batch), [("resync", String::new(), 0), ("service", "orders".into(), 1)]);
+    assert_eq!(batch.token, "f.1");
+}
