@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pillion_tests::support::process::{finish, run};
 use pillion_tests::support::{App, DEADLINE, Etcd, Plan, Registry, Sidecar, eventually, peer};
+use rustix::process::Signal;
 use serde_json::json;
 
 const SERVICES: &str = "\
@@ -196,4 +197,27 @@ async fn a_store_moves_between_engines_and_keeps_indexes_authority_and_resources
     let moved = Registry::start_with(folder.path(), &["--open", "--store", &store]).await;
     assert_eq!(moved.get("/v1/ca").await.body, authority);
     assert_eq!(moved.get(FIRST).await.json()["health"], "serving");
+}
+
+#[tokio::test]
+async fn a_registry_that_starts_while_etcd_is_away_answers_from_what_it_knew() {
+    let Some(mut etcd) = Etcd::start().await else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = etcd.store("mesh");
+    let mut registry = Registry::start_with(folder.path(), &["--open", "--store", &store]).await;
+    registry.apply(SERVICES).await;
+    assert_eq!(registry.put(FIRST, &json!({"address": "10.0.0.5", "port": 8080})).await.status, 201);
+    let authority = registry.get("/v1/ca").await.body;
+    registry.process.signal(Signal::TERM);
+    assert!(registry.process.exit(DEADLINE).await.success());
+    etcd.stop().await;
+    let again = Registry::start_with(folder.path(), &["--open", "--store", &store]).await;
+    assert_eq!(health(&again).await, "serving");
+    assert_eq!(again.get("/v1/ca").await.body, authority);
+    etcd.resume_from_disk().await;
+    eventually("changes are taken again", DEADLINE, || async {
+        let token = again.cli(&["token", "create"]).await;
+        if token.code == 0 { Ok(()) } else { Err(token.stderr) }
+    })
+    .await;
 }

@@ -15,6 +15,9 @@ use super::{Engine, EngineTls, EngineTlsError, Store, StoreError, random_epoch};
 /// The file with this replica's name, in the data directory.
 const REPLICA_FILE: &str = "replica.id";
 
+/// The file with what was last known of etcd, in the data directory.
+const COPY_FILE: &str = "etcd.copy";
+
 /// Which store, and what belongs to this process.
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
@@ -71,7 +74,8 @@ pub async fn open(options: &StoreOptions, stop: CancellationToken) -> Result<Ope
             let tls = options.tls.config()?;
             let (replica, lock) = blocking(move || own(&directory)).await?;
             let (members, prefix, address) = (members.clone(), prefix.clone(), options.address.clone());
-            let options = EtcdOptions { members, prefix, tls, replica, address };
+            let copy = Some(options.data_dir.join(COPY_FILE));
+            let options = EtcdOptions { members, prefix, tls, replica, address, copy };
             let (store, run) = EtcdStore::open(options, stop).await?;
             Ok(Opened { store, run: Box::pin(run), lock: Some(lock) })
         }
@@ -128,6 +132,7 @@ pub async fn fill(
                 tls: tls.config()?,
                 replica: String::new(),
                 address: String::new(),
+                copy: None,
             };
             let (store, run) = EtcdStore::open(options, stop.clone()).await?;
             let filling = async {

@@ -8,6 +8,7 @@
 //! Keys are `<prefix><space>/<name>`. Only `replica/<id>` has a lease: one per registry.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use mirror::Mirror;
 mod client;
 mod follow;
 mod keys;
+mod local;
 mod mirror;
 mod presence;
 #[cfg(test)]
@@ -62,6 +64,8 @@ pub struct EtcdOptions {
     pub replica: String,
     /// Where others find this replica; for people.
     pub address: String,
+    /// The file with what is served when this replica starts while etcd is away.
+    pub copy: Option<PathBuf>,
 }
 
 /// A store in etcd.
@@ -109,8 +113,20 @@ impl EtcdStore {
     ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + use<>), StoreError> {
         let client = Client::new(&options.members, options.tls.as_ref());
         let keys = Keys::new(&options.prefix);
-        version::check(&client).await?;
-        let mirror = follow::first(&client, &keys).await?;
+        let first = async {
+            version::check(&client).await?;
+            follow::first(&client, &keys).await
+        };
+        let mirror = match first.await {
+            Ok(mirror) => mirror,
+            Err(error @ StoreError::Unavailable(_)) => {
+                let copy = options.copy.as_deref().and_then(local::read);
+                let Some(mirror) = copy else { return Err(error) };
+                tracing::warn!(%error, at = %mirror.at, "etcd: serving what was last known");
+                mirror
+            }
+            Err(error) => return Err(error),
+        };
         let log = Log::new(mirror.at.clone());
         let store = Arc::new(Self {
             client,
@@ -129,7 +145,12 @@ impl EtcdStore {
                     running.be_present(&stop).await;
                 }
             };
-            tokio::join!(follow, present);
+            let kept = async {
+                if let Some(path) = options.copy {
+                    running.keep_copy(path, &stop).await;
+                }
+            };
+            tokio::join!(follow, present, kept);
         };
         Ok((store, run))
     }

@@ -25,6 +25,15 @@ impl Replica {
     }
 
     async fn open_at(etcd: &Etcd, prefix: &str, name: &str) -> Result<Self, StoreError> {
+        Self::open_with(etcd, prefix, name, None).await
+    }
+
+    async fn open_with(
+        etcd: &Etcd,
+        prefix: &str,
+        name: &str,
+        copy: Option<PathBuf>,
+    ) -> Result<Self, StoreError> {
         let address = etcd.address();
         let options = EtcdOptions {
             members: vec![Target { host: address.ip().to_string(), port: address.port() }],
@@ -32,6 +41,7 @@ impl Replica {
             tls: None,
             replica: name.to_owned(),
             address: String::new(),
+            copy,
         };
         let stop = CancellationToken::new();
         let (store, run) = EtcdStore::open(options, stop.clone()).await?;
@@ -275,4 +285,28 @@ async fn an_etcd_that_is_not_there_is_told_by_name() {
     etcd.stop().await;
     let error = Replica::open(&etcd, "a").await.err().expect("nobody answers").to_string();
     assert!(error.contains(&etcd.address().to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_replica_that_starts_while_etcd_is_away_serves_what_was_last_known() {
+    let Some(mut etcd) = Etcd::start().await else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = Some(folder.path().join("copy"));
+    let a = Replica::open_with(&etcd, "mesh/", "a", copy.clone()).await.expect("opens");
+    a.writes("x", "1").await;
+    a.has("x", Some("1")).await;
+    let at = a.store.position();
+    a.leave().await;
+    let b = Replica::open_at(&etcd, "mesh/", "b").await.expect("opens");
+    b.writes("y", "2").await;
+    b.leave().await;
+    etcd.stop().await;
+    let a = Replica::open_with(&etcd, "mesh/", "a", copy.clone()).await.expect("opens without etcd");
+    assert_eq!(a.value("x").await.as_deref(), Some("1"));
+    assert_eq!(a.store.position().epoch, at.epoch);
+    a.store.commit(put("x", "2")).await.expect_err("etcd is away");
+    etcd.resume_from_disk().await;
+    a.has("y", Some("2")).await;
+    a.writes("x", "3").await;
+    a.has("x", Some("3")).await;
 }
