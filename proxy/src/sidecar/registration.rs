@@ -145,8 +145,15 @@ impl<D: Dial> Registration<D> {
                         }
                         Some(to_proxy::Message::Acknowledged(ack)) => {
                             beat_interval = interval_of(ack.beat_interval_ms);
-                            if ack.unknown && send.send(self.register(state)).await.is_err() {
-                                return self.ended(leaving, "the stream closed");
+                            if ack.unknown && leaving.is_none() {
+                                // Somebody deleted the instance. It lives, so it registers again: as
+                                // the next generation, since the one that was deleted cannot return.
+                                // One that took over our id is newer still, and remains.
+                                self.instance.generation += 1;
+                                warn!(generation = self.instance.generation, "the registry no longer has this instance; registering again");
+                                if send.send(self.register(state)).await.is_err() {
+                                    return self.ended(leaving, "the stream closed");
+                                }
                             }
                         }
                         Some(to_proxy::Message::Refused(refused)) => {

@@ -91,7 +91,20 @@ pub(super) async fn register(
     query.only(&[])?;
     let (service, id) = names(path)?;
     let registration = Registration::parse(service.clone(), id.clone(), &json(&body)?)?;
-    let existed = api.catalog.world().catalog.instance(&service, &id).is_some();
+    let world = api.catalog.world();
+    let known = world.catalog.instance(&service, &id);
+    // Its sidecar beats on, and would keep alive what it never said.
+    if known.is_some_and(|known| known.inbound_port.is_some())
+        && registration.inbound_port.is_none()
+        && registration.generation.is_none()
+    {
+        let detail = format!(
+            "instance {id} of {service} is registered by its sidecar; take another id, or name a `generation` \
+             to take its place"
+        );
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let existed = known.is_some();
     let registered = api.catalog.register(&registration).await?;
     let BeatView { beat_interval, .. } = BeatView::from(&*registered.instance);
     let view = RegisteredView { instance: InstanceView::from(&*registered.instance), beat_interval };

@@ -4,6 +4,7 @@
 mod commands;
 mod egress;
 mod names;
+mod registered;
 mod start;
 mod state;
 mod upstreams;
