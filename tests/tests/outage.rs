@@ -35,9 +35,15 @@ fn outage() -> Duration {
     Duration::from_secs(seconds.unwrap_or_else(|| panic!("PILLION_TEST_OUTAGE={text}: want such as 60s")))
 }
 
-/// Time that has to pass under load: there is nothing to wait for but that nothing happens.
-async fn pass(time: Duration) {
-    tokio::time::sleep(time).await;
+/// Waits until the load has had so much more time, as told by what came back of it.
+async fn pass(load: &Load, time: Duration) {
+    let before = load.so_far().sent;
+    let due = before + u64::from(RATE) * time.as_secs();
+    eventually("the load goes on", time + DEADLINE, || async {
+        let sent = load.so_far().sent;
+        if sent >= due { Ok(()) } else { Err(format!("{sent} of {due} requests came back")) }
+    })
+    .await;
 }
 
 /// How long a sidecar gathers changes before it writes them, and a moment.
@@ -95,9 +101,9 @@ async fn no_request_fails_while_the_registry_is_dead() {
     let shop = shop_plan.start().await;
     let page = shop.get_until(STOCK, "/", 200).await;
     assert_eq!(page.json()["caller"], "spiffe://mesh.internal/ns/default/svc/shop", "{page:?}");
-    pass(outage().saturating_sub(begin.elapsed())).await;
+    pass(&load, outage().saturating_sub(begin.elapsed())).await;
     let registry = crashed.restart().await;
-    pass(AFTERWARDS).await;
+    pass(&load, AFTERWARDS).await;
     let tally = load.stop().await;
     let Tally { sent, slowest, slowest_at, .. } = &tally;
     println!("away for {:?}: {sent} requests, {slowest:?} slowest (after {slowest_at:?})", outage());

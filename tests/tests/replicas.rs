@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pillion_tests::support::process::{finish, run};
+use pillion_tests::support::sidecar::sum;
 use pillion_tests::support::{App, DEADLINE, Etcd, Plan, Registry, Sidecar, eventually, peer};
 use rustix::process::Signal;
 use serde_json::json;
@@ -114,7 +115,14 @@ async fn a_sidecar_moves_when_its_registry_dies_and_nobody_expires() {
         if proxies.contains("orders-1") { Ok(()) } else { Err(proxies) }
     })
     .await;
-    tokio::time::sleep(SEVERAL_LEASES).await; // nothing must happen
+    // A lease is three beats.
+    let beats = async || sum(&survivor.get("/metrics").await.body, "pillion_registry_heartbeats_total", &[]);
+    let due = beats().await + 9.0;
+    eventually("three leases of beats have been heard", DEADLINE, || async {
+        let heard = beats().await;
+        if heard >= due { Ok(()) } else { Err(format!("{heard} of {due}")) }
+    })
+    .await;
     assert_eq!(health(survivor).await, "serving");
     let metrics = survivor.get("/metrics").await.body;
     assert!(metrics.contains("pillion_registry_expired_total 0"), "{metrics}");
@@ -136,7 +144,7 @@ async fn while_etcd_is_away_everything_is_answered_and_nothing_is_changed() {
     mesh.etcd.stop().await;
     let refused = a.cli(&["token", "create"]).await;
     assert!(refused.code == 1 && refused.stderr.contains("503"), "{refused:?}");
-    tokio::time::sleep(SEVERAL_LEASES).await; // silent for several leases
+    tokio::time::sleep(SEVERAL_LEASES).await; // silent so long, which leaves no trace to wait for
     for registry in [a, b] {
         assert_ne!(health(registry).await, "gone", "silence alone deletes nothing");
         let other = registry.put("/v1/namespaces/default/services/new/instances/new-1", &body).await;
