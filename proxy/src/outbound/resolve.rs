@@ -81,7 +81,7 @@ async fn outside(x: &mut Exchange, outbound: &OutboundOptions, target: Target) -
                 let reason = "the registry has not said whether destinations outside the mesh are allowed";
                 return Err(Cause::NameUnanswered(reason.to_owned()).into());
             }
-            x.snapshot.routes.get(name).is_none_or(|routes| routes.answers_everything())
+            x.snapshot.routes.get(name).is_none_or(|routes| routes.answers_everything)
         }
     };
     if denied {

@@ -26,6 +26,8 @@ pub(crate) struct RouteConfig {
     hosts: Vec<VirtualHost>,
     /// Request headers that response header changes read.
     pub(crate) read_by_responses: Vec<HeaderName>,
+    /// Whether it answers requests to every host itself.
+    pub(crate) answers_everything: bool,
     /// Every cluster handle used, to see whether compiling again gives the same.
     used: Vec<(String, Option<Arc<Cluster>>)>,
 }
@@ -142,6 +144,7 @@ impl RouteConfig {
             most_specific_wins: configuration.most_specific_header_mutations_wins,
             hosts,
             read_by_responses: Vec::new(),
+            answers_everything: answers_everything(configuration),
             used,
         };
         let read: Vec<HeaderName> =
@@ -156,19 +159,18 @@ impl RouteConfig {
         Some(Routed { config: Arc::clone(self), at })
     }
 
-    /// Whether it answers requests to every host itself.
-    pub(crate) fn answers_everything(&self) -> bool {
-        let everything = |host: &&model::VirtualHost| host.domains.iter().any(|domain| domain == "*");
-        let host = self.table.configuration().virtual_hosts.iter().find(everything);
-        let first = host.and_then(|host| host.routes.first());
-        first.is_some_and(|route| matches!(route.action, RouteAction::Respond { .. }))
-    }
-
     fn all_changes(&self) -> impl Iterator<Item = &Changes> {
         std::iter::once(&self.changes).chain(self.hosts.iter().flat_map(|host| {
             std::iter::once(&host.changes).chain(host.routes.iter().flat_map(Route::all_changes))
         }))
     }
+}
+
+fn answers_everything(configuration: &RouteConfiguration) -> bool {
+    let everything = |host: &&model::VirtualHost| host.domains.iter().any(|domain| domain == "*");
+    let host = configuration.virtual_hosts.iter().find(everything);
+    let first = host.and_then(|host| host.routes.first());
+    first.is_some_and(|route| matches!(route.action, RouteAction::Respond { .. }))
 }
 
 fn same(a: Option<&Arc<Cluster>>, b: Option<&Arc<Cluster>>) -> bool {
