@@ -365,7 +365,7 @@ fn open_outbound(
 
 fn unbound(published: &Published, flag: &str) -> StartError {
     let reasons: Vec<&str> = published.rejected.iter().map(|rejected| rejected.reason.as_str()).collect();
-    StartError::Bind(format!("{} (choose another with {flag})", reasons.join("; ")))
+    StartError::Bind(format!("{} ({flag})", reasons.join("; ")))
 }
 
 fn bind(flag: &str, error: BindError) -> StartError {
