@@ -27,10 +27,8 @@ const TOKEN_BYTES: usize = 32;
 /// Who is let in.
 #[derive(Clone)]
 pub enum Auth {
-    /// Whoever has this token.
-    Operator(Arc<str>),
-    /// Whoever has this token, or that of another registry on the same store.
-    AnyOperator(Arc<str>, Arc<Catalog>),
+    /// Whoever has this token, or, with a catalog, that of another registry on the same store.
+    Operator(Arc<str>, Option<Arc<Catalog>>),
     /// Everybody on this machine.
     Open,
 }
@@ -58,7 +56,7 @@ impl Auth {
             Ok(mut file) => {
                 let token = random_token().map_err(|error| failed(error.to_string()))?;
                 file.write_all(format!("{token}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
-                Ok((Self::Operator(token.into()), true))
+                Ok((Self::Operator(token.into(), None), true))
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut text = String::new();
@@ -67,7 +65,7 @@ impl Auth {
                 if token.len() < 16 {
                     return Err(failed("it is shorter than 16 characters; remove it for a new one".into()));
                 }
-                Ok((Self::Operator(token.into()), false))
+                Ok((Self::Operator(token.into(), None), false))
             }
             Err(error) => Err(io(error)),
         }
@@ -81,9 +79,9 @@ impl Auth {
     /// [`StoreError`] if the store refuses.
     pub async fn share(self, catalog: &Arc<Catalog>) -> Result<Self, StoreError> {
         match self {
-            Self::Operator(token) if !catalog.store().replica().is_empty() => {
+            Self::Operator(token, _) if !catalog.store().replica().is_empty() => {
                 catalog.admit_operator(&hex(&sha256(token.as_bytes()))).await?;
-                Ok(Self::AnyOperator(token, Arc::clone(catalog)))
+                Ok(Self::Operator(token, Some(Arc::clone(catalog))))
             }
             other => Ok(other),
         }
@@ -91,15 +89,14 @@ impl Auth {
 
     fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
         match self {
-            Self::Operator(token) => {
-                let same = bearer(headers).is_some_and(|given| same_secret(given, token.as_bytes()));
-                if same { Ok(()) } else { Err(unauthorized(headers)) }
-            }
-            Self::AnyOperator(token, catalog) => {
-                let known = |given| catalog.world().operators.contains(&*hex(&sha256(given)));
-                let same =
-                    bearer(headers).is_some_and(|given| same_secret(given, token.as_bytes()) || known(given));
-                if same { Ok(()) } else { Err(unauthorized(headers)) }
+            Self::Operator(token, catalog) => {
+                let shared = |given: &[u8]| {
+                    let known =
+                        |catalog: &Arc<Catalog>| catalog.world().operators.contains(&*hex(&sha256(given)));
+                    catalog.as_ref().is_some_and(known)
+                };
+                let admitted = |given: &[u8]| same_secret(given, token.as_bytes()) || shared(given);
+                if bearer(headers).is_some_and(admitted) { Ok(()) } else { Err(unauthorized(headers)) }
             }
             Self::Open => {
                 // A page of another site can make a browser on this machine ask us; then the name it
@@ -198,7 +195,7 @@ mod tests {
         let (first, made) = Auth::operator(directory.path()).expect("makes one");
         let (second, again) = Auth::operator(directory.path()).expect("reads it");
         assert!(made && !again);
-        let (Auth::Operator(first), Auth::Operator(second)) = (first, second) else { panic!("open") };
+        let (Auth::Operator(first, _), Auth::Operator(second, _)) = (first, second) else { panic!("open") };
         assert_eq!(first, second);
         assert_eq!(first.len(), 64);
         let mode = std::fs::metadata(directory.path().join(TOKEN_FILE)).expect("there").permissions().mode();
@@ -207,7 +204,7 @@ mod tests {
 
     #[test]
     fn only_the_right_token_is_admitted() {
-        let auth = Auth::Operator("secret-secret-secret".into());
+        let auth = Auth::Operator("secret-secret-secret".into(), None);
         for (given, want) in [
             (Some("Bearer secret-secret-secret"), true),
             (Some("Bearer secret-secret-secreT"), false),
