@@ -1,8 +1,9 @@
 //! The part of Consul's HTTP API that readers use: which services there are, where their instances
 //! are and how they fare, at once or when something changes.
 //!
-//! For programs that know Consul and not us. Nothing is registered here, and nobody's checks are run. A service of namespace `default` has its own name, others are called
-//! `service.namespace`, unless `ns` says the namespace.
+//! For programs that know Consul and not us. Nothing is registered here, and nobody's checks are run. A
+//! service of namespace `default` has its own name, others are called `service.namespace`, unless `ns`
+//! says the namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use crate::store::{Commit, Entry};
 
 /// Between two attempts to reach etcd: from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
 /// A watch that no longer continues what the copy has seen.
 enum Ended {
     /// The stream is over: another one from where this one was.
@@ -97,7 +98,10 @@ impl EtcdStore {
                 false => Ok(()),
             };
             let ended = match ended {
-                Ok(()) => self.watch_etcd(&mut wait).await,
+                Ok(()) => {
+                    let Err(ended) = self.watch_etcd(&mut wait).await;
+                    ended
+                }
                 Err(ended) => ended,
             };
             match ended {
@@ -120,14 +124,7 @@ impl EtcdStore {
     }
 
     /// Follows until the stream ends.
-    async fn watch_etcd(&self, wait: &mut Duration) -> Ended {
-        match self.watch_from_here(wait).await {
-            Ok(never) => match never {},
-            Err(ended) => ended,
-        }
-    }
-
-    async fn watch_from_here(&self, wait: &mut Duration) -> Result<std::convert::Infallible, Ended> {
+    async fn watch_etcd(&self, wait: &mut Duration) -> Result<std::convert::Infallible, Ended> {
         let mut moves = self.client.moves();
         // A watch from a revision that etcd has not reached would wait for it in silence.
         let (revision, epoch) = self.client.get(self.keys.epoch()).await?;
@@ -224,9 +221,7 @@ impl EtcdStore {
         }
         Ok(())
     }
-}
 
-impl EtcdStore {
     /// Goes on with what is known, and writes nothing into what is there instead.
     fn detach(&self, why: &str) -> Ended {
         let reason = format!(
