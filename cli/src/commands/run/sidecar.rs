@@ -1,5 +1,6 @@
 //! The sidecar process that `pillion run` starts.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -175,8 +176,9 @@ fn upstream_variables(service: &str, all: &[(String, SocketAddr)]) -> Vec<String
     };
     let short = |service: &str| service.split(['.', ':']).next().map(variable).unwrap_or_default();
     let own = short(service);
-    let is_alone = all.iter().filter(|(other, _)| short(other) == own).count() == 1;
-    is_alone.then_some(own).into_iter().chain([variable(service)]).collect()
+    let of_that_name: BTreeSet<&str> =
+        all.iter().map(|(other, _)| other.as_str()).filter(|other| short(other) == own).collect();
+    (of_that_name.len() == 1).then_some(own).into_iter().chain([variable(service)]).collect()
 }
 
 async fn ask(metrics: &Origin) -> anyhow::Result<()> {
