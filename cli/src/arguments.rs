@@ -5,6 +5,9 @@ use clap::{Parser, Subcommand};
 
 use crate::commands;
 
+/// The registry's port for proxies, where an address names none.
+pub(crate) const MESH_PORT: u16 = 7071;
+
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())

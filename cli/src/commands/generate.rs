@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use pillion_model::endpoint::HostAddress;
 use pillion_model::name::{InstanceId, NodeId, ServiceName, SpiffeId};
-use pillion_net::bootstrap::{Credential, JoinToken, join};
+use pillion_net::bootstrap::join;
 use pillion_net::identity::Identity;
 use pillion_net::resolve::{Resolver, Target};
 use pillion_registry::control::EnvoyNode;
@@ -17,12 +17,8 @@ use serde_json::{Map, Value, json};
 
 use super::cert::remaining;
 use super::sidecar::{JoinArguments, PortText};
-use crate::exit::Usage;
 use crate::output::{line, note};
 use crate::pem::{PemFolder, replace};
-
-/// The registry's port for proxies.
-const MESH_PORT: u16 = 7071;
 
 /// `pillion generate`.
 #[derive(Debug, clap::Subcommand)]
@@ -86,26 +82,6 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         arguments.out.display()
     ));
     line(format_args!("envoy -c {}", files.bootstrap.display()))
-}
-
-impl JoinArguments {
-    /// The registries to join.
-    pub(super) fn targets(&self) -> anyhow::Result<Vec<Target>> {
-        let targets = self.registry.iter().map(|text| Target::parse(text, MESH_PORT));
-        Ok(targets.collect::<Result<_, _>>().map_err(|error| Usage(format!("--registry: {error}")))?)
-    }
-
-    /// What proves that we may join: a token, or being on the machine of a registry that is open.
-    pub(super) fn credential(&self) -> anyhow::Result<Credential> {
-        let token = match (&self.join_token, &self.join_token_file) {
-            (Some(token), _) => token.clone(),
-            (None, Some(file)) => {
-                std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?
-            }
-            (None, None) => return Ok(Credential::OpenLoopback),
-        };
-        Ok(Credential::Token(token.parse::<JoinToken>()?))
-    }
 }
 
 /// The files that make an Envoy a member: certificate, key and roots, SDS files that name them, and

@@ -13,12 +13,11 @@ use pillion_registry::app;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_directory;
+use crate::arguments::MESH_PORT;
 use crate::logging::LogArguments;
 use crate::output::{line, note};
 use crate::store::StoreArguments;
 
-/// The port of an advertised name that names none.
-const MESH_PORT: u16 = 7071;
 /// Below this a certificate would end before its renewal has been tried a few times.
 const LIFETIME_MIN: Duration = Duration::from_secs(10);
 

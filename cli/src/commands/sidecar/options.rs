@@ -8,11 +8,13 @@ use anyhow::Context;
 use pillion_model::http::{AccessLog, LogFormat};
 use pillion_model::instance::InstancePort;
 use pillion_model::name::{InstanceId, NodeId, ServiceName};
+use pillion_net::bootstrap::{Credential, JoinToken};
 use pillion_net::resolve::{Resolver, Target};
 use pillion_proxy::Egress;
 use pillion_proxy::sidecar::{Advertise, Options, Upstream, stored_instance};
 
-use super::{AccessLogFormat, InstanceArguments, SidecarArguments, TrafficArguments};
+use super::{AccessLogFormat, InstanceArguments, JoinArguments, SidecarArguments, TrafficArguments};
+use crate::arguments::MESH_PORT;
 use crate::exit::Usage;
 
 impl SidecarArguments {
@@ -117,6 +119,28 @@ impl SidecarArguments {
             }
         }
         Ok(ports)
+    }
+}
+
+impl JoinArguments {
+    /// The registries to join.
+    pub(crate) fn targets(&self) -> anyhow::Result<Vec<Target>> {
+        let targets = self.registry.iter().map(|text| Target::parse(text, MESH_PORT));
+        Ok(targets.collect::<Result<_, _>>().map_err(|error| Usage(format!("--registry: {error}")))?)
+    }
+
+    /// What proves that we may join: a token, or being on the machine of a registry that is open.
+    pub(crate) fn credential(&self) -> anyhow::Result<Credential> {
+        // A variable that is set to nothing, as compose files do it, says nothing.
+        let given = self.join_token.as_ref().filter(|token| !token.trim().is_empty());
+        let token = match (given, &self.join_token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(file)) => {
+                std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?
+            }
+            (None, None) => return Ok(Credential::OpenLoopback),
+        };
+        Ok(Credential::Token(token.parse::<JoinToken>()?))
     }
 }
 
