@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask <command>`.
 
+mod bench;
 mod ci;
 mod codegen;
 mod deny;
@@ -38,6 +39,18 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Measure a part in a run with its peers: a table, and JSON in `target/bench`.
+    Bench {
+        /// Which part.
+        #[arg(value_parser = ["registry", "dns"])]
+        what: String,
+        /// The Cargo profile to build with; `quick` builds faster and measures what users do not run.
+        #[arg(long, default_value = "release")]
+        profile: String,
+        /// Passed on to the bench (`-- --help` lists what it takes).
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
     /// Everything that must pass before a change lands: format, lints, dependencies, tests.
     Ci,
     /// Check licences, sources and banned crates against `deny.toml`.
@@ -61,6 +74,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test { require_peers, rest } => test::run(require_peers, &rest),
         Command::Peers { check } => peers::run(check),
+        Command::Bench { what, profile, rest } => bench::run(&what, &profile, &rest),
         Command::Ci => ci::run(),
         Command::Deny => deny::run(),
         Command::Image { profile, only_context } => image::run(&profile, only_context),

@@ -1,0 +1,3 @@
+//! What the dns costs.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! What the registry costs.
+
+fn main() {}

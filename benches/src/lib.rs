@@ -1,0 +1,5 @@
+//! What the macro benches share: what a process costs ([`usage`]) and how results are told
+//! ([`report`]). Each bench is a program in `src/bin`, run by `cargo xtask bench`.
+
+pub mod report;
+pub mod usage;
