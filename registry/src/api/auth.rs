@@ -87,7 +87,7 @@ impl Auth {
         }
     }
 
-    fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    pub(super) fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
         match self {
             Self::Operator(token, catalog) => {
                 let shared = |given: &[u8]| {

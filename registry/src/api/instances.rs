@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::problem::ProblemField;
 use super::request::{Query, instance_id, json, service_name};
 use super::{Api, BeatView, InstanceView, Problem};
-use crate::catalog::{Changes, Registration, ReportError, parse_reported};
+use crate::catalog::{Changes, Registration, ReportError, World, parse_reported};
 
 /// Heartbeats in one request at most.
 const HEARTBEATS_MAX: usize = 10_000;
@@ -92,24 +92,31 @@ pub(super) async fn register(
     let (service, id) = names(path)?;
     let registration = Registration::parse(service.clone(), id.clone(), &json(&body)?)?;
     let world = api.catalog.world();
-    let known = world.catalog.instance(&service, &id);
-    // Its sidecar beats on, and would keep alive what it never said.
-    if known.is_some_and(|known| known.inbound_port.is_some())
-        && registration.inbound_port.is_none()
-        && registration.generation.is_none()
-    {
-        let detail = format!(
-            "instance {id} of {service} is registered by its sidecar; take another id, or name a `generation` \
-             to take its place"
-        );
+    if let Some(detail) = held_by_sidecar(&world, &registration) {
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
-    let existed = known.is_some();
+    let existed = world.catalog.instance(&service, &id).is_some();
     let registered = api.catalog.register(&registration).await?;
     let BeatView { beat_interval, .. } = BeatView::from(&*registered.instance);
     let view = RegisteredView { instance: InstanceView::from(&*registered.instance), beat_interval };
     let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(view)).into_response())
+}
+
+/// Why a registration may not take the place of a sidecar's: that one beats on, and would keep alive
+/// what it never said.
+pub(super) fn held_by_sidecar(world: &World, registration: &Registration) -> Option<String> {
+    let Registration { service, id, .. } = registration;
+    let known = world.catalog.instance(service, id)?;
+    let taken = known.inbound_port.is_some()
+        && registration.inbound_port.is_none()
+        && registration.generation.is_none();
+    taken.then(|| {
+        format!(
+            "instance {id} of {service} is registered by its sidecar; take another id, or name a `generation` \
+             to take its place"
+        )
+    })
 }
 
 pub(super) async fn read(State(api): State<Api>, path: Names) -> Result<Json<InstanceView>, Problem> {

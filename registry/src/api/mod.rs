@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
+use axum::{Extension, Router};
 use pillion_net::readiness::Readiness;
 use pillion_xds::ads::AdsService;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::watch::Hub;
 
 mod auth;
+mod cloud_map;
 mod consul;
 mod instances;
 mod openapi;
@@ -42,7 +43,7 @@ pub use types::{
     ServiceView,
 };
 
-use openapi::{Body, Operation};
+use openapi::{Access, Body, Operation};
 
 /// Largest request body. A mesh of thousands of resources fits.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -86,12 +87,13 @@ pub fn router(parts: Parts, auth: Auth) -> Router {
     let api = Api(Arc::new(parts));
     let (mut guarded, mut open) = (Router::new(), Router::new());
     for (operation, handler) in table() {
-        let router = if operation.needs_token { &mut guarded } else { &mut open };
+        let router = if operation.access == Access::Token { &mut guarded } else { &mut open };
         *router = std::mem::take(router).route(operation.path, handler);
     }
     guarded
-        .layer(middleware::from_fn_with_state(auth, auth::check))
+        .layer(middleware::from_fn_with_state(auth.clone(), auth::check))
         .merge(open)
+        .layer(Extension(auth))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -235,6 +237,11 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
         (
             Operation::new("get", "/v1/agent/self", "What a client of Consul asks first").gives("Agent"),
             get(consul::agent),
+        ),
+        (
+            Operation::new("post", "/", "A call of AWS Cloud Map, named by X-Amz-Target, in AWS JSON 1.1")
+                .signed(),
+            post(cloud_map::call).layer(DefaultBodyLimit::max(cloud_map::BODY_BYTES_MAX)),
         ),
         (
             Operation::new("post", "/v1/explain", "What would happen to a request, and why")

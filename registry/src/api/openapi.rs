@@ -24,7 +24,18 @@ pub(super) struct Operation {
     response: Option<&'static str>,
     status: u16,
     stream: bool,
-    pub(super) needs_token: bool,
+    pub(super) access: Access,
+}
+
+/// Who may ask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Whoever has the operator's token.
+    Token,
+    /// Whoever has it, or signs with it; the handler asks.
+    Signed,
+    /// Everybody.
+    Open,
 }
 
 /// A request's body.
@@ -60,7 +71,7 @@ impl Operation {
             response: None,
             status: 200,
             stream: false,
-            needs_token: true,
+            access: Access::Token,
         }
     }
 
@@ -91,7 +102,13 @@ impl Operation {
 
     /// Needs no token.
     pub(super) fn open(mut self) -> Self {
-        self.needs_token = false;
+        self.access = Access::Open;
+        self
+    }
+
+    /// Is signed with the token, and not described here further: its schemas are AWS'.
+    pub(super) fn signed(mut self) -> Self {
+        self.access = Access::Signed;
         self
     }
 
@@ -129,8 +146,10 @@ impl Operation {
                 .collect();
             operation["requestBody"] = json!({"required": body.required, "content": content});
         }
-        if self.needs_token {
-            operation["security"] = json!([{"operator": []}]);
+        match self.access {
+            Access::Token => operation["security"] = json!([{"operator": []}]),
+            Access::Signed => operation["security"] = json!([{"operator": []}, {"signature": []}]),
+            Access::Open => {}
         }
         operation
     }
@@ -152,7 +171,15 @@ pub(super) fn document(operations: &[Operation]) -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas(),
-            "securitySchemes": {"operator": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "operator": {"type": "http", "scheme": "bearer"},
+                "signature": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Authorization",
+                    "description": "AWS Signature Version 4; the secret access key is the operator's token",
+                },
+            },
         },
     })
 }

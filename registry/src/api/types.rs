@@ -48,7 +48,8 @@ pub struct InstanceDocument {
     /// `ready` (default), `starting`, `notReady` or `draining`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
-    /// How long the registration lives without a heartbeat: `2s` to `24h`. Default `30s`.
+    /// How long the registration lives without a heartbeat: `2s` to `24h`, or `never`: until it is
+    /// deregistered. Default `30s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<String>,
     /// Rises with every start; absent: the registry assigns one.
@@ -105,7 +106,7 @@ pub struct InstanceView {
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(default)]
     pub zone: String,
-    /// How long it lives without a heartbeat.
+    /// How long it lives without a heartbeat, or `never`: until it is deregistered.
     pub ttl: String,
     /// Rises with every start.
     pub generation: u64,
@@ -188,7 +189,7 @@ pub struct InstanceList {
 pub struct BeatView {
     /// The generation in force.
     pub generation: u64,
-    /// How often to send a heartbeat.
+    /// How often to send a heartbeat, or `never`.
     pub beat_interval: String,
     /// `serving`, `warning`, `draining`, `stale` or `down`.
     pub health: &'static str,

@@ -9,7 +9,7 @@ use pillion_model::instance::{InstancePort, Protocol, WEIGHT_DEFAULT};
 use pillion_model::name::{InstanceId, ServiceName, check_label};
 use serde_json::{Map, Value};
 
-use crate::lease::{TTL_DEFAULT, TTL_MAX, TTL_MIN};
+use crate::lease::{TTL_DEFAULT, TTL_MAX, TTL_MIN, TTL_NEVER};
 
 /// Ports of one instance at most.
 const PORTS_MAX: usize = 32;
@@ -21,6 +21,8 @@ const LABEL_BYTES_MAX: usize = 253;
 const METADATA_BYTES_MAX: usize = 4096;
 /// The name of the port in the short form `{"address": …, "port": …}`.
 pub const PORT_NAME_DEFAULT: &str = "http";
+/// The lease of an instance that stays until it is deregistered.
+const NEVER: &str = "never";
 /// The fields of a registration.
 pub const FIELDS: [&str; 12] = [
     "address",
@@ -151,10 +153,11 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(unit).map(Duration::from_millis)
 }
 
-/// Writes a duration as [`parse_duration`] reads it.
+/// Writes a lease or a beat interval: a duration as [`parse_duration`] reads it, or `never`.
 pub fn duration_text(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {
+        _ if duration == TTL_NEVER => NEVER.to_owned(),
         0 => "0s".to_owned(),
         _ if millis.is_multiple_of(3_600_000) => format!("{}h", millis / 3_600_000),
         _ if millis.is_multiple_of(60_000) => format!("{}m", millis / 60_000),
@@ -342,11 +345,14 @@ impl Reader {
 
     fn ttl(&mut self, body: &Map<String, Value>) -> Duration {
         let Some(value) = present(body, "ttl") else { return TTL_DEFAULT };
+        if value.as_str() == Some(NEVER) {
+            return TTL_NEVER;
+        }
         let ttl = value.as_str().and_then(parse_duration);
         match ttl.filter(|ttl| (TTL_MIN..=TTL_MAX).contains(ttl)) {
             Some(ttl) => ttl,
             None => {
-                self.refuse("ttl", value, "a duration from 2s to 24h, such as 30s");
+                self.refuse("ttl", value, "a duration from 2s to 24h, such as 30s, or never");
                 TTL_DEFAULT
             }
         }
@@ -453,6 +459,14 @@ mod tests {
         let problems = parse(&json!({"address": 1, "port": 0, "ttl": "x"})).expect_err("wrong");
         let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
         assert_eq!(fields, ["address", "port", "ttl"]);
+    }
+
+    #[test]
+    fn a_lease_that_never_ends_reads_back_what_it_prints() {
+        let parsed = parse(&json!({"address": "::1", "port": 1, "ttl": "never"})).expect("valid");
+        assert_eq!(parsed.ttl, TTL_NEVER);
+        assert_eq!(duration_text(parsed.ttl), "never");
+        assert_eq!(duration_text(crate::lease::beat_interval(parsed.ttl)), "never");
     }
 
     #[test]

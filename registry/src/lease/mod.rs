@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use pillion_model::health::Lease as LeaseState;
+pub use pillion_model::instance::TTL_NEVER;
 use pillion_model::name::{InstanceId, ServiceName};
 
 mod brake;
@@ -42,9 +43,9 @@ const ASLEEP_AFTER: Duration = Duration::from_secs(1);
 
 const SHARDS: usize = 64;
 
-/// How often an instance with this lease is to be heard: a third of it.
+/// How often an instance with this lease is to be heard: a third of it, or never.
 pub fn beat_interval(ttl: Duration) -> Duration {
-    ttl / 3
+    if ttl == TTL_NEVER { TTL_NEVER } else { ttl / 3 }
 }
 
 /// One instance's lease. Whoever carries its beats holds it.
