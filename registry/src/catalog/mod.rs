@@ -21,6 +21,7 @@ use crate::store::{Commit, Key, Op, Space, Store, StoreError, Transaction};
 mod holders;
 mod index;
 mod keeper;
+mod plan;
 mod record;
 mod registrar;
 mod registration;

@@ -1,34 +1,29 @@
 //! Changes that somebody asked for: register, report, leave.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pillion_config::{Kind, ResourceKey};
 use pillion_model::health::{Administrative, HealthInputs, Lease as LeaseState, Probe, Reported};
-use pillion_model::instance::{Instance, Protocol};
+use pillion_model::instance::Instance;
 use pillion_model::name::{InstanceId, ServiceName};
 
 use super::Catalog;
 use super::index::{free_index, release_index, take_index};
-use super::record::{
-    GoneRecord, InstanceRecord, PortOfService, ProtocolRecord, ServiceRecord, Stored, encode, instance_key,
-    service_key,
-};
+use super::plan::Plan;
+use super::record::{GoneRecord, InstanceRecord, ServiceRecord, Stored, encode, instance_key, service_key};
 use super::registration::Registration;
-use super::table::{Known, Table};
+use super::table::Known;
 use crate::lease::Lease;
 use crate::store::{Op, StoreError, Transaction};
 
-/// How an instance that is not there is shown.
-const NOT_YET: HealthInputs = HealthInputs {
-    lease: LeaseState::Heard,
-    reported: Reported::Starting,
-    probe: Probe::Unknown,
-    administrative: Administrative::Enabled,
-};
 /// Times a change is tried again because somebody else changed the same thing meanwhile.
 const TRIES: usize = 16;
+/// The same for changes that are written together, before each is tried by itself.
+const TRIES_TOGETHER: usize = 4;
+/// Writes of one registration at most: the instance, its service, the service's index.
+const OPS_EACH: usize = 3;
 /// Instances of all services at most.
 pub(super) const INSTANCES_MAX: usize = 500_000;
 
@@ -122,10 +117,46 @@ impl Catalog {
     ///
     /// [`RegisterError`]: nothing was changed.
     pub async fn register(&self, registration: &Registration) -> Result<Registered, RegisterError> {
-        let (service, id) = (&registration.service, &registration.id);
+        let one = self.register_together(std::slice::from_ref(registration), TRIES).await?;
+        one.into_iter().next().expect("one outcome for each registration")
+    }
+
+    /// Registers or replaces many instances, in order, each with its own outcome; returns when every
+    /// reader of the view sees them. They are written together, as many at a time as the store takes.
+    pub async fn register_many(
+        &self,
+        registrations: &[Registration],
+    ) -> Vec<Result<Registered, RegisterError>> {
+        let mut outcomes = Vec::with_capacity(registrations.len());
+        let at_once = (self.store.ops_max() / OPS_EACH).max(1);
+        for some in registrations.chunks(at_once) {
+            match self.register_together(some, TRIES_TOGETHER).await {
+                Ok(some) => outcomes.extend(some),
+                // One of them keeps changing, or all are too much: the others need not suffer.
+                Err(StoreError::Conflict { .. } | StoreError::TooLarge(_)) => {
+                    for registration in some {
+                        outcomes.push(self.register(registration).await);
+                    }
+                }
+                Err(error) => outcomes.extend(some.iter().map(|_| Err(error.clone().into()))),
+            }
+        }
+        outcomes
+    }
+
+    /// Registers what fits into one transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]: nothing was changed.
+    async fn register_together(
+        &self,
+        registrations: &[Registration],
+        tries: usize,
+    ) -> Result<Vec<Result<Registered, RegisterError>>, StoreError> {
         let mut conflict = None;
-        for _ in 0..TRIES {
-            let (transaction, instance) = self.plan(registration)?;
+        for _ in 0..tries {
+            let (transaction, planned) = self.plan(registrations);
             if !transaction.ops.is_empty() {
                 match self.commit(transaction).await {
                     Ok(_) => {}
@@ -134,62 +165,43 @@ impl Catalog {
                         self.catch_up().await;
                         continue;
                     }
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(error),
                 }
             }
-            // Gone again already: another message overtook this one, and it decides.
-            let Some(lease) = self.leases.find(service, id) else { continue };
-            lease.beat(self.now());
-            lease.hold_back(self.damping.said(service, id).is_some());
-            return Ok(Registered { instance, lease });
+            // Somebody is gone again already: another message overtook this one, and it decides.
+            let Some(outcomes) = planned.into_iter().map(|one| self.begin(one)).collect() else { continue };
+            return Ok(outcomes);
         }
-        let contended = || StoreError::Unavailable(format!("{service}/{id} keeps changing"));
-        Err(conflict.unwrap_or_else(contended).into())
+        let names =
+            registrations.first().map_or_else(String::new, |first| format!("{}/{}", first.service, first.id));
+        Err(conflict.unwrap_or_else(|| StoreError::Unavailable(format!("{names} keeps changing"))))
     }
 
-    /// What to write for a registration, given what is known now.
-    fn plan(&self, registration: &Registration) -> Result<(Transaction, Arc<Instance>), RegisterError> {
+    /// What to write for registrations, given what is known now, and what each becomes by it.
+    fn plan(
+        &self,
+        registrations: &[Registration],
+    ) -> (Transaction, Vec<Result<Arc<Instance>, RegisterError>>) {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let (service, id) = (&registration.service, &registration.id);
-        let known = table.instances.get(&(service.clone(), id.clone()));
-        let present = match known {
-            Some((_, Known::Present(instance))) => Some(instance),
-            _ => None,
+        let room = INSTANCES_MAX.saturating_sub(self.leases.len());
+        let mut plan = Plan::new(&table, &self.damping, room, self.now());
+        let planned = registrations.iter().map(|registration| plan.register(registration)).collect();
+        (plan.transaction, planned)
+    }
+
+    /// Counts a registration as a beat; `None` if the instance is gone again.
+    fn begin(
+        &self,
+        planned: Result<Arc<Instance>, RegisterError>,
+    ) -> Option<Result<Registered, RegisterError>> {
+        let instance = match planned {
+            Ok(instance) => instance,
+            Err(error) => return Some(Err(error)),
         };
-        if present.is_none() && self.leases.len() >= INSTANCES_MAX {
-            return Err(RegisterError::Full(
-                "this registry holds 500000 instances, which is the most it takes",
-            ));
-        }
-        let mut instance = next_instance(registration, known.map(|(_, known)| known))?;
-        let shown = present.map_or(NOT_YET, |have| have.health);
-        instance.health = self.damping.judge(service, id, shown, instance.health, self.now());
-        let instance = Arc::new(instance);
-        let mut transaction = Transaction::default();
-        let record = service_record(&table, &instance)?;
-        let registered = table.services.get(service);
-        if registered.is_none_or(|(_, have)| *have != record) {
-            let key = service_key(service);
-            transaction.require(key.clone(), registered.map(|(revision, _)| *revision));
-            transaction.push(Op::put(key, encode(&record)));
-            if registered.is_none() {
-                take_index(&mut transaction, &table, record.index, service);
-            }
-        }
-        let moves = present.is_some() && table.holders.holder(service, id) != table.holders.own();
-        if moves || present.is_none_or(|have| **have != *instance) {
-            if transaction.ops.is_empty() {
-                // The service must still be there, or the instance would belong to nothing.
-                transaction.require(service_key(service), registered.map(|(revision, _)| *revision));
-            }
-            let key = instance_key(service, id);
-            transaction.require(key.clone(), known.map(|(revision, _)| *revision));
-            transaction.push(Op::put(
-                key,
-                encode(&Stored::Instance(InstanceRecord::new(&instance, table.holders.own()))),
-            ));
-        }
-        Ok((transaction, instance))
+        let lease = self.leases.find(&instance.service, &instance.id)?;
+        lease.beat(self.now());
+        lease.hold_back(self.damping.said(&instance.service, &instance.id).is_some());
+        Some(Ok(Registered { instance, lease }))
     }
 
     /// Notes what an instance, its sidecar or an operator says of its health. Counts as a beat,
@@ -359,129 +371,6 @@ impl Catalog {
         let unknown = || ReportError::Unknown(service.clone(), id.clone());
         table.instances.get(&(service.clone(), id.clone())).cloned().ok_or_else(unknown)
     }
-}
-
-/// The instance a registration makes of what is known.
-fn next_instance(registration: &Registration, known: Option<&Known>) -> Result<Instance, RegisterError> {
-    let older = |got, have, gone| RegisterError::Older {
-        service: registration.service.clone(),
-        id: registration.id.clone(),
-        got,
-        have,
-        gone,
-    };
-    let mut next = Instance {
-        service: registration.service.clone(),
-        id: registration.id.clone(),
-        address: registration.address,
-        ports: registration.ports.clone(),
-        inbound_port: registration.inbound_port,
-        metrics_port: registration.metrics_port,
-        labels: registration.labels.clone(),
-        metadata: registration.metadata.clone(),
-        weight: registration.weight,
-        zone: registration.zone.clone(),
-        ttl: registration.ttl,
-        generation: registration.generation.unwrap_or(1),
-        health: HealthInputs {
-            reported: registration.reported.unwrap_or_default(),
-            probe: registration.probe.unwrap_or_default(),
-            ..HealthInputs::default()
-        },
-    };
-    match (known, registration.generation) {
-        (None, _) => {}
-        (Some(Known::Present(have)), got) => {
-            if let Some(got) = got.filter(|got| *got < have.generation) {
-                return Err(older(got, have.generation, false));
-            }
-            next.health.administrative = have.health.administrative;
-            if got.is_none_or(|got| got == have.generation) {
-                next.generation = have.generation;
-                next.health.probe = registration.probe.unwrap_or(have.health.probe);
-                next.health.reported = registration.reported.unwrap_or(have.health.reported);
-            }
-            let same = Instance { health: next.health, ..Instance::clone(have) } == next;
-            if got.is_none() && !same {
-                next.generation = have.generation + 1;
-            }
-        }
-        (Some(Known::Gone(gone)), Some(got)) => {
-            if got < gone.generation || (got == gone.generation && gone.deregistered) {
-                return Err(older(got, gone.generation, true));
-            }
-        }
-        (Some(Known::Gone(gone)), None) => next.generation = gone.generation + 1,
-    }
-    Ok(next)
-}
-
-/// The service's record once `instance` is in it.
-fn service_record(table: &Table, instance: &Instance) -> Result<ServiceRecord, RegisterError> {
-    let service = &instance.service;
-    let mut record = match table.services.get(service) {
-        Some((_, record)) => record.clone(),
-        None => {
-            ServiceRecord { index: free_index(table, service, &BTreeSet::new())?, ..ServiceRecord::default() }
-        }
-    };
-    record.registered = true;
-    if let Some(explicit) = table.resources.set.service(service) {
-        for (name, port) in &instance.ports {
-            let have = explicit.ports.iter().find(|have| have.name == *name).map(|have| have.protocol);
-            if let Some(have) = have.filter(|have| *have != port.protocol) {
-                return Err(RegisterError::Protocol {
-                    service: service.clone(),
-                    port: name.clone(),
-                    have: have.as_str(),
-                    got: port.protocol.as_str(),
-                    by: "in its Service resource",
-                });
-            }
-        }
-    }
-    let mut others: Option<BTreeMap<String, Protocol>> = None;
-    for (name, port) in &instance.ports {
-        let declared = PortOfService { port: port.port, protocol: ProtocolRecord(port.protocol) };
-        match record.ports.get(name) {
-            Some(have) if have.protocol == declared.protocol => {}
-            Some(_) => {
-                // The word of instances that are still there counts; that of the departed does not.
-                let others = others.get_or_insert_with(|| ports_of_others(table, instance));
-                match others.get(name) {
-                    Some(have) if *have != port.protocol => {
-                        return Err(RegisterError::Protocol {
-                            service: service.clone(),
-                            port: name.clone(),
-                            have: have.as_str(),
-                            got: port.protocol.as_str(),
-                            by: "by its other instances",
-                        });
-                    }
-                    _ => {
-                        record.ports.insert(name.clone(), declared);
-                    }
-                }
-            }
-            None => {
-                record.ports.insert(name.clone(), declared);
-            }
-        }
-    }
-    Ok(record)
-}
-
-fn ports_of_others(table: &Table, instance: &Instance) -> BTreeMap<String, Protocol> {
-    let mut ports = BTreeMap::new();
-    for ((service, id), (_, known)) in &table.instances {
-        if let Known::Present(other) = known
-            && *service == instance.service
-            && *id != instance.id
-        {
-            ports.extend(other.ports.iter().map(|(name, port)| (name.clone(), port.protocol)));
-        }
-    }
-    ports
 }
 
 pub(super) fn unix_seconds() -> u64 {

@@ -286,3 +286,56 @@ proptest::proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn many_registrations_are_one_write_and_have_an_outcome_each() {
+    let fixture = Fixture::new().await;
+    let read = |service: &str, name: &str, body: Value| {
+        let service = ServiceName::new("shop", service).expect("valid");
+        Registration::parse(service, id(name), &body).expect("valid")
+    };
+    let plain = json!({"address": "10.0.0.5", "port": 8080});
+    let tcp = json!({"address": "10.0.0.6", "ports": {"http": {"port": 80, "protocol": "tcp"}}});
+    let before = fixture.catalog.world().revision;
+    let outcomes = fixture
+        .catalog
+        .register_many(&[
+            read("orders", "a", plain.clone()),
+            read("orders", "b", plain.clone()),
+            read("orders", "c", tcp),
+            read("orders", "a", json!({"address": "10.0.0.7", "port": 8080})),
+            read("carts", "a", plain.clone()),
+        ])
+        .await;
+    let told: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Ok(registered) => registered.instance.generation.to_string(),
+            Err(error) => error.to_string(),
+        })
+        .collect();
+    assert_eq!([told[0].as_str(), &told[1], &told[3], &told[4]], ["1", "1", "2", "1"]);
+    assert!(told[2].contains("by its other instances"), "{}", told[2]);
+    let world = fixture.catalog.world();
+    assert_eq!(world.revision, before + 1, "together");
+    assert_eq!(world.catalog.instance_count(), 3);
+    assert_eq!(world.indexes.len(), 2);
+    let a = world.catalog.instance(&orders(), &id("a")).expect("registered");
+    assert_eq!((a.address.to_string().as_str(), a.generation), ("10.0.0.7", 2), "the last one stands");
+
+    let again = [read("orders", "b", plain.clone()), read("carts", "a", plain)];
+    assert!(fixture.catalog.register_many(&again).await.iter().all(Result::is_ok));
+    assert_eq!(fixture.catalog.world().revision, before + 1, "what is known costs no write");
+}
+
+#[tokio::test]
+async fn more_than_the_store_takes_at_once_is_registered_in_parts() {
+    let fixture = Fixture::new().await;
+    let body = json!({"address": "10.0.0.5", "port": 8080});
+    let read = |n: usize| Registration::parse(orders(), id(&format!("i{n}")), &body).expect("valid");
+    let all: Vec<_> = (0..2500).map(read).collect();
+    let outcomes = fixture.catalog.register_many(&all).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_eq!(fixture.catalog.world().catalog.instance_count(), 2500);
+    assert_eq!(fixture.catalog.leases().len(), 2500);
+}

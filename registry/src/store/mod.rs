@@ -33,6 +33,10 @@ pub use engine::{Engine, EngineError, EngineTls, EngineTlsError};
 pub use log::{Compacted, Watch};
 pub use open::{OpenError, Opened, StoreOptions, fill, open, read};
 
+/// Writes of one transaction, where the engine knows no limit of its own: what is written together
+/// is also held in memory together, for followers.
+const OPS_MAX: usize = 3072;
+
 /// A durable map with revisions.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -61,6 +65,11 @@ pub trait Store: Send + Sync + 'static {
     /// The name of this process among those that share the store; empty if nobody shares it.
     fn replica(&self) -> &str {
         ""
+    }
+
+    /// Writes of one transaction at most.
+    fn ops_max(&self) -> usize {
+        OPS_MAX
     }
 
     /// Why nothing can be written at the moment, as far as is known.
