@@ -37,19 +37,19 @@ impl Ewma {
         self.at.store(now, Relaxed);
     }
 
-    /// The estimate at `now`, in nanoseconds.
-    pub(super) fn at(&self, now: Instant) -> f64 {
+    /// The estimate at `now`, in nanoseconds; 0: nothing seen yet.
+    fn at(&self, now: Instant) -> f64 {
         let estimate = f64::from_bits(self.estimate.load(Relaxed));
-        if estimate == 0.0 {
-            return DEFAULT_NS;
-        }
         let elapsed = nanos(now).saturating_sub(self.at.load(Relaxed));
         if elapsed < DECAY_FROM_NS { estimate } else { estimate * decay(elapsed) }
     }
 
     /// What a further request there would cost: the estimate times the requests it would share with.
+    /// Whoever has not answered yet is tried at once, with one request at a time: among fast
+    /// endpoints any assumption about a new one would keep it from ever being asked.
     pub(super) fn cost(&self, active: u32, now: Instant) -> f64 {
-        self.at(now) * (f64::from(active) + 1.0)
+        let estimate = self.at(now);
+        if estimate == 0.0 { UNKNOWN_NS * f64::from(active) } else { estimate * (f64::from(active) + 1.0) }
     }
 }
 
@@ -76,8 +76,8 @@ fn epoch() -> Instant {
 const DECAY_NS: f64 = 10e9;
 /// Below this, decay at reading is left out: it is under one percent.
 const DECAY_FROM_NS: u64 = 100_000_000;
-/// Assumed of an endpoint that has not answered yet.
-const DEFAULT_NS: f64 = 10e6;
+/// Assumed of an endpoint that has a request and has not answered yet.
+const UNKNOWN_NS: f64 = 1e9;
 
 #[cfg(test)]
 mod tests {
@@ -88,7 +88,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn peaks_count_at_once_and_fade_over_ten_seconds() {
         let ewma = Ewma::default();
-        assert_eq!(ewma.at(Instant::now()), DEFAULT_NS);
+        assert_eq!(ewma.cost(0, Instant::now()), 0.0);
+        assert_eq!(ewma.cost(1, Instant::now()), UNKNOWN_NS);
         ewma.observe(MS, Instant::now());
         ewma.observe(100 * MS, Instant::now());
         assert_eq!(ewma.latency_ns(), 100_000_000);

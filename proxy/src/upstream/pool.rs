@@ -101,11 +101,8 @@ impl EndpointPool {
         }
     }
 
-    /// A connection ready to send on, waiting for one if need be.
-    pub(super) async fn acquire(self: &Rc<Self>, priority: Priority) -> Result<Connection, Refusal> {
-        if let Some(connection) = self.ready() {
-            return Ok(connection);
-        }
+    /// Waits for a connection ready to send on, opening one if need be.
+    pub(super) async fn wait(self: &Rc<Self>, priority: Priority) -> Result<Connection, Refusal> {
         let _pending = Pending::acquire(self, priority).ok_or(Refusal::Overflow)?;
         let (waiter, answer) = oneshot::channel();
         self.waiting.borrow_mut().push_back(waiter);
@@ -120,7 +117,7 @@ impl EndpointPool {
     }
 
     /// A connection that can take a request at once.
-    fn ready(self: &Rc<Self>) -> Option<Connection> {
+    pub(super) fn ready(self: &Rc<Self>) -> Option<Connection> {
         if let Some(connection) = self.ready_http1() {
             return Some(Connection::Http1(connection));
         }

@@ -39,6 +39,7 @@ pub struct Attempt {
     /// The endpoint of the present or last try.
     pub endpoint: Option<Arc<EndpointState>>,
     tried: Tried,
+    /// When the present try began, or had waited for a connection.
     started: Option<Instant>,
 }
 
@@ -112,8 +113,9 @@ impl Attempt {
         self.started = Some(now);
     }
 
-    pub(super) fn end(&mut self) {
-        self.started = None;
+    /// Since when the endpoint had the request.
+    pub(super) fn end(&mut self) -> Option<Instant> {
+        self.started.take()
     }
 }
 
@@ -147,11 +149,11 @@ impl Pools {
         };
         attempt.begin(&pool.endpoint, now);
         let sent = try_pool(&pool, attempt, request).await;
-        attempt.end();
+        let since = attempt.end().unwrap_or(now);
         match &sent {
-            Ok(sent) => pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), now),
+            Ok(sent) => pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), since),
             Err(failure) if failure.cause != Cause::Reset(Reset::Overflow) => {
-                pool.endpoint.report(Outcome::Failure, now);
+                pool.endpoint.report(Outcome::Failure, since);
             }
             Err(_overflow) => {}
         }
@@ -182,14 +184,21 @@ fn wanted(cluster: &Cluster, attempt: &Attempt) -> Wanted {
 /// is sent once more.
 async fn try_pool(
     pool: &Rc<EndpointPool>,
-    attempt: &Attempt,
+    attempt: &mut Attempt,
     mut request: Request<Body>,
 ) -> Result<Sent, Failure> {
     let mut repeats = REPEATS_MAX;
     loop {
-        let connection = match pool.acquire(attempt.priority).await {
-            Ok(connection) => connection,
-            Err(refusal) => return Err(refused(refusal).at(&pool.endpoint).hand_back(request)),
+        let connection = match pool.ready() {
+            Some(connection) => connection,
+            None => match pool.wait(attempt.priority).await {
+                Ok(connection) => {
+                    // Opening it is not the endpoint's latency: whoever is met first would look slow.
+                    attempt.started = Some(Instant::now());
+                    connection
+                }
+                Err(refusal) => return Err(refused(refusal).at(&pool.endpoint).hand_back(request)),
+            },
         };
         let Some(guard) = RequestGuard::acquire(pool, attempt.priority) else {
             pool.endpoint.cluster.stats.upstream_rq_active_overflow.fetch_add(1, Relaxed);

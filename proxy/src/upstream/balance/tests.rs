@@ -82,6 +82,12 @@ fn the_slow_and_the_busy_get_less() {
     let counts = tally(&slow, 1000);
     assert_eq!(counts[0], 0, "the slowest never wins among two: {counts:?}");
 
+    let new = cluster(LoadBalancing::Ewma, assignment(&addresses(2)));
+    new.hosts().hosts[0].endpoint.ewma.observe(Duration::from_micros(200), Instant::now());
+    assert_eq!(tally(&new, 100)[1], 100, "whoever has not answered yet is asked");
+    new.hosts().hosts[1].endpoint.active.store(1, Relaxed);
+    assert_eq!(tally(&new, 100)[1], 0, "but with one request at a time");
+
     let busy = cluster(LoadBalancing::LeastRequest { choices: 2 }, assignment(&addresses(2)));
     busy.hosts().hosts[0].endpoint.active.store(5, Relaxed);
     let counts = tally(&busy, 1000);

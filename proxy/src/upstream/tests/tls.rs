@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
@@ -26,6 +27,11 @@ use crate::upstream::Cause;
 
 /// An origin that speaks what ALPN says and answers with the HTTP version.
 async fn mesh_origin(identity: Identity) -> (SocketAddr, Rc<Cell<usize>>) {
+    slow_mesh_origin(identity, Duration::ZERO).await
+}
+
+/// The same, whose handshakes take a while.
+async fn slow_mesh_origin(identity: Identity, handshake: Duration) -> (SocketAddr, Rc<Cell<usize>>) {
     let config =
         server_config(&mesh_server_context(&["h2", "http/1.1"]), &identity).expect("a configuration");
     let connections = Rc::new(Cell::new(0));
@@ -34,6 +40,7 @@ async fn mesh_origin(identity: Identity) -> (SocketAddr, Rc<Cell<usize>>) {
         let acceptor = TlsAcceptor::from(Arc::clone(&config));
         let count = Rc::clone(&count);
         async move {
+            tokio::time::sleep(handshake).await;
             let Ok(stream) = acceptor.accept(stream).await else { return };
             count.set(count.get() + 1);
             let service = service_fn(async |request: http::Request<_>| {
@@ -136,5 +143,19 @@ fn metadata_chooses_the_transport() {
         let mut answers = vec![proxy.text(&cluster).await, proxy.text(&cluster).await];
         answers.sort();
         assert_eq!(answers, ["HTTP/2.0", "plain"]);
+    });
+}
+
+#[test]
+fn opening_a_connection_does_not_make_an_endpoint_slow() {
+    const HANDSHAKE: Duration = Duration::from_millis(300);
+    on_worker(async {
+        let ca = TestCa::new("mesh.internal");
+        let (address, _connections) = slow_mesh_origin(ca.service("shop", "orders"), HANDSHAKE).await;
+        let proxy = Proxy::new();
+        let cluster = proxy.secured(mesh(ORDERS), assignment(&[address]), &ca.service("shop", "web"));
+        assert_eq!(proxy.text(&cluster).await, "HTTP/2.0");
+        let latency = cluster.hosts().hosts[0].endpoint.latency();
+        assert!(latency > Duration::ZERO && latency < HANDSHAKE, "{latency:?}");
     });
 }
