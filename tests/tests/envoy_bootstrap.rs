@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 
 use pillion_tests::support::process::run;
 use pillion_tests::support::{DEADLINE, Process, eventually, http};
-use rustix::process::Signal;
 
 fn bootstrap(filter: &str, application: SocketAddr) -> String {
     format!(
@@ -73,7 +72,10 @@ async fn a_static_bootstrap_serves_and_ends_in_order() {
     assert!(metrics.body.contains("pillion_requests_total"), "{}", metrics.body);
     let dump = http::get(admin, "admin", "/config_dump").await.expect("served");
     assert!(dump.body.contains("\"app\""), "{}", dump.body);
-    proxy.signal(Signal::TERM);
+    // Whoever asks to be told when it has drained is told, before the process ends.
+    let drain = ::http::Request::post("/drain?wait=true").body(bytes::Bytes::new()).expect("a request");
+    let drained = http::send(admin, drain).await.expect("an answer");
+    assert_eq!(drained.status, 200, "{drained:?}");
     let status = proxy.exit(DEADLINE).await;
     assert!(status.success(), "{status}: {}", proxy.output());
 }

@@ -8,8 +8,10 @@ mod pages;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
@@ -168,8 +170,11 @@ async fn accept(
                     });
                     let mut builder = http1::Builder::new();
                     builder.timer(TokioTimer::new());
-                    let serving = builder.serve_connection(TokioIo::new(stream), service);
-                    stop.run_until_cancelled(serving).await;
+                    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+                    if stop.run_until_cancelled(serving.as_mut()).await.is_none() {
+                        serving.as_mut().graceful_shutdown();
+                        let _cut = tokio::time::timeout(LAST_ANSWERS, serving).await;
+                    }
                 });
             }
             Ok((stream, _)) => drop(stream),
@@ -178,5 +183,7 @@ async fn accept(
     }
 }
 
+/// How long answers may take to leave when the proxy ends, such as the one to a drain.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connections to both ports at once.
 const CONNECTIONS_MAX: usize = 256;

@@ -53,11 +53,12 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
-    let drain = CancellationToken::new();
+    let (drain, drained) = (CancellationToken::new(), CancellationToken::new());
     let options = AdminOptions {
         admin: arguments.sidecar.listen.admin.or(bootstrap.admin),
         metrics: arguments.sidecar.listen.metrics,
         drain: drain.clone(),
+        drained: drained.clone(),
         set_log_filter: Some(set_log_filter),
         ..AdminOptions::default()
     };
@@ -82,6 +83,7 @@ async fn serve(
     if left > 0 {
         note(format_args!("{left} connections are cut after {GRACE:?}"));
     }
+    drained.cancel();
     runtime.stop();
     Ok(())
 }
