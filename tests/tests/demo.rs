@@ -37,12 +37,14 @@ async fn all_gone(all: &[Descendant]) {
 }
 
 #[tokio::test]
-async fn ctrl_c_leaves_no_process_behind() {
-    let (mut demo, all) = running().await;
-    demo.signal(Signal::INT);
-    let status = demo.exit(DEADLINE).await;
-    assert!(status.success(), "{status}: {}", demo.output());
-    all_gone(&all).await;
+async fn a_signal_ends_it_in_order_and_leaves_no_process_behind() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let (mut demo, all) = running().await;
+        demo.signal(signal);
+        let status = demo.exit(DEADLINE).await;
+        assert!(status.success(), "{signal:?}: {status}: {}", demo.output());
+        all_gone(&all).await;
+    }
 }
 
 #[tokio::test]

@@ -41,17 +41,25 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let begin = tokio::time::Instant::now();
     let mut mesh = tokio::select! {
         started = Mesh::start(|step| note(step)) => started?,
-        outcome = end.asked() => return outcome, // dropping what has started kills it
+        () = end.asked() => return arguments.interrupted(), // dropping what has started kills it
     };
     let work =
         async { if arguments.once { once(&mut mesh, begin).await } else { screen::show(&mut mesh).await } };
     let outcome = tokio::select! {
         outcome = work => outcome,
-        outcome = end.asked() => outcome,
+        () = end.asked() => arguments.interrupted(),
     };
     tokio::select! {
-        () = mesh.stop() => outcome,
-        again = end.asked() => again,
+        () = mesh.stop() => {}
+        () = end.asked() => {}
+    }
+    outcome
+}
+
+impl Arguments {
+    /// A signal is how a demo is meant to end; a tour that was not walked to its end has not passed.
+    fn interrupted(&self) -> anyhow::Result<()> {
+        if self.once { Err(Failed.into()) } else { Ok(()) }
     }
 }
 
@@ -68,15 +76,13 @@ impl End {
         Ok(Self { terminate, interrupt })
     }
 
-    /// Waits for one; Ctrl-C is how a demo is meant to end.
-    async fn asked(&mut self) -> anyhow::Result<()> {
+    /// Waits for one.
+    async fn asked(&mut self) {
         tokio::select! {
-            _ = self.terminate.recv() => Err(Failed.into()),
-            _ = self.interrupt.recv() => {
-                note("\nending the demo");
-                Ok(())
-            }
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
+        note("\nending the demo");
     }
 }
 
