@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use pillion_config::DurationText;
 use pillion_model::name::{NameError, ServiceName, check_name};
 use pillion_net::bootstrap::JoinToken;
 use pillion_net::tls::{hex, sha256};
@@ -84,10 +85,10 @@ pub enum TokenError {
         asked: ServiceName,
     },
     /// A lifetime out of bounds.
-    #[error("ttl: got {got:?}, {TTL_WANT}")]
+    #[error("ttl: got {got}, {TTL_WANT}")]
     Ttl {
         /// As asked.
-        got: Duration,
+        got: DurationText,
     },
     /// The binding is no name.
     #[error("{field}: {error}")]
@@ -158,7 +159,7 @@ impl Tokens {
     pub async fn create(&self, new: NewToken) -> Result<(JoinToken, TokenInfo), TokenError> {
         let ttl = new.ttl.unwrap_or(TTL);
         if !(TTL_MIN..=TTL_MAX).contains(&ttl) {
-            return Err(TokenError::Ttl { got: ttl });
+            return Err(TokenError::Ttl { got: DurationText(ttl) });
         }
         for (field, name) in [("namespace", &new.binding.namespace), ("service", &new.binding.service)] {
             if let Some(name) = name {
