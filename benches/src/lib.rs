@@ -1,5 +1,6 @@
 //! What the macro benches share: what a process costs ([`usage`]) and how results are told
 //! ([`report`]). Each bench is a program in `src/bin`, run by `cargo xtask bench`.
 
+pub mod dns;
 pub mod report;
 pub mod usage;

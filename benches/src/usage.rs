@@ -22,6 +22,31 @@ pub fn cpu(process: u32) -> anyhow::Result<Duration> {
     Ok(TICK * ticks)
 }
 
+/// CPU time that the threads of a process and of its descendants have used that run now and whose name
+/// fits, to the nanosecond.
+///
+/// # Errors
+///
+/// If the process is gone.
+pub fn cpu_exact(process: u32, fits: impl Fn(&str) -> bool + Copy) -> anyhow::Result<Duration> {
+    let folder = format!("/proc/{process}/task");
+    let mut nanoseconds: u64 = 0;
+    let mut children = Duration::ZERO;
+    for thread in std::fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+        let thread = thread?.path();
+        let read = |file: &str| std::fs::read_to_string(thread.join(file)).unwrap_or_default();
+        if fits(read("comm").trim()) {
+            // The first field is the time on a CPU; a thread that has ended meanwhile has none.
+            let used = read("schedstat").split_whitespace().next().and_then(|used| used.parse::<u64>().ok());
+            nanoseconds += used.unwrap_or_default();
+        }
+        for child in read("children").split_whitespace().filter_map(|child| child.parse().ok()) {
+            children += cpu_exact(child, fits).unwrap_or_default();
+        }
+    }
+    Ok(Duration::from_nanos(nanoseconds) + children)
+}
+
 /// Resident memory of a process, in bytes, without what it shares with files (its own code).
 ///
 /// # Errors
@@ -49,6 +74,8 @@ mod tests {
         while cpu(us).expect("we run") < before + TICK * 3 {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
+        assert!(cpu_exact(us, |_| true).expect("we run") > TICK * 2);
+        assert_eq!(cpu_exact(us, |_| false).expect("we run"), Duration::ZERO);
         assert!(anonymous_bytes(us).expect("we run") > 4096);
         assert!(cpu(0).is_err());
     }

