@@ -41,7 +41,7 @@ impl Cookies {
         self.check_bytes(bytes, request.src().ip(), now)
     }
 
-    fn check_bytes(&self, bytes: &[u8], client_ip: IpAddr, now: u32) -> Shown {
+    pub(crate) fn check_bytes(&self, bytes: &[u8], client_ip: IpAddr, now: u32) -> Shown {
         let Some((&client, server)) = bytes.split_first_chunk::<CLIENT>() else { return Shown::Malformed };
         match server.len() {
             0 | 8..=32 => {}
@@ -63,8 +63,15 @@ impl Cookies {
 
     /// The option for the answer, with a fresh cookie of ours.
     pub(crate) fn option(&self, client: [u8; CLIENT], client_ip: IpAddr, now: u32) -> EdnsOption {
-        let server = self.server_part(client, client_ip, now);
-        EdnsOption::Unknown(EdnsCode::Cookie.into(), [&client[..], &server].concat())
+        EdnsOption::Unknown(EdnsCode::Cookie.into(), self.whole(client, client_ip, now).to_vec())
+    }
+
+    /// The client's cookie with a fresh one of ours behind.
+    pub(crate) fn whole(&self, client: [u8; CLIENT], client_ip: IpAddr, now: u32) -> [u8; WHOLE] {
+        let mut whole = [0; WHOLE];
+        whole[..CLIENT].copy_from_slice(&client);
+        whole[CLIENT..].copy_from_slice(&self.server_part(client, client_ip, now));
+        whole
     }
 
     fn server_part(&self, client: [u8; CLIENT], client_ip: IpAddr, made: u32) -> [u8; SERVER] {
@@ -85,6 +92,8 @@ pub(crate) fn now() -> u32 {
 
 pub(crate) const CLIENT: usize = 8;
 const SERVER: usize = 16;
+/// Bytes of a client's cookie with ours.
+pub(crate) const WHOLE: usize = CLIENT + SERVER;
 const VERSION: u8 = 1;
 /// Seconds for which a cookie is good.
 const AGE_MAX: i32 = 3600;

@@ -10,7 +10,7 @@ use hickory_proto::op::{
     Edns, EmitAndCount, Header, HeaderCounts, Metadata, ResponseCode, emit_message_parts,
 };
 use hickory_proto::rr::rdata::opt::EdnsOption;
-use hickory_proto::rr::{DNSClass, RData, Record};
+use hickory_proto::rr::{DNSClass, Name, RData, Record};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 use hickory_server::server::Request;
 
@@ -206,8 +206,19 @@ fn emit_while_room<T>(
     Ok(items.len())
 }
 
+/// A name as it stands in a message that has nothing to point to.
+pub(crate) fn name_in_full(name: &Name) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(name_bytes(name));
+    for label in name {
+        bytes.push(u8::try_from(label.len()).unwrap_or_default()); // 63 at most
+        bytes.extend_from_slice(label);
+    }
+    bytes.push(0);
+    bytes
+}
+
 /// Writes a record of the name asked for, by a pointer to the question.
-fn answer(data: &RData, ttl: u32, encoder: &mut BinEncoder<'_>) -> Result<(), ProtoError> {
+pub(crate) fn answer(data: &RData, ttl: u32, encoder: &mut BinEncoder<'_>) -> Result<(), ProtoError> {
     encoder.emit_u16(QUESTION_POINTER)?;
     data.record_type().emit(encoder)?;
     DNSClass::IN.emit(encoder)?;

@@ -1,6 +1,6 @@
 //! The one way from a request to its answer, for UDP and TCP alike.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use hickory_server::net::runtime::Time;
 use hickory_server::net::{BufDnsStreamHandle, DnsStreamHandle, NetError};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -21,11 +20,12 @@ use crate::encode::{cut, edns, fits, metadata, relay};
 use crate::note::{Note, Reason};
 use crate::question::Question;
 use crate::stats::Stats;
+use crate::udp::send;
 use crate::zone::{Outcome, Reply, Zone};
 
 /// What both transports share.
 pub(crate) struct Shared {
-    zone: Arc<dyn Zone>,
+    pub(crate) zone: Arc<dyn Zone>,
     /// Room for answers under way.
     waiting: Semaphore,
     pub(crate) cookies: Cookies,
@@ -70,7 +70,7 @@ pub(crate) enum Outlet {
 impl Outlet {
     fn send(&self, message: Vec<u8>, client: SocketAddr) -> Result<(), NetError> {
         match self {
-            Self::Udp(socket) => Ok(socket.try_send_to(&message, client).map(drop)?),
+            Self::Udp(socket) => Ok(send(socket, &message, client)?),
             Self::Tcp(connection) => connection.clone().send(SerialMessage::new(message, client)),
         }
     }

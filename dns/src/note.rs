@@ -40,9 +40,15 @@ impl Note {
     }
 
     pub(crate) fn option(&self) -> EdnsOption {
-        let mut bytes = (self.reason as u16).to_be_bytes().to_vec();
-        bytes.extend(self.text.bytes().take(TEXT_MAX));
-        EdnsOption::Unknown(CODE, bytes)
+        let (code, content) = self.parts();
+        EdnsOption::Unknown(code, content)
+    }
+
+    /// Number and content of the option.
+    pub(crate) fn parts(&self) -> (u16, Vec<u8>) {
+        let mut content = (self.reason as u16).to_be_bytes().to_vec();
+        content.extend(self.text.bytes().take(TEXT_MAX));
+        (CODE, content)
     }
 }
 

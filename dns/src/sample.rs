@@ -6,6 +6,8 @@ pub struct Weights {
     weights: Vec<u32>,
     /// Sums of the weights up to and including each.
     sums: Vec<u64>,
+    /// Whether all weigh the same, and something.
+    even: bool,
 }
 
 impl Weights {
@@ -20,7 +22,18 @@ impl Weights {
                 sum
             })
             .collect();
-        Self { weights, sums }
+        let even = weights.first().is_some_and(|first| *first > 0 && weights.iter().all(|one| one == first));
+        Self { weights, sums, even }
+    }
+
+    /// How many candidates there are.
+    pub fn len(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.weights.is_empty()
     }
 
     /// Draws up to `count` different candidates, heavier ones earlier and rather.
@@ -28,41 +41,78 @@ impl Weights {
     /// The first one is drawn in proportion to the weights, the next one so among the rest, and so
     /// on. Costs `count` draws where there are many more candidates, else one draw for each.
     pub fn draw(&self, count: usize, random: &mut fastrand::Rng) -> Vec<usize> {
-        if self.weights.len() <= 2 * count {
-            return self.shuffle(count, random);
+        let mut draw = Draw::default();
+        draw.draw(self, count, random);
+        draw.drawn
+    }
+}
+
+/// Memory for drawing, used again and again.
+#[derive(Debug, Default)]
+pub struct Draw {
+    drawn: Vec<usize>,
+    keyed: Vec<(f64, usize)>,
+    /// Whether a candidate has been drawn; all false between draws.
+    seen: Vec<bool>,
+}
+
+impl Draw {
+    /// Draws as [`Weights::draw`] does.
+    pub fn draw(&mut self, from: &Weights, count: usize, random: &mut fastrand::Rng) -> &[usize] {
+        self.drawn.clear();
+        if from.len() > 2 * count {
+            self.pick(from, count, random);
         }
-        let total = self.sums.last().copied().unwrap_or_default();
-        if total == 0 {
-            return Vec::new();
+        if self.drawn.len() < count.min(from.len()) {
+            self.shuffle(from, count, random);
         }
-        let mut drawn = Vec::with_capacity(count);
-        let mut seen = std::collections::HashSet::with_capacity(count);
-        for _ in 0..count * 4 {
-            let at = random.u64(..total);
-            let candidate = self.sums.partition_point(|sum| *sum <= at);
-            if seen.insert(candidate) {
-                drawn.push(candidate);
-                if drawn.len() == count {
-                    return drawn;
-                }
-            }
-        }
-        // A few candidates outweigh the others by far: drawing again and again meets only them.
-        self.shuffle(count, random)
+        &self.drawn
     }
 
-    /// Efraimidis and Spirakis: order by `ln(u) / weight`, largest first.
-    fn shuffle(&self, count: usize, random: &mut fastrand::Rng) -> Vec<usize> {
-        let mut keyed: Vec<(f64, usize)> = self
-            .weights
-            .iter()
-            .enumerate()
-            .filter(|(_, weight)| **weight > 0)
-            .map(|(at, weight)| ((1.0 - random.f64()).ln() / f64::from(*weight), at))
-            .collect();
-        keyed.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-        keyed.truncate(count);
-        keyed.into_iter().map(|(_, at)| at).collect()
+    /// Draws one after the other; gives up where a few candidates outweigh the others by far, for
+    /// drawing again and again then meets only them.
+    fn pick(&mut self, from: &Weights, count: usize, random: &mut fastrand::Rng) {
+        let total = from.sums.last().copied().unwrap_or_default();
+        if total == 0 {
+            return;
+        }
+        self.seen.resize(self.seen.len().max(from.len()), false);
+        for _ in 0..count * 4 {
+            if self.drawn.len() == count {
+                break;
+            }
+            let candidate = match from.even {
+                true => random.usize(..from.len()),
+                false => {
+                    let at = random.u64(..total);
+                    from.sums.partition_point(|sum| *sum <= at)
+                }
+            };
+            if !std::mem::replace(&mut self.seen[candidate], true) {
+                self.drawn.push(candidate);
+            }
+        }
+        for candidate in &self.drawn {
+            self.seen[*candidate] = false;
+        }
+    }
+
+    fn shuffle(&mut self, from: &Weights, count: usize, random: &mut fastrand::Rng) {
+        self.drawn.clear();
+        if from.even {
+            self.drawn.extend(0..from.len());
+            for at in 0..count.min(from.len()) {
+                self.drawn.swap(at, random.usize(at..from.len()));
+            }
+            return self.drawn.truncate(count);
+        }
+        // Efraimidis and Spirakis: order by `ln(u) / weight`, largest first.
+        let key = |random: &mut fastrand::Rng, weight| (1.0 - random.f64()).ln() / f64::from(weight);
+        let candidates = from.weights.iter().enumerate().filter(|(_, weight)| **weight > 0);
+        self.keyed.clear();
+        self.keyed.extend(candidates.map(|(at, weight)| (key(random, *weight), at)));
+        self.keyed.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        self.drawn.extend(self.keyed.iter().take(count).map(|(_, at)| *at));
     }
 }
 

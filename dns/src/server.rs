@@ -70,10 +70,14 @@ pub async fn serve_with(
     let shared = Arc::new(Shared::new(zone, options.stats));
     let limited = |rate| Limiter::new(rate, options.limit_loopback, Instant::now());
     let limiter = options.answers_per_second.map(limited);
-    tokio::join!(
-        udp::serve(name, Arc::new(udp), Arc::clone(&shared), limiter, stop.clone()),
-        tcp::serve(name, tcp, shared, connections, stop),
-    );
+    let over_udp = async {
+        let socket = udp.into_std();
+        let served = async { udp::serve(name, socket?, Arc::clone(&shared), limiter, stop.clone()).await };
+        if let Err(error) = served.await {
+            tracing::error!(server = name, %error, "cannot answer over UDP");
+        }
+    };
+    tokio::join!(over_udp, tcp::serve(name, tcp, Arc::clone(&shared), connections, stop.clone()));
 }
 
 /// Answers at once where the answer is known, which is the rule, and in a task of its own otherwise.

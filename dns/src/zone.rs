@@ -4,12 +4,18 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::answer::Answer;
+use crate::fast::Fast;
 use crate::question::Question;
 
-/// Knows the answers. Called on the server's task: it must not block.
+/// Knows the answers. Called on a thread that answers everybody: it must not block.
 pub trait Zone: Send + Sync + 'static {
     /// Answers, or says that the answer takes a while.
     fn answer(&self, question: &Question<'_>) -> Reply;
+
+    /// Its answers that are ready as bytes, for one more thread; `None` where there are none.
+    fn fast(&self) -> Option<Box<dyn Fast>> {
+        None
+    }
 }
 
 /// An answer, now or later.

@@ -5,6 +5,7 @@
 //! answered by its id whatever its health.
 
 mod chain;
+mod fast;
 mod names;
 mod records;
 mod reverse;
@@ -16,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pillion_dns::{Answer, Name, Question, Reply, ResponseCode, Stats, Zone, wire_name};
+use pillion_dns::{Answer, Fast, Name, Question, Reply, ResponseCode, Stats, Zone, wire_name};
 
 use crate::catalog::World;
 use reverse::Reverse;
@@ -96,6 +97,10 @@ impl Zone for RegistryZone {
     fn answer(&self, question: &Question<'_>) -> Reply {
         chain::answer(&self.inner, question)
     }
+
+    fn fast(&self) -> Option<Box<dyn Fast>> {
+        Some(Box::new(fast::Answers::new(Arc::clone(&self.inner))))
+    }
 }
 
 impl Inner {
@@ -113,14 +118,18 @@ impl Inner {
 
     /// Counts the answer on its way out.
     fn count(&self, answer: Answer) -> Answer {
-        let counter = match answer.code {
+        self.count_code(answer.code);
+        answer
+    }
+
+    fn count_code(&self, code: ResponseCode) {
+        let counter = match code {
             ResponseCode::NoError => &self.counters.no_error,
             ResponseCode::NXDomain => &self.counters.no_such_name,
             ResponseCode::Refused => &self.counters.refused,
             _ => &self.counters.server_failure,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        answer
     }
 }
 

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use pillion_dns::{
-    Answer, NS, Name, RData, Reason, Record, RecordType, ResponseCode, Room, SRV, Soa, address, wire_name,
+    Answer, NS, Name, Note, RData, Reason, Record, RecordType, ResponseCode, Room, SRV, Soa, address,
+    wire_name,
 };
 use pillion_model::instance::Instance;
 use pillion_model::name::ServiceName;
@@ -75,18 +76,20 @@ impl Records<'_> {
             return self.apex.no(ResponseCode::NoError);
         }
         let set = self.instances(target, Select::Port(port.to_owned()));
-        let Some(names) = wire_name(&format!("inst.{}", target.service.dns_name(&self.apex.zone))) else {
+        let Some(names) = Names::below(target, &self.apex.zone) else {
             return self.apex.no(ResponseCode::NoError); // no room for instances below such a name
         };
-        let drawn = set.draw(self.room.records_max(SRV_FIXED_BYTES + names.len()), near.map(|zone| &**zone));
-        let (mut answers, mut additional) = (Vec::new(), Vec::new());
-        for (instance, priority) in drawn {
-            let Some(port) = instance.ports.get(port) else { continue };
-            let Ok(name) = names.prepend_label(instance.id.as_str()) else { continue };
-            additional.push(glue(&name, instance.address.to_canonical()));
-            let weight = u16::try_from(instance.weight).unwrap_or(u16::MAX);
-            answers.push(RData::SRV(SRV::new(priority, weight, port.port, name)));
-        }
+        let room = self.room.records_max(SRV_FIXED_BYTES + names.0.len());
+        let drawn = set.draw(room, near.map(|zone| &**zone));
+        let located: Vec<Location> = drawn
+            .iter()
+            .filter_map(|(instance, priority)| names.location(instance, port, *priority))
+            .collect();
+        let additional = located
+            .iter()
+            .map(|one| Record::from_rdata(one.record.target.clone(), TTL, one.address.clone()))
+            .collect();
+        let answers = located.into_iter().map(|one| RData::SRV(one.record)).collect();
         Answer { additional, ..self.drawn(&set, answers) }
     }
 
@@ -96,18 +99,55 @@ impl Records<'_> {
 
     /// The records drawn from a set, or "there are none", and what is odd about that.
     fn drawn(&self, set: &Set, answers: Vec<RData>) -> Answer {
-        if answers.is_empty() {
-            let no = self.apex.no(ResponseCode::NoError);
-            return match set.out_of_service {
-                0 => no,
-                count => no.noting(Reason::Other, format!("none of {count} instances takes traffic")),
-            };
-        }
-        let answer = Answer { more: answers.len() < set.len(), ..yes(answers) };
-        if set.stale {
-            return answer.noting(Reason::StaleAnswer, "every instance is silent; these served last");
-        }
-        answer
+        let answer = match answers.is_empty() {
+            true => self.apex.no(ResponseCode::NoError),
+            false => Answer { more: answers.len() < set.len(), ..yes(answers) },
+        };
+        Answer { note: note(set), ..answer }
+    }
+}
+
+/// What is odd about a set.
+pub(super) fn note(set: &Set) -> Option<Note> {
+    if set.stale {
+        return Some(Note::new(Reason::StaleAnswer, "every instance is silent; these served last"));
+    }
+    let count = Some(set.out_of_service).filter(|count| *count > 0 && set.is_empty())?;
+    Some(Note::new(Reason::Other, format!("none of {count} instances takes traffic")))
+}
+
+/// A port of one instance.
+pub(super) struct Location {
+    pub(super) record: SRV,
+    /// Content of the address record of the target.
+    pub(super) address: RData,
+    pub(super) weight: u32,
+}
+
+/// All instances of a set with a port, none nearer than another; `None` where DNS has no room for
+/// names below the service's.
+pub(super) fn locations(target: &Target, port: &str, set: &Set, zone: &str) -> Option<Vec<Location>> {
+    let names = Names::below(target, zone)?;
+    Some(set.instances().iter().filter_map(|instance| names.location(instance, port, 0)).collect())
+}
+
+/// Names of a service's instances.
+struct Names(Name);
+
+impl Names {
+    fn below(target: &Target, zone: &str) -> Option<Self> {
+        wire_name(&format!("inst.{}", target.service.dns_name(zone))).map(Self)
+    }
+
+    fn location(&self, instance: &Instance, port: &str, priority: u16) -> Option<Location> {
+        let port = instance.ports.get(port)?.port;
+        let name = self.0.prepend_label(instance.id.as_str()).ok()?;
+        let weight = u16::try_from(instance.weight).unwrap_or(u16::MAX);
+        Some(Location {
+            record: SRV::new(priority, weight, port, name),
+            address: address(instance.address.to_canonical()),
+            weight: instance.weight,
+        })
     }
 }
 
@@ -118,7 +158,7 @@ impl Apex {
         Answer { code, authoritative: true, authority: vec![soa], ..Answer::default() }
     }
 
-    fn soa(&self) -> Soa {
+    pub(super) fn soa(&self) -> Soa {
         Soa {
             server: self.name_server.clone(),
             mailbox: self.mailbox.clone(),

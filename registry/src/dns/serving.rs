@@ -68,6 +68,15 @@ impl Set {
         Self { instances, weights, stale, out_of_service, several_zones }
     }
 
+    pub(super) fn instances(&self) -> &[Arc<Instance>] {
+        &self.instances
+    }
+
+    /// Of [`Self::instances`], in their order.
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     pub(super) fn len(&self) -> usize {
         self.instances.len()
     }

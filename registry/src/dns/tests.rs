@@ -1,5 +1,7 @@
 //! The zone asked by a resolver we did not write (`dig`), and by hand.
 
+mod fast;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Command;
