@@ -216,7 +216,9 @@ fn compare(fast: &[u8], general: &[u8]) -> Result<(), TestCaseError> {
     prop_assert_eq!(&a.metadata, &b.metadata);
     prop_assert_eq!(&a.queries, &b.queries);
 
-    prop_assert_eq!(texts(&a.authorities), texts(&b.authorities));
+    // The zone's name is the end of the question's, and has its case.
+    let lower = |records| texts(records).iter().map(|text| text.to_lowercase()).collect::<Vec<_>>();
+    prop_assert_eq!(lower(&a.authorities), lower(&b.authorities));
     let options = |message: &mut Message| {
         message.edns.as_ref().map(|edns| {
             let options = edns.options().as_ref().iter().map(|(code, option)| {
