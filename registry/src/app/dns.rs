@@ -44,8 +44,10 @@ pub(super) fn zone(catalog: Arc<OnceLock<Arc<Catalog>>>, advertised: &[Target]) 
         advertised.iter().filter_map(|target| target.host.parse().ok()).collect();
     addresses.sort_unstable();
     addresses.dedup();
+    let store = Arc::clone(&catalog);
+    let away = move || store.get().is_some_and(|catalog| catalog.store().trouble().is_some());
     let current = move || Some(catalog.get()?.world());
-    Arc::new(RegistryZone::new(Box::new(current), addresses))
+    Arc::new(RegistryZone::new(Box::new(current), Box::new(away), addresses))
 }
 
 pub(super) async fn serve(

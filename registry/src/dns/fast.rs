@@ -16,6 +16,7 @@ use pillion_dns::sample::Weights;
 use pillion_dns::{Denial, Encoded, Fast, Plain, RData, Ready, RecordType, Records, ResponseCode, address};
 use pillion_model::name::ServiceName;
 
+use super::away::Away;
 use super::names::{Found, Target, find};
 use super::records::{locations, note};
 use super::serving::{Select, Set};
@@ -27,6 +28,9 @@ use crate::resources::Resources;
 pub(super) struct Answers {
     inner: Arc<Inner>,
     now: Option<Now>,
+    /// What answers without a note say while the store is away.
+    stale: Encoded,
+    away: bool,
     /// By name in lower case, with the type behind.
     kept: HashMap<Box<[u8]>, Kept>,
     kept_bytes: usize,
@@ -66,12 +70,22 @@ enum Made {
 
 impl Answers {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, now: None, kept: HashMap::new(), kept_bytes: 0, key: Vec::new(), text: String::new() }
+        Self {
+            inner,
+            now: None,
+            stale: Encoded::from(&Away::note()),
+            away: false,
+            kept: HashMap::new(),
+            kept_bytes: 0,
+            key: Vec::new(),
+            text: String::new(),
+        }
     }
 }
 
 impl Fast for Answers {
     fn refresh(&mut self) {
+        self.away = self.inner.away.now();
         let Some(view) = (self.inner.current)() else { return self.now = None };
         let number = match &self.now {
             Some(now) if Arc::ptr_eq(&now.view, &view) => return,
@@ -86,6 +100,7 @@ impl Fast for Answers {
     fn find(&mut self, question: &Plain<'_>) -> Option<Ready<'_>> {
         let now = self.now.as_ref()?;
         let denial = now.denial.as_ref()?;
+        let stale = self.away.then_some(&self.stale);
         self.key.clear();
         self.key.extend_from_slice(question.name());
         self.key.extend_from_slice(&u16::from(question.kind()).to_be_bytes());
@@ -96,7 +111,7 @@ impl Fast for Answers {
             write_text(question.name(), &mut self.text);
             match now.make(&self.inner, &self.text, question.kind()) {
                 Made::Other => return None,
-                Made::Nothing => return Some(Ready::No(ResponseCode::NXDomain, denial, None)),
+                Made::Nothing => return Some(Ready::No(ResponseCode::NXDomain, denial, stale)),
                 Made::Kept(kept) => {
                     if self.kept_bytes > KEPT_BYTES_MAX {
                         self.kept.clear();
@@ -108,7 +123,7 @@ impl Fast for Answers {
             }
         }
         let kept = self.kept.get(&self.key[..])?;
-        let note = kept.note.as_ref();
+        let note = kept.note.as_ref().or(stale);
         Some(match &kept.records {
             Some(records) => Ready::Yes(records, note),
             None => Ready::No(ResponseCode::NoError, denial, note),

@@ -4,6 +4,7 @@
 //! instances that take traffic, drawn by weight, at most as many as fit; a single instance is
 //! answered by its id whatever its health.
 
+mod away;
 mod chain;
 mod fast;
 mod names;
@@ -20,11 +21,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pillion_dns::{Answer, Fast, Name, Question, Reply, ResponseCode, Stats, Zone, wire_name};
 
 use crate::catalog::World;
+use away::Away;
 use reverse::Reverse;
 use serving::Cache;
 
 /// Gives the state in force; `None` before the first load.
 pub type CurrentView = Box<dyn Fn() -> Option<Arc<World>> + Send + Sync>;
+/// Whether the store is away, so that the state in force may be out of date.
+pub type StoreAway = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// The mesh's DNS zone.
 pub struct RegistryZone {
@@ -33,6 +37,7 @@ pub struct RegistryZone {
 
 struct Inner {
     current: CurrentView,
+    away: Away,
     /// Addresses of the registry itself: of the name server in NS and SOA records.
     addresses: Vec<IpAddr>,
     cache: Cache,
@@ -61,11 +66,13 @@ struct Counters {
 }
 
 impl RegistryZone {
-    /// The zone over the state that `current` gives. `addresses`: where this name server is.
-    pub fn new(current: CurrentView, addresses: Vec<IpAddr>) -> Self {
+    /// The zone over the state that `current` gives; answers are marked while the store is `away`.
+    /// `addresses`: where this name server is.
+    pub fn new(current: CurrentView, away: StoreAway, addresses: Vec<IpAddr>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 current,
+                away: Away::new(away),
                 addresses,
                 cache: Cache::default(),
                 reverse: Reverse::default(),
@@ -116,9 +123,12 @@ impl Inner {
         }
     }
 
-    /// Counts the answer on its way out.
-    fn count(&self, answer: Answer) -> Answer {
+    /// Counts the answer on its way out, and marks it where it may be out of date.
+    fn count(&self, mut answer: Answer) -> Answer {
         self.count_code(answer.code);
+        if answer.authoritative && answer.note.is_none() && self.away.now() {
+            answer.note = Some(Away::note());
+        }
         answer
     }
 

@@ -123,7 +123,11 @@ impl Server {
             let state = Arc::clone(&state);
             Box::new(move || state.read().expect("not poisoned").clone())
         };
-        let zone = Arc::new(RegistryZone::new(current, vec!["10.0.9.9".parse().expect("an address")]));
+        let zone = Arc::new(RegistryZone::new(
+            current,
+            Box::new(|| false),
+            vec!["10.0.9.9".parse().expect("an address")],
+        ));
         let (udp, tcp) = bind_udp_and_tcp("dns", ([127, 0, 0, 1], 0).into()).expect("a port");
         let address = udp.local_addr().expect("bound");
         let stop = CancellationToken::new();
