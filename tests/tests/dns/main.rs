@@ -1,5 +1,10 @@
 //! DNS of registry and sidecar, asked by dig and kdig.
 
+mod crowd;
+mod hostile;
+mod outage;
+mod unbound;
+
 use pillion_tests::support::binary::repository;
 use pillion_tests::support::process::finish;
 use pillion_tests::support::{App, DEADLINE, Plan, Registry, Sidecar, eventually, peer};
