@@ -288,6 +288,15 @@ impl Reader {
                                 "1 to 253 bytes",
                             );
                         }
+                        // Both are printed in tables, logs and DNS: one line each.
+                        Some(_) if name.contains(breaks_line) => {
+                            let got = format!("the name {name:?}");
+                            self.refuse(field, got, "no control characters and line breaks");
+                        }
+                        Some(text) if text.contains(breaks_line) => {
+                            let want = "no control characters and line breaks";
+                            self.refuse(format!("{field}.{name}"), format_args!("{text:?}"), want);
+                        }
                         Some(text) => {
                             texts.insert(name.clone(), text.to_owned());
                         }
@@ -382,6 +391,11 @@ fn present<'a>(map: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
     map.get(field).filter(|value| !value.is_null())
 }
 
+/// Whether a character is a control character, or ends a line.
+fn breaks_line(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
@@ -444,6 +458,10 @@ mod tests {
             (json!({"address": "::1", "port": 1, "health": "fine"}), "health", "\"fine\""),
             (json!({"address": "::1", "port": 1, "generation": 0}), "generation", "0"),
             (json!({"address": "::1", "port": 1, "labels": {"v": 1}}), "labels.v", "1"),
+            (json!({"address": "::1", "port": 1, "labels": {"v": "1\n2"}}), "labels.v", "\"1\\n2\""),
+            (json!({"address": "::1", "port": 1, "labels": {"v\u{7}": "1"}}), "labels", "\"v\\u{7}\""),
+            (json!({"address": "::1", "port": 1, "metadata": {"v": "\u{1b}[2J"}}), "metadata.v", "\\u{1b}"),
+            (json!({"address": "::1", "port": 1, "metadata": {"v": "a\u{2028}b"}}), "metadata.v", "\\u{2028}"),
             (json!({"address": "::1", "port": 1, "adress": "x"}), "adress", "is not a field"),
             (json!([]), "", "a list"),
         ] {
