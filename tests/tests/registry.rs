@@ -81,6 +81,53 @@ async fn bad_registrations_name_the_field_and_change_nothing() {
 }
 
 #[tokio::test]
+async fn many_are_registered_at_once_and_each_has_its_own_outcome() {
+    let data = tempfile::tempdir().expect("a folder");
+    let registry = Registry::start(data.path()).await;
+    let mut instances: Vec<_> = (0..1000)
+        .map(|n| json!({"namespace": "shop", "service": "orders", "id": format!("orders-{n}"), "address": "10.0.0.5", "port": 1000 + n}))
+        .collect();
+    instances[17]["port"] = json!(null);
+    instances[17]["ports"] = json!({"http": {"port": 99_999}});
+    instances[18]["id"] = json!("Orders");
+    instances[19] = json!(7);
+    instances[20] = instances[21].clone();
+    instances[22]["labels"] = json!({"a/b": "1\n2"});
+    instances[23]["ports"] = json!({"http": {"port": 80, "protocol": "tcp"}});
+    instances[23]["port"] = json!(null);
+    let answer = registry.post("/v1/instances", &json!({"instances": instances})).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let results = answer.json()["results"].as_array().cloned().expect("a list");
+    assert_eq!(results.len(), instances.len());
+    for (at, status, field) in [
+        (16, 201, None),
+        (17, 422, Some("/instances/17/ports/http/port")),
+        (18, 422, Some("/instances/18/id")),
+        (19, 422, Some("/instances/19")),
+        (20, 201, None),
+        (21, 200, None),
+        (22, 422, Some("/instances/22/labels/a~1b")),
+        (23, 409, Some("/instances/23/ports/http/protocol")),
+        (999, 201, None),
+    ] {
+        let result = &results[at];
+        assert_eq!(result["status"], status, "{at}: {result}");
+        assert_eq!(result["problem"]["errors"][0]["field"].as_str(), field, "{at}: {result}");
+        assert_eq!(result["beatInterval"].as_str(), field.is_none().then_some("10s"), "{at}: {result}");
+    }
+    registry.serving("orders.shop", 994).await;
+
+    for (body, status, want) in [
+        (json!({"instances": vec![0; 10_001]}), 413, "at most 10000"),
+        (json!({"instances": {"a": 1}}), 422, "want a list"),
+        (json!({"instances": [], "more": 1}), 422, "is not a field"),
+    ] {
+        let refused = registry.post("/v1/instances", &body).await;
+        assert!(refused.status == status && refused.body.contains(want), "{want}: {refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_is_told_with_the_flag_that_chooses_another() {
     let data = tempfile::tempdir().expect("a folder");
     let registry = Registry::start(data.path()).await;

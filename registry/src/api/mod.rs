@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::watch::Hub;
 
 mod auth;
+mod batch;
 mod cloud_map;
 mod consul;
 mod instances;
@@ -144,6 +145,12 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
         (
             Operation::new("delete", MAINTENANCE, "Put an instance back into service").gives("InstanceView"),
             delete(instances::end_maintenance),
+        ),
+        (
+            Operation::new("post", "/v1/instances", "Register many instances, each with its own outcome")
+                .takes(Body::json("InstancesDocument"))
+                .gives("RegisteredMany"),
+            post(batch::register_many),
         ),
         (
             Operation::new("post", "/v1/heartbeats", "Heartbeats of many instances")

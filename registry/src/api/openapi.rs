@@ -3,6 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::batch::{InstancesDocument, RegisteredMany};
 use super::consul::{Agent, HealthEntries, ServiceTags};
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
 use super::operate::{BrakeView, ProxyList, StoreView, TargetGroups};
@@ -192,6 +193,8 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<InstanceDocument>();
     generator.subschema_for::<InstanceView>();
     generator.subschema_for::<RegisteredView>();
+    generator.subschema_for::<InstancesDocument>();
+    generator.subschema_for::<RegisteredMany>();
     generator.subschema_for::<HeartbeatDocument>();
     generator.subschema_for::<HeartbeatsDocument>();
     generator.subschema_for::<HeartbeatsView>();

@@ -111,7 +111,22 @@ impl Registry {
     ///
     /// If there is no answer.
     pub async fn put(&self, path: &str, body: &serde_json::Value) -> Answer {
-        let request = ::http::Request::put(path)
+        self.send(::http::Method::PUT, path, body).await
+    }
+
+    /// Posts JSON to the API.
+    ///
+    /// # Panics
+    ///
+    /// If there is no answer.
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> Answer {
+        self.send(::http::Method::POST, path, body).await
+    }
+
+    async fn send(&self, method: ::http::Method, path: &str, body: &serde_json::Value) -> Answer {
+        let request = ::http::Request::builder()
+            .method(method)
+            .uri(path)
             .header("host", self.api.to_string())
             .header("content-type", "application/json")
             .body(bytes::Bytes::from(body.to_string()))
