@@ -2,7 +2,9 @@
 //! serves an axum router (tonic's routes) over our TLS and tells it who the peer is.
 
 mod client;
+mod connections;
 mod server;
+mod stall;
 #[cfg(test)]
 mod tests;
 

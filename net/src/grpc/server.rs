@@ -18,10 +18,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use pillion_model::name::SpiffeId;
+use rustix::process::{Resource, getrlimit};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,8 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::server::TcpConnectInfo;
 use tower::ServiceExt as _;
 
+use super::connections::{Answering, Connections, Place};
+use super::stall::Impatient;
 use crate::listen::pause_accept;
 use crate::tls::{self, PeerCertificate, ServerTls};
 
@@ -51,7 +53,8 @@ pub struct Serve {
     pub security: ServerSecurity,
     /// What answers.
     pub router: Router,
-    /// Connections at a time; more wait to be accepted. Default 16 384.
+    /// Connections at a time; a newcomer beyond it takes the place of an idle one, or is closed if none is.
+    /// Default 16 384, or what the process may have open less 4096 (but at least half of that).
     pub connections_max: usize,
     /// How long requests in flight may take after `stop`. Default 20 s.
     pub grace: Duration,
@@ -71,7 +74,7 @@ pub struct Incoming {
 impl Serve {
     /// Serves `router` with the default limits.
     pub fn new(name: &'static str, security: ServerSecurity, router: Router) -> Self {
-        Self { name, security, router, connections_max: CONNECTIONS_MAX, grace: GRACE }
+        Self { name, security, router, connections_max: connections_max(), grace: GRACE }
     }
 
     /// Serves until `stop`; then says GOAWAY, gives requests in flight their grace and cuts the rest.
@@ -79,13 +82,18 @@ impl Serve {
     /// A connection also ends (after GOAWAY) when its client's certificate does.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
         let (open, cut) = (TaskTracker::new(), CancellationToken::new());
-        let room = Arc::new(Semaphore::new(self.connections_max));
+        let connections = Connections::new(self.connections_max);
         let shared = Arc::new(self);
-        while let Some((stream, remote, permit)) = accept(&listener, &room, &stop).await {
+        while let Some((stream, remote)) = accept(&listener, &stop).await {
+            let Some(place) = connections.enter() else {
+                tracing::debug!(server = shared.name, %remote, "too many connections, and none is idle");
+                continue;
+            };
             let (shared, stop, cut) = (Arc::clone(&shared), stop.clone(), cut.clone());
             open.spawn(async move {
-                cut.run_until_cancelled(shared.connection(stream, remote, stop)).await;
-                drop(permit);
+                let shed = place.cut().clone();
+                let connection = shared.connection(stream, remote, place, stop);
+                cut.run_until_cancelled(shed.run_until_cancelled(connection)).await;
             });
         }
         drop(listener); // the port is free while we drain
@@ -97,13 +105,13 @@ impl Serve {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, remote: SocketAddr, stop: CancellationToken) {
+    async fn connection(&self, stream: TcpStream, remote: SocketAddr, place: Place, stop: CancellationToken) {
         let _ = stream.set_nodelay(true);
         let Ok(local) = stream.local_addr() else { return };
         let config = match &self.security {
             ServerSecurity::Plaintext => {
                 let incoming = Incoming { local, remote, tls: false };
-                return self.http(stream, incoming, None, stop).await;
+                return self.http(stream, incoming, None, place, stop).await;
             }
             ServerSecurity::Fixed(config) => Arc::clone(config),
             ServerSecurity::Mesh(tls) => match tls.current() {
@@ -133,7 +141,7 @@ impl Serve {
                 }
             },
         };
-        self.http(stream, Incoming { local, remote, tls: true }, peer, stop).await;
+        self.http(stream, Incoming { local, remote, tls: true }, peer, place, stop).await;
     }
 
     async fn http<S>(
@@ -141,6 +149,7 @@ impl Serve {
         stream: S,
         incoming: Incoming,
         peer: Option<Arc<PeerCertificate>>,
+        place: Place,
         stop: CancellationToken,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -148,17 +157,26 @@ impl Serve {
         let ends_in = peer.as_ref().map(|peer| peer.not_after);
         let id = peer.as_ref().and_then(|peer| peer.spiffe_id());
         let router = self.router.clone();
+        let place = Arc::new(place);
+        let busy = Arc::clone(&place);
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            let busy = busy.begin();
             describe(&mut request, incoming, peer.as_ref(), id.as_ref());
-            router.clone().oneshot(request.map(Body::new))
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move {
+                let answer = answer.await;
+                answer.map(|answer| answer.map(|body| Answering { body, _busy: busy }))
+            }
         });
         let builder = http_builder();
+        let stream = Impatient::new(stream, STALL_MAX);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let finish = async {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = certificate_end(ends_in) => {}
+                () = never_asks(&place) => {}
             }
         };
         let ended = tokio::select! {
@@ -196,18 +214,28 @@ pub fn require_peer(router: Router) -> Router {
     }))
 }
 
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-    stop: &CancellationToken,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = stop.run_until_cancelled(Arc::clone(room).acquire_owned()).await?.ok()?;
+async fn accept(listener: &TcpListener, stop: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
     loop {
         match stop.run_until_cancelled(listener.accept()).await? {
-            Ok((stream, remote)) => return Some((stream, remote, permit)),
+            Ok(accepted) => return Some(accepted),
             Err(error) => pause_accept(&error).await,
         }
     }
+}
+
+/// Waits until a connection has had its time for a first request, and made none.
+async fn never_asks(place: &Place) {
+    tokio::time::sleep(HEADER_TIMEOUT).await;
+    if place.has_asked() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The default ceiling: so many that some descriptors are left for everything else.
+fn connections_max() -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let ours = descriptors.saturating_sub(DESCRIPTORS_SPARED).max(descriptors / 2);
+    usize::try_from(ours).unwrap_or(CONNECTIONS_MAX).min(CONNECTIONS_MAX)
 }
 
 fn describe(
@@ -253,9 +281,14 @@ fn http_builder() -> auto::Builder<TokioExecutor> {
 }
 
 const CONNECTIONS_MAX: usize = 16_384;
+/// For the store, DNS and other servers of the process.
+const DESCRIPTORS_SPARED: u64 = 4096;
 const GRACE: Duration = Duration::from_secs(20);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a first request, and for the head of any.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a peer may take nothing of what is sent to it.
+const STALL_MAX: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const CLOCK_STEP: Duration = Duration::from_secs(60);

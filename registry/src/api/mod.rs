@@ -24,6 +24,7 @@ use crate::watch::Hub;
 
 mod auth;
 mod batch;
+mod bodies;
 mod cloud_map;
 mod consul;
 mod instances;
@@ -44,10 +45,15 @@ pub use types::{
     ServiceView,
 };
 
+use bodies::Bodies;
 use openapi::{Access, Body, Operation};
 
 /// Largest request body. A mesh of thousands of resources fits.
 const BODY_BYTES_MAX: usize = 8 << 20;
+/// All bodies together that are being read or handled.
+const BODIES_BYTES_MAX: usize = 256 << 20;
+/// The same, of requests that are not from holders of the token, or not yet known to be.
+const STRANGERS_BYTES_MAX: usize = 16 << 20;
 
 /// What the handlers use. Cheap to clone.
 #[derive(Clone)]
@@ -87,17 +93,21 @@ impl std::ops::Deref for Api {
 pub fn router(parts: Parts, auth: Auth) -> Router {
     let api = Api(Arc::new(parts));
     let (mut guarded, mut open) = (Router::new(), Router::new());
+    let bodies = Bodies::new(BODY_BYTES_MAX, BODIES_BYTES_MAX);
+    // A budget of its own: who has no token cannot use up that of those who have.
+    let strangers = Bodies::new(cloud_map::BODY_BYTES_MAX, STRANGERS_BYTES_MAX);
     for (operation, handler) in table() {
         let router = if operation.access == Access::Token { &mut guarded } else { &mut open };
         *router = std::mem::take(router).route(operation.path, handler);
     }
     guarded
+        .layer(middleware::from_fn_with_state(bodies, bodies::gather))
         .layer(middleware::from_fn_with_state(auth.clone(), auth::check))
-        .merge(open)
+        .merge(open.layer(middleware::from_fn_with_state(strangers, bodies::gather)))
         .layer(Extension(auth))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(DefaultBodyLimit::disable()) // bodies are read before
         .layer(middleware::from_fn_with_state(api.clone(), count))
         .with_state(api)
 }
@@ -248,7 +258,7 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
         (
             Operation::new("post", "/", "A call of AWS Cloud Map, named by X-Amz-Target, in AWS JSON 1.1")
                 .signed(),
-            post(cloud_map::call).layer(DefaultBodyLimit::max(cloud_map::BODY_BYTES_MAX)),
+            post(cloud_map::call),
         ),
         (
             Operation::new("post", "/v1/explain", "What would happen to a request, and why")
@@ -332,9 +342,6 @@ async fn count(State(api): State<Api>, request: Request, next: Next) -> Response
         .get(header::CONTENT_TYPE)
         .is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
     match status {
-        StatusCode::PAYLOAD_TOO_LARGE if plain => {
-            Problem::new(status, format!("the body is larger than {BODY_BYTES_MAX} bytes")).into_response()
-        }
         StatusCode::BAD_REQUEST if plain => {
             Problem::new(status, "the request cannot be read").into_response()
         }

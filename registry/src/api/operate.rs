@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use axum::Json;
@@ -158,8 +158,11 @@ pub(super) async fn explain(State(api): State<Api>, body: Bytes) -> Result<Json<
     })
 }
 
-pub(super) async fn openapi() -> Json<serde_json::Value> {
-    Json(super::openapi())
+/// Made once: everybody may ask for it.
+pub(super) async fn openapi() -> Response {
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| super::openapi().to_string().into());
+    let kind = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, kind)], DOCUMENT.clone()).into_response()
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {

@@ -461,7 +461,11 @@ mod tests {
             (json!({"address": "::1", "port": 1, "labels": {"v": "1\n2"}}), "labels.v", "\"1\\n2\""),
             (json!({"address": "::1", "port": 1, "labels": {"v\u{7}": "1"}}), "labels", "\"v\\u{7}\""),
             (json!({"address": "::1", "port": 1, "metadata": {"v": "\u{1b}[2J"}}), "metadata.v", "\\u{1b}"),
-            (json!({"address": "::1", "port": 1, "metadata": {"v": "a\u{2028}b"}}), "metadata.v", "\\u{2028}"),
+            (
+                json!({"address": "::1", "port": 1, "metadata": {"v": "a\u{2028}b"}}),
+                "metadata.v",
+                "\\u{2028}",
+            ),
             (json!({"address": "::1", "port": 1, "adress": "x"}), "adress", "is not a field"),
             (json!([]), "", "a list"),
         ] {

@@ -1,6 +1,5 @@
 //! Errors as AWS JSON 1.1 writes them: `__type` and `Message`.
 
-use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use pillion_model::name::ServiceName;
@@ -64,16 +63,6 @@ impl Fault {
     pub(super) fn malformed(error: &serde_json::Error) -> Self {
         let message = format!("the body cannot be read: {error}");
         Self::new(StatusCode::BAD_REQUEST, "SerializationException", message)
-    }
-
-    pub(super) fn unreadable(rejection: &BytesRejection, bytes_max: usize) -> Self {
-        match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let message = format!("the body is larger than {bytes_max} bytes");
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeException", message)
-            }
-            status => Self::new(status, "SerializationException", rejection.body_text()),
-        }
     }
 }
 

@@ -11,7 +11,6 @@ use std::time::SystemTime;
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use pillion_model::name::ServiceName;
@@ -47,14 +46,11 @@ pub(super) async fn call(
     Extension(auth): Extension<Auth>,
     uri: Uri,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Bytes,
 ) -> Response {
-    let outcome = match body {
-        Ok(body) => match admit(&auth, &uri, &headers, &body) {
-            Ok(()) => answer(&api, &headers, &body).await,
-            Err(fault) => Err(fault),
-        },
-        Err(rejection) => Err(Fault::unreadable(&rejection, BODY_BYTES_MAX)),
+    let outcome = match admit(&auth, &uri, &headers, &body) {
+        Ok(()) => answer(&api, &headers, &body).await,
+        Err(fault) => Err(fault),
     };
     let mut response = match outcome {
         Ok(value) => value.to_string().into_response(),
