@@ -6,7 +6,7 @@ use crate::process::{cargo, succeeds};
 
 /// Runs every step; `false` when one failed.
 pub(crate) fn run() -> anyhow::Result<bool> {
-    let steps: [(&str, &dyn Fn() -> anyhow::Result<bool>); 4] = [
+    let steps: [(&str, &dyn Fn() -> anyhow::Result<bool>); 5] = [
         ("format", &|| succeeds(&mut cargo(&["fmt", "--all", "--check"]))),
         ("dependencies", &crate::deny::run),
         ("lints", &|| {
@@ -15,6 +15,7 @@ pub(crate) fn run() -> anyhow::Result<bool> {
             succeeds(clippy.args(["--", "-D", "warnings"]).envs(crate::image::STATIC))
         }),
         ("tests", &|| crate::test::run(true, &[])),
+        ("fuzzing", &crate::fuzz::briefly),
     ];
     let mut times: Vec<(&str, Duration)> = Vec::new();
     let total = steps.len();

@@ -5,6 +5,7 @@ mod ci;
 mod codegen;
 mod deny;
 mod descriptors;
+mod fuzz;
 mod image;
 mod peers;
 mod process;
@@ -51,7 +52,13 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
-    /// Everything that must pass before a change lands: format, lints, dependencies, tests.
+    /// Feed changed examples to what reads what others send: HTTP API, DNS, join tokens, documents.
+    Fuzz {
+        /// Targets (`api`, `dns`, `token`, `config`) and options: `--seconds 60`, `--seed`, `--input`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Everything that must pass before a change lands: format, lints, dependencies, tests, fuzzing in brief.
     Ci,
     /// Check licences, sources and banned crates against `deny.toml`.
     Deny,
@@ -75,6 +82,7 @@ fn main() -> ExitCode {
         Command::Test { require_peers, rest } => test::run(require_peers, &rest),
         Command::Peers { check } => peers::run(check),
         Command::Bench { what, profile, rest } => bench::run(&what, &profile, &rest),
+        Command::Fuzz { rest } => fuzz::run(&rest),
         Command::Ci => ci::run(),
         Command::Deny => deny::run(),
         Command::Image { profile, only_context } => image::run(&profile, only_context),
