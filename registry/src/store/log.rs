@@ -7,8 +7,8 @@ use tokio::sync::watch;
 
 use super::{Commit, Position};
 
-/// Commits kept for followers that lag; whoever lags further loads again.
-const COMMITS_KEPT: usize = 4096;
+/// Writes kept for followers that lag; whoever lags further loads again.
+const WRITES_KEPT: usize = 8192;
 
 /// A bounded ring of commits with a bell.
 pub(super) struct Log {
@@ -18,13 +18,15 @@ pub(super) struct Log {
 
 struct Ring {
     commits: VecDeque<Arc<Commit>>,
+    /// In all of them.
+    writes: usize,
     /// Every commit after this one, of this epoch, is in the ring.
     complete_from: Position,
 }
 
 impl Log {
     pub(super) fn new(at: Position) -> Arc<Self> {
-        let ring = Ring { commits: VecDeque::new(), complete_from: at.clone() };
+        let ring = Ring { commits: VecDeque::new(), writes: 0, complete_from: at.clone() };
         Arc::new(Self { ring: Mutex::new(ring), latest: watch::Sender::new(at) })
     }
 
@@ -35,10 +37,13 @@ impl Log {
             let mut ring = self.lock();
             for commit in commits {
                 last = Some(commit.revision);
+                ring.writes += commit.ops.len();
                 ring.commits.push_back(commit);
             }
-            while ring.commits.len() > COMMITS_KEPT {
+            // The last one stays, however large.
+            while ring.writes > WRITES_KEPT && ring.commits.len() > 1 {
                 if let Some(forgotten) = ring.commits.pop_front() {
+                    ring.writes -= forgotten.ops.len();
                     ring.complete_from.revision = forgotten.revision;
                 }
             }
@@ -62,6 +67,7 @@ impl Log {
         {
             let mut ring = self.lock();
             ring.commits.clear();
+            ring.writes = 0;
             ring.complete_from = at.clone();
         }
         self.latest.send_replace(at);

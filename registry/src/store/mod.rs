@@ -1,7 +1,7 @@
 //! What must survive a restart: resources, instances, indexes, the authority's material, tokens.
 //!
-//! A store is a map of small values with one revision that rises with every committed transaction;
-//! gaps mean nothing. Three operations: [`Store::load`], [`Store::commit`], [`Store::watch`]. Beats
+//! A store is a map of small values with one revision that rises with what is committed; transactions
+//! that were made durable together may share one, and gaps mean nothing. Three operations: [`Store::load`], [`Store::commit`], [`Store::watch`]. Beats
 //! never come here. Every engine passes one suite of tests, `conformance`.
 
 use std::collections::BTreeMap;
@@ -261,7 +261,7 @@ impl Transaction {
     }
 }
 
-/// A transaction as it was committed.
+/// What was committed together: a transaction, or several that do not touch each other's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
     /// Its revision.

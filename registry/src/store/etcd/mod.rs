@@ -7,7 +7,6 @@
 //!
 //! Keys are `<prefix><space>/<name>`. Only `replica/<id>` has a lease: one per registry.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,16 +14,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pillion_net::resolve::Target;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::log::{Log, Watch};
 use super::{Key, Op, Position, Space, State, Store, StoreError, Transaction};
-use client::{Client, ClientError, TxnRequest};
+use client::{Client, ClientError};
+use gather::{Found, Waiting};
 use keys::Keys;
 use mirror::Mirror;
 
 mod client;
 mod follow;
+mod gather;
 mod keys;
 mod local;
 mod mirror;
@@ -79,6 +81,8 @@ pub struct EtcdStore {
     address: String,
     log: Arc<Log>,
     copy: Mutex<Copy>,
+    /// Commits to be carried out.
+    queue: mpsc::Sender<Waiting>,
 }
 
 /// What is known of the store.
@@ -103,8 +107,8 @@ pub async fn read(
 }
 
 impl EtcdStore {
-    /// Reads the store, making it if there is none under the prefix. The future keeps the copy up to
-    /// date and this replica's presence known until `stop`, and must be polled.
+    /// Reads the store, making it if there is none under the prefix. The future carries out commits and
+    /// keeps the copy up to date and this replica's presence known until `stop`, and must be polled.
     ///
     /// # Errors
     ///
@@ -131,6 +135,7 @@ impl EtcdStore {
             Err(error) => return Err(error),
         };
         let log = Log::new(mirror.at.clone());
+        let (queue, waiting) = mpsc::channel(gather::QUEUE_MAX);
         let store = Arc::new(Self {
             client,
             keys,
@@ -138,6 +143,7 @@ impl EtcdStore {
             address: options.address,
             log,
             copy: Mutex::new(Copy { mirror, detached: None }),
+            queue,
         });
         let running = Arc::clone(&store);
         let run = async move {
@@ -153,7 +159,7 @@ impl EtcdStore {
                     running.keep_copy(path, &stop).await;
                 }
             };
-            tokio::join!(follow, present, kept);
+            tokio::join!(running.gather(waiting, &stop), follow, present, kept);
         };
         Ok((store, run))
     }
@@ -181,29 +187,6 @@ impl EtcdStore {
             tracing::warn!(revision, "etcd: the watch is far behind");
         }
     }
-
-    /// The transaction as etcd takes it: on the condition that the history is ours, and with answers
-    /// that tell which condition failed.
-    fn request(&self, epoch: &str, transaction: &Transaction) -> TxnRequest {
-        let mut request = TxnRequest::default();
-        request.require_value(self.keys.epoch(), epoch);
-        request.otherwise_read(self.keys.epoch());
-        for condition in &transaction.preconditions {
-            let key = self.keys.encode(&condition.key);
-            request.require_revision(key.clone(), condition.revision);
-            request.otherwise_read(key);
-        }
-        // etcd refuses two writes to one key: the last one stands.
-        let last: BTreeMap<&Key, &Op> = transaction.ops.iter().map(|op| (&op.key, op)).collect();
-        for op in last.values() {
-            let key = self.keys.encode(&op.key);
-            match &op.value {
-                Some(value) => request.put(key, value.clone(), 0),
-                None => request.delete(key),
-            }
-        }
-        request
-    }
 }
 
 #[async_trait]
@@ -214,39 +197,17 @@ impl Store for EtcdStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
-        let epoch = {
-            let copy = self.copy();
-            if let Some(reason) = &copy.detached {
-                return Err(StoreError::Unavailable(reason.clone()));
-            }
-            copy.mirror.at.epoch.clone()
-        };
         if transaction.ops.is_empty() && transaction.preconditions.is_empty() {
             return Ok(self.log.latest().revision);
         }
-        let answer = self.client.txn(self.request(&epoch, &transaction)).await?;
-        if answer.succeeded() {
-            // A transaction that changed nothing has no revision of its own.
-            let changed = answer.changed();
-            return Ok(if changed { answer.revision() } else { self.log.latest().revision });
+        let failure = match self.submit(transaction).await {
+            Ok(revision) => return Ok(revision),
+            Err(failure) => failure,
+        };
+        if let Some(Found { keys, revision }) = &failure.found {
+            self.catch_up(keys, *revision).await;
         }
-        let mut read = answer.read().into_iter();
-        if read.next().flatten().is_none_or(|(_, value)| *value != *epoch.as_bytes()) {
-            let reason = "the history in etcd has changed; reading it again";
-            return Err(StoreError::Unavailable(reason.to_owned()));
-        }
-        let found: Vec<Option<u64>> = read.map(|found| found.map(|(revision, _)| revision)).collect();
-        let conditions = transaction.preconditions;
-        let known: Vec<_> = conditions.iter().map(|c| c.key.clone()).zip(found.iter().copied()).collect();
-        self.catch_up(&known, answer.revision()).await;
-        let broken =
-            conditions.into_iter().zip(found).find(|(condition, found)| condition.revision != *found);
-        match broken {
-            Some((condition, found)) => {
-                Err(StoreError::Conflict { key: condition.key, wanted: condition.revision, found })
-            }
-            None => Err(StoreError::Unavailable("etcd refused a transaction without a reason".to_owned())),
-        }
+        Err(failure.error)
     }
 
     fn position(&self) -> Position {

@@ -1,6 +1,7 @@
 //! The suite against a real etcd, and what happens when it is stopped, paused, compacted, wiped or
 //! restored.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -153,6 +154,21 @@ async fn a_replica_at_rest_writes_nothing() {
     };
     eventually("three renewals of the lease", DEADLINE, renewed).await;
     assert_eq!(etcd.revision().await, revision, "renewals are no writes");
+}
+
+#[tokio::test]
+async fn commits_of_many_callers_are_few_transactions_of_etcd() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let a = Replica::open(&etcd, "a").await.expect("opens");
+    a.is_shown(true, "a").await;
+    let before = etcd.revision().await;
+    let names: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    let commits = names.iter().map(|name| a.store.commit(put(name, "x")));
+    for result in futures_util::future::join_all(commits).await {
+        result.expect("commits");
+    }
+    let written = etcd.revision().await - before;
+    assert!(written < 50, "{written} transactions");
 }
 
 #[tokio::test]
