@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pillion_tests::support::envoy::free_port;
 use pillion_tests::support::load::Tally;
+use pillion_tests::support::wait::length;
 use pillion_tests::support::{App, DEADLINE, Load, Plan, Registry, Sidecar, eventually};
 
 /// How long the registry is away, unless `PILLION_TEST_OUTAGE` says another time, such as `60s`.
@@ -30,9 +31,7 @@ const ORDERS: &str = "orders.default.mesh.internal";
 const STOCK: &str = "stock.default.mesh.internal";
 
 fn outage() -> Duration {
-    let Ok(text) = std::env::var("PILLION_TEST_OUTAGE") else { return OUTAGE };
-    let seconds = text.strip_suffix('s').and_then(|digits| digits.parse().ok());
-    Duration::from_secs(seconds.unwrap_or_else(|| panic!("PILLION_TEST_OUTAGE={text}: want such as 60s")))
+    length("PILLION_TEST_OUTAGE", OUTAGE)
 }
 
 /// Waits until the load has had so much more time, as told by what came back of it.

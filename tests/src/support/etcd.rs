@@ -1,4 +1,4 @@
-//! A real etcd, which a test may stop, pause, wipe and restore.
+//! A real etcd, alone or of several members, which a test may stop, pause, wipe and restore.
 
 use rustix::process::Signal;
 use std::net::SocketAddr;
@@ -13,19 +13,65 @@ use super::wait::{DEADLINE, eventually};
 pub struct Etcd {
     program: PathBuf,
     folder: tempfile::TempDir,
+    name: String,
     client: SocketAddr,
     peer: SocketAddr,
+    /// All members, as etcd wants them.
+    cluster: String,
+    tls: Option<EtcdTls>,
     process: Option<Process>,
+}
+
+/// Files for connections of clients, who need a certificate too.
+#[derive(Clone, Debug)]
+pub struct EtcdTls {
+    /// Who signs everybody's certificate.
+    pub ca: PathBuf,
+    /// The certificate, and its key, with which etcd serves and `etcdctl` asks.
+    pub certificate: (PathBuf, PathBuf),
 }
 
 impl Etcd {
     /// Starts one; `None` if etcd is not installed, which has been said.
     pub async fn start() -> Option<Self> {
-        let program = peer("etcd")?;
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut etcd = Self { program, folder, client: free(), peer: free(), process: None };
+        Self::cluster(1).await?.pop()
+    }
+
+    /// Starts one that asks clients for a certificate.
+    pub async fn start_with_tls(tls: EtcdTls) -> Option<Self> {
+        let mut etcd = Self::members(1)?.pop()?;
+        etcd.tls = Some(tls);
         etcd.resume_from_disk().await;
         Some(etcd)
+    }
+
+    /// Starts so many members of one cluster.
+    pub async fn cluster(count: usize) -> Option<Vec<Self>> {
+        let mut members = Self::members(count)?;
+        members.iter_mut().for_each(Self::spawn);
+        for member in &members {
+            member.serves().await;
+        }
+        Some(members)
+    }
+
+    fn members(count: usize) -> Option<Vec<Self>> {
+        let program = peer("etcd")?;
+        let member = |n: usize| Self {
+            program: program.clone(),
+            folder: tempfile::tempdir().expect("a folder"),
+            name: format!("m{n}"),
+            client: free(),
+            peer: free(),
+            cluster: String::new(),
+            tls: None,
+            process: None,
+        };
+        let mut members: Vec<_> = (0..count).map(member).collect();
+        let cluster = members.iter().map(|member| format!("{}=http://{}", member.name, member.peer));
+        let cluster = cluster.collect::<Vec<_>>().join(",");
+        members.iter_mut().for_each(|member| member.cluster.clone_from(&cluster));
+        Some(members)
     }
 
     /// Where clients connect, `host:port`.
@@ -51,24 +97,47 @@ impl Etcd {
     ///
     /// If it does not come up.
     pub async fn resume_from_disk(&mut self) {
+        self.spawn();
+        self.serves().await;
+    }
+
+    fn spawn(&mut self) {
         let data = self.data().display().to_string();
-        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
-        let cluster = format!("default={peer}");
-        let arguments = [
+        let (client, peer) = (self.url(), format!("http://{}", self.peer));
+        let mut arguments = vec![
+            ["--name", &self.name],
             ["--data-dir", &data],
             ["--listen-client-urls", &client],
             ["--advertise-client-urls", &client],
             ["--listen-peer-urls", &peer],
             ["--initial-advertise-peer-urls", &peer],
-            ["--initial-cluster", &cluster],
+            ["--initial-cluster", &self.cluster],
             ["--log-level", "error"],
         ];
-        self.process = Some(Process::program("etcd", &self.program, arguments.iter().flatten()));
+        let files = self.tls.as_ref().map(EtcdTls::files);
+        if let Some([ca, certificate, key]) = &files {
+            arguments.extend([
+                ["--client-cert-auth", "true"],
+                ["--trusted-ca-file", ca],
+                ["--cert-file", certificate],
+                ["--key-file", key],
+            ]);
+        }
+        // A flag that is true or false takes its value with `=` only.
+        let arguments = arguments.iter().map(|[flag, value]| format!("{flag}={value}"));
+        self.process = Some(Process::program("etcd", &self.program, arguments));
+    }
+
+    async fn serves(&self) {
         let health = || async {
             let finished = self.ctl(&["endpoint", "health"]).await;
             if finished.code == 0 { Ok(()) } else { Err(finished.stderr) }
         };
         eventually("etcd serves", DEADLINE, health).await;
+    }
+
+    fn url(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.client)
     }
 
     /// Stops it without a word: connections stay open, nothing is answered.
@@ -113,10 +182,9 @@ impl Etcd {
         std::fs::remove_dir_all(self.data()).expect("removed");
         let (file, data) = (file.display().to_string(), self.data().display().to_string());
         let peer = format!("http://{}", self.peer);
-        let cluster = format!("default={peer}");
-        let arguments = ["snapshot", "restore", &file, "--data-dir", &data, "--initial-cluster", &cluster];
-        let arguments = arguments.into_iter().chain(["--initial-advertise-peer-urls", &peer]);
-        let finished = self.ctl(&arguments.collect::<Vec<_>>()).await;
+        let arguments = ["snapshot", "restore", &file, "--data-dir", &data, "--name", &self.name];
+        let more = ["--initial-cluster", &self.cluster, "--initial-advertise-peer-urls", &peer];
+        let finished = self.ctl(&[&arguments[..], &more].concat()).await;
         assert_eq!(finished.code, 0, "{finished:?}");
         self.resume_from_disk().await;
     }
@@ -145,16 +213,26 @@ impl Etcd {
     ///
     /// If etcdctl is missing.
     pub async fn ctl(&self, arguments: &[&str]) -> Finished {
-        let endpoint = format!("--endpoints=http://{}", self.client);
+        let endpoint = format!("--endpoints={}", self.url());
         let program = peer("etcdctl").expect("etcdctl comes with etcd");
-        let arguments = ["--command-timeout=3s", &endpoint].into_iter().chain(arguments.iter().copied());
         let mut command = tokio::process::Command::new(program);
-        command.args(arguments).env("ETCDCTL_API", "3").kill_on_drop(true);
+        if let Some([ca, certificate, key]) = self.tls.as_ref().map(EtcdTls::files) {
+            command.args(["--cacert", &ca, "--cert", &certificate, "--key", &key]);
+        }
+        command.args(["--command-timeout=3s", &endpoint]).args(arguments);
+        command.env("ETCDCTL_API", "3").kill_on_drop(true);
         finish_command(command).await
     }
 
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+}
+
+impl EtcdTls {
+    /// The authority, the certificate, its key.
+    fn files(&self) -> [String; 3] {
+        [&self.ca, &self.certificate.0, &self.certificate.1].map(|file| file.display().to_string())
     }
 }
 

@@ -1,8 +1,10 @@
 //! Builders that start real processes on free ports and wait for conditions with deadlines.
 
 pub mod app;
+pub mod beats;
 pub mod binary;
 pub mod compose;
+pub mod dns;
 pub mod docker;
 pub mod envoy;
 pub mod etcd;
@@ -16,6 +18,7 @@ pub mod tree;
 pub mod wait;
 
 pub use app::App;
+pub use beats::Beats;
 pub use binary::pillion;
 pub use compose::Compose;
 pub use docker::Docker;

@@ -29,3 +29,15 @@ where
         tokio::time::sleep(INTERVAL).await;
     }
 }
+
+/// How long a test of an outage lasts: what the environment variable says, such as `600s`, or else
+/// `short`.
+///
+/// # Panics
+///
+/// If the variable says no number of seconds.
+pub fn length(variable: &str, short: Duration) -> Duration {
+    let Ok(text) = std::env::var(variable) else { return short };
+    let seconds = text.strip_suffix('s').and_then(|digits| digits.parse().ok());
+    Duration::from_secs(seconds.unwrap_or_else(|| panic!("{variable}={text}: want such as 60s")))
+}

@@ -31,6 +31,7 @@ mod keys;
 mod local;
 mod mirror;
 mod presence;
+mod refusal;
 #[cfg(test)]
 pub(crate) mod tests;
 mod version;
@@ -126,7 +127,12 @@ impl EtcdStore {
         };
         let mirror = match first.await {
             Ok(mirror) => mirror,
-            Err(error @ StoreError::Unavailable(_)) => {
+            Err(mut error @ StoreError::Unavailable(_)) => {
+                if let Some(tls) = &options.tls
+                    && let Some(reason) = refusal::of_any(&options.members, tls).await
+                {
+                    error = StoreError::Unavailable(reason);
+                }
                 let copy = options.copy.as_deref().and_then(local::read);
                 let Some(mirror) = copy else { return Err(error) };
                 tracing::warn!(%error, at = %mirror.at, "etcd: serving what was last known");
