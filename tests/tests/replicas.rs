@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use pillion_tests::support::process::{finish, run};
 use pillion_tests::support::sidecar::sum;
-use pillion_tests::support::{App, DEADLINE, Etcd, Plan, Registry, Sidecar, eventually, peer};
+use pillion_tests::support::{
+    App, Beats, DEADLINE, Etcd, Load, Plan, Registry, Sidecar, dns, eventually, peer,
+};
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::time::Instant;
 
 const SERVICES: &str = "\
 kind: Service
@@ -17,6 +20,9 @@ const ORDERS: &str = "orders.default.mesh.internal";
 const FIRST: &str = "/v1/namespaces/default/services/orders/instances/orders-1";
 /// Several leases of two seconds.
 const SEVERAL_LEASES: Duration = Duration::from_secs(6);
+
+/// How often each registry's DNS is asked.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 struct Mesh {
     etcd: Etcd,
@@ -100,7 +106,7 @@ async fn a_sidecar_moves_when_its_registry_dies_and_nobody_expires() {
     registries[0].apply(SERVICES).await;
     let app = App::start("orders").await;
     let second = registries[1].mesh.to_string();
-    let plan = Plan::new(registries[0].mesh, "orders.default", &app.port().to_string());
+    let plan = Plan::new(registries[0].mesh, "orders.default", &app.port());
     let orders = plan.instance("orders-1").with(&["--ttl", "2", "--registry", &second]).start().await;
     becomes(&registries[0], "serving").await;
     let mut holds = Vec::new();
@@ -131,6 +137,120 @@ async fn a_sidecar_moves_when_its_registry_dies_and_nobody_expires() {
     let caller = Sidecar::caller(&again, "web.default").await;
     caller.get_until(ORDERS, "/", 200).await;
     drop(orders);
+}
+
+#[tokio::test]
+async fn one_of_three_dies_under_load_and_only_what_nobody_beats_for_expires() {
+    let Some((_mesh, mut registries)) = replicas(3).await else { return };
+    registries[0].apply(SERVICES).await;
+    let app = App::start("orders").await;
+    let all: Vec<String> = registries.iter().map(|registry| registry.mesh.to_string()).collect();
+    let more: Vec<&str> = all[1..].iter().flat_map(|mesh| ["--registry", mesh]).collect();
+    let mut sidecars = Vec::new();
+    for id in ["orders-1", "orders-2", "orders-3"] {
+        let plan = Plan::new(registries[0].mesh, "orders.default", &app.port());
+        sidecars.push(plan.instance(id).with(&more).start().await);
+    }
+    let web = Plan::caller(registries[0].mesh, "web.default").with(&more).start().await;
+    for registry in &registries {
+        registry.serving("orders.default", 3).await;
+    }
+    web.get_until(ORDERS, "/", 200).await;
+    let load = Load::start(web.outbound, ORDERS, 50);
+    let held = async |registry: &Registry| registry.get("/v1/proxies").await.body.matches("orders-").count();
+    let mut counts = Vec::new();
+    for registry in &registries {
+        counts.push(held(registry).await);
+    }
+    let most = (0..3).max_by_key(|&n| counts[n]).expect("there are three");
+    let dies = registries.remove(most);
+    // Two more, by HTTP at the one that is to die: for one of them heartbeats go on elsewhere.
+    for id in ["batch-1", "batch-2"] {
+        let path = format!("/v1/namespaces/default/services/batch/instances/{id}");
+        let body = json!({"address": "10.0.0.5", "port": 8080, "ttl": "2s"});
+        assert_eq!(dies.put(&path, &body).await.status, 201);
+    }
+    let batch = |id: &str| ("batch".to_owned(), id.to_owned());
+    let here = Beats::start(vec![dies.api], [batch("batch-1"), batch("batch-2")]);
+    for registry in &registries {
+        registry.serving("batch.default", 2).await;
+    }
+    let asking = ask_all_the_time(&registries);
+    let died = Instant::now();
+    drop(here);
+    let _elsewhere = Beats::start(vec![registries[0].api], [batch("batch-2")]);
+    let _dead = dies.crash().await;
+    eventually("all sidecars have moved", DEADLINE, || async {
+        let (a, b) = (held(&registries[0]).await, held(&registries[1]).await);
+        if a + b == 3 { Ok(()) } else { Err(format!("{a} and {b}, of 3; held before: {counts:?}")) }
+    })
+    .await;
+    let moved = died.elapsed();
+    println!("the sidecars have moved after {moved:?}; held before: {counts:?}");
+    assert!(moved < Duration::from_secs(10), "moved after {moved:?}");
+    let expired = async || {
+        let mut sum_of_all = 0.0;
+        for registry in &registries {
+            let metrics = registry.get("/metrics").await.body;
+            sum_of_all += sum(&metrics, "pillion_registry_expired_total", &[]);
+        }
+        sum_of_all
+    };
+    // The dead one's lease, the time to find another registry, and the instance's own lease.
+    eventually("the forgotten one has expired", Duration::from_secs(100), || async {
+        match expired().await {
+            1.0 => Ok(()),
+            0.0 => Err("nobody".to_owned()),
+            more => panic!("{more} have expired"),
+        }
+    })
+    .await;
+    let adopted = died.elapsed();
+    println!("the forgotten one expired after {adopted:?}");
+    assert!(adopted > Duration::from_secs(30), "it had time to find another registry: {adopted:?}");
+    for registry in &registries {
+        registry.serving("orders.default", 3).await;
+        registry.serving("batch.default", 1).await;
+        let kept = registry.get("/v1/namespaces/default/services/batch/instances/batch-2").await;
+        assert_eq!(kept.json()["health"], "serving", "{kept:?}");
+    }
+    assert_eq!(expired().await, 1.0);
+    let asked = asking.stop().await;
+    assert!(asked > 100, "{asked} questions");
+    load.stop().await.expect_no_failure();
+}
+
+/// Asks the DNS of each registry all the time.
+fn ask_all_the_time(registries: &[Registry]) -> Asking {
+    let stop = tokio::sync::watch::Sender::new(false);
+    let mut work = tokio::task::JoinSet::new();
+    for server in registries.iter().map(|registry| registry.dns) {
+        let mut stopped = stop.subscribe();
+        work.spawn(async move {
+            let mut asked = 0;
+            while tokio::time::timeout(ASK_EVERY, stopped.wait_for(|stopped| *stopped)).await.is_err() {
+                let answer = dns::ask(server, ORDERS).await.expect("DNS answers");
+                assert!(answer.code == 0 && !answer.addresses.is_empty(), "{answer:?}");
+                asked += 1;
+            }
+            asked
+        });
+    }
+    Asking { stop, work }
+}
+
+/// Questions that go on until they are stopped.
+struct Asking {
+    stop: tokio::sync::watch::Sender<bool>,
+    work: tokio::task::JoinSet<usize>,
+}
+
+impl Asking {
+    /// How many questions were asked and answered well.
+    async fn stop(self) -> usize {
+        self.stop.send_replace(true);
+        self.work.join_all().await.into_iter().sum()
+    }
 }
 
 #[tokio::test]
