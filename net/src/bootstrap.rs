@@ -141,10 +141,13 @@ pub enum JoinError {
 impl JoinError {
     /// Whether trying again without a change cannot help.
     pub fn is_final(&self) -> bool {
-        matches!(
-            self,
-            Self::TokenNeeded { .. } | Self::Refused { .. } | Self::OtherService { .. } | Self::OtherRoot
-        )
+        match self {
+            Self::TokenNeeded { .. } | Self::Refused { .. } | Self::OtherService { .. } | Self::OtherRoot => {
+                true
+            }
+            Self::Connect(error) => error.is_of_another_mesh(),
+            _ => false,
+        }
     }
 }
 

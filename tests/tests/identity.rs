@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pillion_tests::support::process::{Finished, finish, finish_command, run};
-use pillion_tests::support::{App, DEADLINE, Plan, Registry, Sidecar, eventually, peer};
+use pillion_tests::support::{App, DEADLINE, Plan, Process, Registry, Sidecar, eventually, peer};
 use tokio::process::Command;
 
 const HELLO: &str = "kind: Service\nname: hello\nports: [{name: http, port: 80, protocol: http}]\n";
@@ -218,4 +218,19 @@ async fn a_token_that_has_expired_is_refused() {
     let refused = join(&registry, "web", Some(&token), files.path()).await;
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(refused.stderr.contains("the join token expired"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_token_of_another_mesh_ends_the_sidecar_at_once() {
+    let (data, other_data) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let registry = Registry::start(data.path()).await;
+    let other = Registry::start(other_data.path()).await;
+    let created = other.cli(&["token", "create"]).await;
+    assert_eq!(created.code, 0, "{created:?}");
+    let token = created.stdout.split_whitespace().next().expect("a token").to_owned();
+    let plan = Plan::caller(registry.mesh, "web.default").with(&["--join-token", &token]);
+    let mut process = Process::pillion("sidecar", plan.arguments());
+    let status = process.exit(DEADLINE).await;
+    assert_eq!(status.code(), Some(1), "{}", process.output());
+    assert!(process.output().contains("is this token of another mesh?"), "{}", process.output());
 }

@@ -72,6 +72,13 @@ pub enum ConnectError {
     NoTarget,
 }
 
+impl ConnectError {
+    /// Whether a registry answered that is not the one that the join token names.
+    pub fn is_of_another_mesh(&self) -> bool {
+        matches!(self, Self::Handshake { error, .. } if crate::tls::is_of_another_mesh(error))
+    }
+}
+
 /// Dials the targets in turn, beginning with the one that answered last. Cheap to clone.
 #[derive(Clone)]
 pub struct Dialer(Arc<Inner>);
@@ -163,6 +170,8 @@ impl Dialer {
                     inner.next.store(at, Ordering::Relaxed);
                     return Ok(stream);
                 }
+                // One that could not be reached may still be the right one.
+                Err(error) if error.is_of_another_mesh() && !matches!(last, ConnectError::NoTarget) => {}
                 Err(error) => last = error,
             }
         }

@@ -131,6 +131,16 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// Whether a handshake failed because we refused the registry: it is not the one that the join token
+/// names.
+pub fn is_of_another_mesh(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) = inner else {
+        return false;
+    };
+    reason.downcast_ref::<Refusal>().is_some_and(|refusal| matches!(refusal.0, PeerError::Pin { .. }))
+}
+
 /// What a failed handshake means, for people: our own reason for refusing the peer, or what the peer
 /// said, or the system's error.
 pub fn explain(error: &io::Error) -> String {

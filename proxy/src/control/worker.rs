@@ -97,7 +97,12 @@ impl Handler for Worker {
                 });
             }
             Link::Lost { error, retry_in } => {
-                warn!(error, ?retry_in, "no connection to the registry, serving with what is known");
+                // Connections end, with certificates and registries; not to find another is trouble.
+                if self.status.borrow().connected {
+                    info!(error, ?retry_in, "the connection to the registry has ended");
+                } else {
+                    warn!(error, ?retry_in, "no connection to the registry, serving with what is known");
+                }
                 self.status.send_modify(|status| {
                     status.connected = false;
                     status.last_error = Some(error);

@@ -1,7 +1,10 @@
 //! The connections to the registry: for configuration, and for the registration.
 
+use std::sync::Arc;
+
 use pillion_model::mesh::EGRESS_ROUTES;
 use pillion_net::grpc::Dialer;
+use pillion_net::identity::IdentityWatch;
 use pillion_xds::ads::NodeInfo;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,11 +51,22 @@ pub(super) fn start_control(
     control::start(options, connect, tasks)
 }
 
-/// Dials the registry for the registration stream.
-pub(super) struct RegistryDial(pub(super) Dialer);
+/// Dials the registry for the registration stream, with the identity of the moment.
+pub(super) struct RegistryDial(pub(super) Dialer, pub(super) IdentityWatch);
 
 impl registration::Dial for RegistryDial {
     async fn dial(&self) -> Result<Channel, String> {
         self.0.connect().await.map_err(|error| chain(&error))
+    }
+
+    async fn renewed(&self) {
+        let mut watch = self.1.clone();
+        let with = watch.current();
+        while let Some(now) = watch.changed().await {
+            if with.as_ref().is_none_or(|with| !Arc::ptr_eq(with, &now)) {
+                return;
+            }
+        }
+        std::future::pending().await
     }
 }

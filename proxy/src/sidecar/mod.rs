@@ -202,7 +202,7 @@ impl Sidecar {
         let (leave, leave_asked) = oneshot::channel();
         let metrics_port = admin.metrics.map_or(0, |address| address.port());
         let registration = Registration {
-            dial: RegistryDial(dialer),
+            dial: Arc::new(RegistryDial(dialer, identity.clone())),
             instance: options.instance(inbound.port(), metrics_port, generation),
             state: state_watch,
             status: status_sender,

@@ -3,7 +3,8 @@
 //! The stream is opened again, with jittered backoff, whenever it ends. The registration is sent
 //! anew on each stream; the registry keeps the lease in between, so a reconnect is no event there.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pillion_model::health::{Probe, Reported};
 use pillion_xds::mesh::registration_client::RegistrationClient;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// How the registry took the registration.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +23,8 @@ pub(super) enum Status {
     Connecting,
     /// Registered.
     Registered(mesh::Registered),
+    /// It was, until somebody else registered under the same instance id.
+    Displaced,
     /// Refused; `last` says it is of no use to try again without a change.
     Refused {
         /// What is wrong.
@@ -44,6 +47,9 @@ pub(super) struct State {
 pub(super) trait Dial: Send + Sync {
     /// Opens a channel.
     fn dial(&self) -> impl Future<Output = Result<Channel, String>> + Send;
+
+    /// Waits until there is another identity than now.
+    fn renewed(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// Asks a running registration to leave; answered when the registry has confirmed (or cannot).
@@ -52,7 +58,7 @@ pub(super) type Leave = oneshot::Sender<()>;
 /// Everything a registration needs.
 pub(super) struct Registration<D> {
     /// Opens channels.
-    pub(super) dial: D,
+    pub(super) dial: Arc<D>,
     /// The record, with the generation of this start. Health fields are filled from `state`.
     pub(super) instance: mesh::Instance,
     /// What to report.
@@ -115,6 +121,9 @@ impl<D: Dial> Registration<D> {
         if send.try_send(self.register(state)).is_err() {
             return End::Lost("the stream closed at once".to_owned());
         }
+        let dial = Arc::clone(&self.dial);
+        let mut renewed = std::pin::pin!(dial.renewed());
+        let mut accepted = false;
         let mut client = RegistrationClient::new(channel);
         let opened = timeout(CONNECT_TIMEOUT, client.connect(ReceiverStream::new(receive))).await;
         let mut inbound = match opened {
@@ -141,16 +150,20 @@ impl<D: Dial> Registration<D> {
                             beat_interval = interval_of(registered.beat_interval_ms);
                             next_beat = Instant::now() + jittered(beat_interval);
                             info!(address = registered.address, generation = registered.generation, "registered");
+                            accepted = true;
                             self.status.send_replace(Status::Registered(registered));
                         }
                         Some(to_proxy::Message::Acknowledged(ack)) => {
                             beat_interval = interval_of(ack.beat_interval_ms);
                             if ack.unknown && leaving.is_none() {
-                                // Somebody deleted the instance. It lives, so it registers again: as
-                                // the next generation, since the one that was deleted cannot return.
-                                // One that took over our id is newer still, and remains.
-                                self.instance.generation += 1;
+                                // It was deleted, or who had taken its id has left. It lives, so it
+                                // registers again: as the next generation, since the one that is gone
+                                // cannot return.
+                                self.instance.generation = newer_than(self.instance.generation);
                                 warn!(generation = self.instance.generation, "the registry no longer has this instance; registering again");
+                                if !std::mem::take(&mut accepted) {
+                                    return End::Lost("the registry has known a newer instance".to_owned());
+                                }
                                 if send.send(self.register(state)).await.is_err() {
                                     return self.ended(leaving, "the stream closed");
                                 }
@@ -158,6 +171,15 @@ impl<D: Dial> Registration<D> {
                         }
                         Some(to_proxy::Message::Refused(refused)) => {
                             let last = refused.r#final;
+                            if last && self.was_registered() {
+                                error!(
+                                    reason = refused.reason,
+                                    "somebody else has registered under this instance id; this one goes on \
+                                     unregistered, and nobody calls it. Give each an --instance-id of its own"
+                                );
+                                self.status.send_replace(Status::Displaced);
+                                return End::Reconnect(DISPLACED_RETRY);
+                            }
                             warn!(reason = refused.reason, "the registry refuses the registration");
                             self.status.send_replace(Status::Refused { reason: refused.reason, last });
                             return if last { End::Final } else { End::Lost("refused".to_owned()) };
@@ -169,6 +191,8 @@ impl<D: Dial> Registration<D> {
                         None => {}
                     }
                 }
+                // The registry ends connections with the certificate they were made with.
+                () = &mut renewed, if leaving.is_none() => return End::Reconnect(Duration::ZERO),
                 () = sleep_until(next_beat) => {
                     if heard.elapsed() > beat_interval * 3 + CONNECT_TIMEOUT {
                         return self.ended(leaving, "the registry has been silent for three beats");
@@ -196,6 +220,10 @@ impl<D: Dial> Registration<D> {
                 }
             }
         }
+    }
+
+    fn was_registered(&self) -> bool {
+        matches!(*self.status.borrow(), Status::Registered(_) | Status::Displaced)
     }
 
     fn register(&self, state: State) -> mesh::ToRegistry {
@@ -269,6 +297,12 @@ fn interval_of(ms: u32) -> Duration {
     if ms == 0 { BEAT_DEFAULT } else { Duration::from_millis(ms.into()).max(BEAT_MIN) }
 }
 
+/// The next generation: by the clock, as that of a start.
+fn newer_than(generation: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(generation.saturating_add(1))
+}
+
 /// 90 to 100 % of the interval, so that beats of many sidecars do not fall together.
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + fastrand::f64() / 10.0)
@@ -281,5 +315,7 @@ const QUEUE: usize = 16;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// How often somebody whose id another one has asks whether it is free again, and says so.
+const DISPLACED_RETRY: Duration = Duration::from_secs(10);
 const BEAT_DEFAULT: Duration = Duration::from_secs(10);
 const BEAT_MIN: Duration = Duration::from_millis(100);

@@ -101,6 +101,7 @@ impl Table {
         now: Duration,
     ) {
         let others = self.holders.changes();
+        let before = self.generation(key);
         match value {
             Some(value) => {
                 if let Err(detail) = self.put(revision, key, value) {
@@ -118,6 +119,10 @@ impl Table {
         let Some((service, id)) = parse_instance(&key.name) else { return };
         match self.instances.get(&(service.clone(), id.clone())) {
             Some((_, Known::Present(instance))) => {
+                // Whoever beats for the one before does not beat for this one.
+                if before.is_some_and(|before| before < instance.generation) {
+                    leases.remove(&service, &id);
+                }
                 let lease = leases.insert(&service, &id, instance.ttl, instance.health.lease, now);
                 let elsewhere = self.holders.holder(&service, &id) != self.holders.own();
                 let armed = if elsewhere { now + RECONNECT_WINDOW } else { now };
@@ -133,6 +138,15 @@ impl Table {
                     leases.departed(&service, now);
                 }
             }
+        }
+    }
+
+    /// The generation of the instance at `key`, if there is one.
+    fn generation(&self, key: &Key) -> Option<u64> {
+        let instance = (key.space == Space::Instance).then(|| parse_instance(&key.name)).flatten()?;
+        match self.instances.get(&instance)? {
+            (_, Known::Present(instance)) => Some(instance.generation),
+            (_, Known::Gone(_)) => None,
         }
     }
 

@@ -200,6 +200,10 @@ impl Session {
                 self.slots.insert(slot, known);
                 answer
             }
+            // Whoever was newer has left: the id is free, for a newer generation still.
+            Err(RegisterError::Older { gone: true, .. }) => {
+                Answer::Acknowledged(Acknowledged { slot, beat_interval_ms: 0, unknown: true })
+            }
             Err(error) => {
                 let is_final = matches!(error, RegisterError::Older { .. });
                 refuse(error.to_string(), is_final)
@@ -212,8 +216,9 @@ impl Session {
         let unknown = Answer::Acknowledged(Acknowledged { slot, beat_interval_ms: 0, unknown: true });
         let Some(known) = self.slots.get(&slot) else { return unknown };
         if known.lease.has_ended() {
+            let answer = self.displaced(slot, known).unwrap_or(unknown);
             self.slots.remove(&slot);
-            return unknown;
+            return answer;
         }
         known.lease.beat(self.shared.catalog.now());
         self.shared.metrics.heartbeats.inc();
@@ -241,6 +246,17 @@ impl Session {
             }
         }
         Answer::Acknowledged(Acknowledged { slot, beat_interval_ms: known.interval_ms(), unknown: false })
+    }
+
+    /// What to say to an instance whose id a newer one has.
+    fn displaced(&self, slot: u32, known: &Slot) -> Option<Answer> {
+        let world = self.shared.catalog.world();
+        let have = world.catalog.services.get(&known.service)?.instances.get(&known.id)?;
+        let (service, id, got, have) = (&known.service, &known.id, known.generation, have.generation);
+        (have > got).then(|| {
+            let reason = ReportError::Older { got, have };
+            Answer::Refused(Refused { slot, reason: format!("{service}/{id}: {reason}"), r#final: true })
+        })
     }
 
     async fn deregister(&mut self, deregister: Deregister) -> Answer {

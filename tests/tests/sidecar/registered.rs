@@ -2,6 +2,7 @@
 
 use pillion_tests::support::process::finish_command;
 use pillion_tests::support::{App, DEADLINE, Plan, Registry, Sidecar, eventually, peer};
+use rustix::process::Signal;
 use serde_json::json;
 
 #[tokio::test]
@@ -42,4 +43,38 @@ async fn deleted_while_it_lives_it_registers_again() {
     registry.serving("orders.shop", 1).await;
     let web = Sidecar::caller(&registry, "web.shop").await;
     web.get_until(&format!("orders.shop.mesh.internal:{}", app.port()), "/", 200).await;
+}
+
+#[tokio::test]
+async fn whose_id_another_takes_goes_on_and_says_so_and_has_it_again_when_it_is_free() {
+    let data = tempfile::tempdir().expect("a folder");
+    let registry = Registry::start(data.path()).await;
+    let (app, other) = (App::start("orders").await, App::start("other").await);
+    let plan = |app: &App| {
+        let plan = Plan::new(registry.mesh, "orders.shop", &app.port());
+        plan.instance("orders-1").with(&["--ttl", "2"])
+    };
+    let mut first = plan(&app).start().await;
+    registry.serving("orders.shop", 1).await;
+    let path = "/v1/namespaces/shop/services/orders/instances/orders-1";
+    let inbound = async || registry.get(path).await.json()["inboundPort"].as_u64();
+    assert_eq!(inbound().await, Some(first.inbound.port().into()));
+    let mut second = plan(&other).start().await;
+    let taken = async |port: u16| {
+        eventually(&format!("it is registered at {port}"), DEADLINE, || async {
+            let found = inbound().await;
+            if found == Some(port.into()) { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    };
+    taken(second.inbound.port()).await;
+    let told = |line: &str| line.contains("this one goes on unregistered").then_some(());
+    first.process.line("that its id is taken", told).await;
+    assert!(!first.process.has_ended() && !second.process.has_ended());
+    first.ready().await;
+    // What the first says now changes nothing about the second.
+    taken(second.inbound.port()).await;
+    second.process.signal(Signal::TERM);
+    assert!(second.process.exit(DEADLINE).await.success(), "{}", second.process.output());
+    taken(first.inbound.port()).await;
 }
