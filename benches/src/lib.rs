@@ -2,5 +2,6 @@
 //! ([`report`]). Each bench is a program in `src/bin`, run by `cargo xtask bench`.
 
 pub mod dns;
+pub mod registry;
 pub mod report;
 pub mod usage;

@@ -1,0 +1,3 @@
+//! The scenarios of the registry's bench.
+
+pub mod etcd;
