@@ -86,7 +86,7 @@ impl Server {
         let child = command.spawn().with_context(|| format!("start {name}"))?;
         let mut server = Self { name, port, api, child };
         let end = Instant::now() + START;
-        while !answers(port, ZONE)?.is_some_and(|answer| answer[3] & 0x0f == 0) {
+        while answers(port, ZONE)?.is_none_or(|answer| answer[3] & 0x0f != 0) {
             ensure!(server.child.try_wait()?.is_none(), "{name} ended");
             ensure!(Instant::now() < end, "{name} does not answer within {START:?}");
         }
