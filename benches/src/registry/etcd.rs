@@ -139,7 +139,7 @@ async fn ask(
     path: &str,
     body: Bytes,
 ) -> anyhow::Result<(u16, String)> {
-    let request = Request::builder().method(method).uri(path).header("host", "bench");
+    let request = Request::builder().method(method).uri(path).header("host", "localhost");
     let request = request.header("content-type", "application/json").body(Full::new(body))?;
     connection.sender.ready().await?;
     let answer = connection.sender.send_request(request).await?;
