@@ -29,7 +29,7 @@ pub(crate) async fn attempt(server: SocketAddr, input: &[u8]) -> Result<(), Stri
     let mut good = GOOD.to_vec();
     good[..2].copy_from_slice(b"\xf0\x0d");
     socket.send(&good).await.map_err(failed)?;
-    let mut answer = [0; 65_535];
+    let mut answer = vec![0; 65_535];
     let answered = async {
         loop {
             let bytes = socket.recv(&mut answer).await?;

@@ -92,7 +92,7 @@ impl Serve {
             let (shared, stop, cut) = (Arc::clone(&shared), stop.clone(), cut.clone());
             open.spawn(async move {
                 let shed = place.cut().clone();
-                let connection = shared.connection(stream, remote, place, stop);
+                let connection = Box::pin(shared.connection(stream, remote, place, stop));
                 cut.run_until_cancelled(shed.run_until_cancelled(connection)).await;
             });
         }
