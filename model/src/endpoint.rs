@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::health::Health;
 
@@ -70,9 +71,9 @@ pub struct Endpoint {
     /// Health as the registry combines it.
     pub health: Health,
     /// Endpoint metadata `envoy.lb` (subset selection), text values only.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Endpoint metadata `envoy.transport_socket_match`: picks the cluster's transport socket.
-    pub transport: BTreeMap<String, String>,
+    pub transport: Arc<BTreeMap<String, String>>,
 }
 
 /// An address, or a name to resolve (only in STRICT_DNS and LOGICAL_DNS clusters).

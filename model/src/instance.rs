@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::health::HealthInputs;
@@ -64,15 +65,15 @@ pub struct Instance {
     /// Where it is reached.
     pub address: IpAddr,
     /// Ports by name.
-    pub ports: BTreeMap<String, InstancePort>,
+    pub ports: Arc<BTreeMap<String, InstancePort>>,
     /// The sidecar's mutual-TLS port (15006 usually); `None`: the instance has no sidecar.
     pub inbound_port: Option<u16>,
     /// Where `/metrics` is served, for Prometheus discovery.
     pub metrics_port: Option<u16>,
     /// Labels: subsets select by them.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Free text for people; selects nothing.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: Arc<BTreeMap<String, String>>,
     /// Relative share of traffic, 0 to 65535; default 100. 0 takes none.
     pub weight: u32,
     /// Availability zone; empty: unknown.
@@ -83,6 +84,25 @@ pub struct Instance {
     pub generation: u64,
     /// The four health inputs.
     pub health: HealthInputs,
+}
+
+impl Instance {
+    /// Takes what is the same in `other` from there: instances of a service differ in little, and their
+    /// maps are then in memory once.
+    pub fn share_with(&mut self, other: &Self) {
+        if self.service == other.service {
+            self.service = other.service.clone();
+        }
+        share(&mut self.ports, &other.ports);
+        share(&mut self.labels, &other.labels);
+        share(&mut self.metadata, &other.metadata);
+    }
+}
+
+fn share<T: PartialEq>(ours: &mut Arc<T>, other: &Arc<T>) {
+    if ours == other {
+        *ours = Arc::clone(other);
+    }
 }
 
 /// Default of [`Instance::weight`].

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -26,11 +26,13 @@ fn instance(service: &str, id: &str, port: (&str, u16, Protocol), label: &str) -
         service: service.parse().unwrap(),
         id: InstanceId::parse(id).unwrap(),
         address: [10, 0, 0, 1].into(),
-        ports: [(name.to_owned(), InstancePort { port: number, protocol, app_address: None })].into(),
+        ports: Arc::new(
+            [(name.to_owned(), InstancePort { port: number, protocol, app_address: None })].into(),
+        ),
         inbound_port: Some(15006),
         metrics_port: None,
-        labels: [("version".to_owned(), label.to_owned())].into(),
-        metadata: BTreeMap::new(),
+        labels: Arc::new([("version".to_owned(), label.to_owned())].into()),
+        metadata: Arc::default(),
         weight: 100,
         zone: "eu-1a".to_owned(),
         ttl: TTL_DEFAULT,
@@ -59,7 +61,7 @@ fn mesh() -> (MeshModel, Vec<Instance>) {
     for instance in &instances {
         let service: &mut CatalogService =
             Arc::make_mut(catalog.services.entry(instance.service.clone()).or_default());
-        for (name, port) in &instance.ports {
+        for (name, port) in instance.ports.iter() {
             service.ports.insert(name.clone(), ServicePort { port: port.port, protocol: port.protocol });
         }
         service.instances.insert(instance.id.clone(), Arc::new(instance.clone()));

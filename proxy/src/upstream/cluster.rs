@@ -1,6 +1,6 @@
 //! One cluster as the request path holds it.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,8 +104,8 @@ impl Cluster {
             hostname: String::new(),
             weight: 1,
             health: Health::Serving,
-            labels: BTreeMap::new(),
-            transport: BTreeMap::new(),
+            labels: Arc::default(),
+            transport: Arc::default(),
         });
         let locality = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };
         self.set_endpoints(&LoadAssignment { localities: vec![locality], ..LoadAssignment::default() });

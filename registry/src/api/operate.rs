@@ -94,7 +94,7 @@ pub(super) async fn prometheus_targets(State(api): State<Api>) -> Json<TargetGro
             ("__meta_pillion_zone".to_owned(), instance.zone.clone()),
             ("__meta_pillion_health".to_owned(), Health::combine(instance.health).as_str().to_owned()),
         ]);
-        for (name, value) in &instance.labels {
+        for (name, value) in instance.labels.iter() {
             labels.insert(format!("__meta_pillion_label_{}", label_name(name)), value.clone());
         }
         groups

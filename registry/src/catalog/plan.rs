@@ -130,7 +130,7 @@ impl<'a> Plan<'a> {
         record.registered = true;
         self.check_protocols(instance)?;
         let mut others: Option<BTreeMap<String, Protocol>> = None;
-        for (name, port) in &instance.ports {
+        for (name, port) in instance.ports.iter() {
             let declared = PortOfService { port: port.port, protocol: ProtocolRecord(port.protocol) };
             if let Some(have) = record.ports.get(name) {
                 if have.protocol == declared.protocol {
@@ -156,7 +156,7 @@ impl<'a> Plan<'a> {
     /// What a Service resource says of the ports' protocols holds.
     fn check_protocols(&self, instance: &Instance) -> Result<(), RegisterError> {
         let Some(explicit) = self.table.resources.set.service(&instance.service) else { return Ok(()) };
-        for (name, port) in &instance.ports {
+        for (name, port) in instance.ports.iter() {
             let have = explicit.ports.iter().find(|have| have.name == *name).map(|have| have.protocol);
             if let Some(have) = have.filter(|have| *have != port.protocol) {
                 return Err(protocol_error(
@@ -215,11 +215,11 @@ fn next_instance(registration: &Registration, known: Option<&Known>) -> Result<I
         service: registration.service.clone(),
         id: registration.id.clone(),
         address: registration.address,
-        ports: registration.ports.clone(),
+        ports: registration.ports.clone().into(),
         inbound_port: registration.inbound_port,
         metrics_port: registration.metrics_port,
-        labels: registration.labels.clone(),
-        metadata: registration.metadata.clone(),
+        labels: registration.labels.clone().into(),
+        metadata: registration.metadata.clone().into(),
         weight: registration.weight,
         zone: registration.zone.clone(),
         ttl: registration.ttl,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pillion_model::health::{Administrative, HealthInputs, Lease, Probe, Reported};
@@ -167,8 +168,8 @@ impl InstanceRecord {
             ports: instance.ports.iter().map(|(name, p)| (name.clone(), port(p))).collect(),
             inbound_port: instance.inbound_port,
             metrics_port: instance.metrics_port,
-            labels: instance.labels.clone(),
-            metadata: instance.metadata.clone(),
+            labels: BTreeMap::clone(&instance.labels),
+            metadata: BTreeMap::clone(&instance.metadata),
             weight: instance.weight,
             zone: instance.zone.clone(),
             ttl_ms: u64::try_from(instance.ttl.as_millis()).unwrap_or(u64::MAX),
@@ -188,11 +189,11 @@ impl InstanceRecord {
             service,
             id,
             address: self.address,
-            ports: self.ports.into_iter().map(|(name, p)| (name, port(p))).collect(),
+            ports: Arc::new(self.ports.into_iter().map(|(name, p)| (name, port(p))).collect()),
             inbound_port: self.inbound_port,
             metrics_port: self.metrics_port,
-            labels: self.labels,
-            metadata: self.metadata,
+            labels: self.labels.into(),
+            metadata: self.metadata.into(),
             weight: self.weight,
             zone: self.zone,
             ttl: Duration::from_millis(self.ttl_ms),

@@ -27,6 +27,9 @@ pub(super) const TRUST_DOMAIN: &str = "trust-domain";
 pub(super) struct Table {
     pub(super) instances: HashMap<(ServiceName, InstanceId), (u64, Known)>,
     pub(super) services: BTreeMap<ServiceName, (u64, ServiceRecord)>,
+    /// The last instance of each service that was written: what the next one has in common with it is
+    /// in memory once.
+    latest: HashMap<ServiceName, Arc<Instance>>,
     /// Who has which index.
     pub(super) indexes: HashMap<u16, ServiceName>,
     /// Indexes that services had: by whom until when, and the revision that wrote it.
@@ -123,7 +126,8 @@ impl Table {
                 if before.is_some_and(|before| before < instance.generation) {
                     leases.remove(&service, &id);
                 }
-                let lease = leases.insert(&service, &id, instance.ttl, instance.health.lease, now);
+                let (ttl, state) = (instance.ttl, instance.health.lease);
+                let lease = leases.insert(&instance.service, &instance.id, ttl, state, now);
                 let elsewhere = self.holders.holder(&service, &id) != self.holders.own();
                 let armed = if elsewhere { now + RECONNECT_WINDOW } else { now };
                 lease.assign(self.holders.are_ours(&service, &id), armed);
@@ -157,17 +161,24 @@ impl Table {
                 let (service, id) = parse_instance(&key.name).ok_or_else(unknown_name)?;
                 let stored: Stored = serde_json::from_slice(value).map_err(|error| error.to_string())?;
                 self.touch(&service, Some(&id), revision);
-                let known = match stored {
+                let (key, known) = match stored {
                     Stored::Instance(record) => {
                         self.holders.hold(&service, &id, &record.holder);
-                        Known::Present(Arc::new(record.instance(service.clone(), id.clone())))
+                        let mut instance = record.instance(service, id);
+                        if let Some(latest) = self.latest.get(&instance.service) {
+                            instance.share_with(latest);
+                        }
+                        let instance = Arc::new(instance);
+                        self.latest.insert(instance.service.clone(), Arc::clone(&instance));
+                        let key = (instance.service.clone(), instance.id.clone());
+                        (key, Known::Present(instance))
                     }
                     Stored::Gone(gone) => {
                         self.holders.hold(&service, &id, "");
-                        Known::Gone(gone)
+                        ((service, id), Known::Gone(gone))
                     }
                 };
-                self.instances.insert((service, id), (revision, known));
+                self.instances.insert(key, (revision, known));
             }
             Space::Service => {
                 let service = parse_service(&key.name).ok_or_else(unknown_name)?;
@@ -226,6 +237,7 @@ impl Table {
             Space::Service => {
                 let Some(service) = parse_service(&key.name) else { return };
                 self.touch(&service, None, revision);
+                self.latest.remove(&service);
                 self.indexes_touched = true;
                 if let Some((_, record)) = self.services.remove(&service)
                     && self.indexes.get(&record.index) == Some(&service)

@@ -37,15 +37,14 @@ fn instance(service: &ServiceName, id: &str, address: &str) -> Instance {
         service: service.clone(),
         id: InstanceId::parse(id).expect("an id"),
         address: address.parse().expect("an address"),
-        ports: [(
-            "http".to_owned(),
-            InstancePort { port: 8080, protocol: Protocol::Http, app_address: None },
-        )]
-        .into(),
+        ports: Arc::new(
+            [("http".to_owned(), InstancePort { port: 8080, protocol: Protocol::Http, app_address: None })]
+                .into(),
+        ),
         inbound_port: None,
         metrics_port: None,
-        labels: BTreeMap::new(),
-        metadata: BTreeMap::new(),
+        labels: Arc::default(),
+        metadata: Arc::default(),
         weight: 100,
         zone: String::new(),
         ttl: TTL_DEFAULT,
@@ -58,7 +57,7 @@ fn catalog(instances: Vec<Instance>) -> CatalogView {
     let mut services: BTreeMap<ServiceName, CatalogService> = BTreeMap::new();
     for instance in instances {
         let service = services.entry(instance.service.clone()).or_default();
-        for (name, port) in &instance.ports {
+        for (name, port) in instance.ports.iter() {
             service.ports.insert(name.clone(), ServicePort { port: port.port, protocol: port.protocol });
         }
         service.instances.insert(instance.id.clone(), Arc::new(instance));
@@ -75,7 +74,9 @@ fn world() -> World {
         change(&mut instance);
         instance
     };
-    let label = |instance: &mut Instance| drop(instance.labels.insert("version".into(), "2".into()));
+    let label = |instance: &mut Instance| {
+        drop(Arc::make_mut(&mut instance.labels).insert("version".into(), "2".into()))
+    };
     let instances = vec![
         with("a", "10.0.0.1", |_| {}),
         with("b", "10.0.0.2", label),

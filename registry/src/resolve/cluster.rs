@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pillion_config::mesh::Defaults;
@@ -180,8 +181,8 @@ fn external_endpoint(endpoint: &ExternalEndpoint, port: &PortView) -> Endpoint {
         hostname: endpoint.address.clone(),
         weight: endpoint.weight.unwrap_or(WEIGHT_DEFAULT),
         health: Health::Serving,
-        labels: endpoint.labels.clone(),
-        transport: BTreeMap::new(),
+        labels: endpoint.labels.clone().into(),
+        transport: Arc::default(),
     }
 }
 

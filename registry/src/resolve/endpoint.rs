@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use pillion_config::service::Mtls;
 use pillion_model::endpoint::{
@@ -40,8 +41,9 @@ fn assignment(
         view.input.registered(view.name).into_iter().flat_map(|service| service.instances.values());
     // By priority, then zone. BTreeMap: the same instances give the same assignment, byte for byte.
     let mut groups: BTreeMap<(u32, String), Vec<Endpoint>> = BTreeMap::new();
+    let meshed = Arc::new(BTreeMap::from([(TRANSPORT_MTLS.0.to_owned(), TRANSPORT_MTLS.1.to_owned())]));
     for instance in instances.filter(|instance| has_labels(&instance.labels, labels)) {
-        let Some(endpoint) = endpoint(instance, port) else { continue };
+        let Some(endpoint) = endpoint(instance, port, &meshed) else { continue };
         let priority = u32::from(endpoint.health == Health::Stale);
         groups.entry((priority, instance.zone.clone())).or_default().push(endpoint);
     }
@@ -63,7 +65,11 @@ fn assignment(
 
 /// The endpoint of `instance` on `port`; `None` if it takes no traffic there: down, no such port, weight
 /// 0, or no sidecar where mutual TLS is demanded.
-fn endpoint(instance: &Instance, port: &PortView) -> Option<Endpoint> {
+fn endpoint(
+    instance: &Instance,
+    port: &PortView,
+    meshed: &Arc<BTreeMap<String, String>>,
+) -> Option<Endpoint> {
     let registered = port.of(instance)?;
     let health = Health::combine(instance.health);
     if instance.weight == 0 || health == Health::Down {
@@ -74,7 +80,6 @@ fn endpoint(instance: &Instance, port: &PortView) -> Option<Endpoint> {
         Mtls::Strict => Some(instance.inbound_port?),
         Mtls::Permissive => instance.inbound_port,
     };
-    let transport = inbound_port.map(|_| (TRANSPORT_MTLS.0.to_owned(), TRANSPORT_MTLS.1.to_owned()));
     Some(Endpoint {
         address: HostAddress::Socket(SocketAddr::new(
             instance.address,
@@ -83,8 +88,8 @@ fn endpoint(instance: &Instance, port: &PortView) -> Option<Endpoint> {
         hostname: instance.id.to_string(),
         weight: instance.weight,
         health,
-        labels: instance.labels.clone(),
-        transport: transport.into_iter().collect(),
+        labels: Arc::clone(&instance.labels),
+        transport: inbound_port.map(|_| Arc::clone(meshed)).unwrap_or_default(),
     })
 }
 

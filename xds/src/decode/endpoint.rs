@@ -105,7 +105,14 @@ fn endpoint(cx: &mut Context, mut one: pb::endpoint::LbEndpoint) -> Endpoint {
         }
     };
     cx.rest(&one);
-    Endpoint { address, hostname, weight, health, labels: parts.labels, transport: parts.transport }
+    Endpoint {
+        address,
+        hostname,
+        weight,
+        health,
+        labels: parts.labels.into(),
+        transport: parts.transport.into(),
+    }
 }
 
 struct Metadata {

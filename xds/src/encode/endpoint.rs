@@ -58,8 +58,8 @@ fn endpoint(endpoint: &Endpoint) -> pb::endpoint::LbEndpoint {
         health_status: status.into(),
         metadata: metadata(BTreeMap::from([
             (pb::METADATA, pb::Struct { fields: ours.into_iter().collect() }),
-            (pb::names::SUBSET, texts(&endpoint.labels)),
-            (pb::names::TRANSPORT, texts(&endpoint.transport)),
+            (pb::names::SUBSET, texts(&*endpoint.labels)),
+            (pb::names::TRANSPORT, texts(&*endpoint.transport)),
         ])),
         load_balancing_weight: Some(number(endpoint.weight.max(1))),
         host_identifier: Some(pb::endpoint::lb_endpoint::HostIdentifier::Endpoint(pb::endpoint::Endpoint {

@@ -136,8 +136,8 @@ fn assignment(address: BoxedStrategy<HostAddress>) -> BoxedStrategy<LoadAssignme
             hostname,
             weight,
             health,
-            labels,
-            transport,
+            labels: labels.into(),
+            transport: transport.into(),
         },
     );
     let place =

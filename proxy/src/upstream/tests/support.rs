@@ -64,8 +64,8 @@ pub(in crate::upstream) fn endpoint(address: SocketAddr) -> Endpoint {
         hostname: String::new(),
         weight: 1,
         health: Health::Serving,
-        labels: BTreeMap::new(),
-        transport: BTreeMap::new(),
+        labels: Default::default(),
+        transport: Default::default(),
     }
 }
 

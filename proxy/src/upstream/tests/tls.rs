@@ -136,7 +136,7 @@ fn metadata_chooses_the_transport() {
             vec![TransportMatch { name: "mesh".to_owned(), criteria, tls: config.tls.take() }];
         let mut endpoints = assignment(&[meshed, plain]);
         endpoints.localities[0].endpoints[0].transport =
-            [(TRANSPORT_MTLS.0.to_owned(), TRANSPORT_MTLS.1.to_owned())].into();
+            std::sync::Arc::new([(TRANSPORT_MTLS.0.to_owned(), TRANSPORT_MTLS.1.to_owned())].into());
         config.load_balancing = pillion_model::cluster::LoadBalancing::RoundRobin;
         let proxy = Proxy::new();
         let cluster = proxy.secured(config, endpoints, &ca.service("shop", "web"));

@@ -118,9 +118,9 @@ fn address(attributes: &Attributes) -> Result<IpAddr, Fault> {
 
 /// The attributes of any instance, whoever registered it.
 pub(super) fn of(instance: &Instance) -> Attributes {
-    let mut attributes = instance.metadata.clone();
+    let mut attributes = BTreeMap::clone(&instance.metadata);
     attributes.remove(GIVEN_ID);
-    attributes.extend(instance.labels.clone());
+    attributes.extend(BTreeMap::clone(&instance.labels));
     let mut add = |name: &str, value: String| {
         attributes.entry(name.to_owned()).or_insert(value);
     };

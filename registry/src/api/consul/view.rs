@@ -161,14 +161,14 @@ fn status(health: Health) -> &'static str {
 }
 
 fn meta(instance: &Instance, health: Health) -> BTreeMap<String, String> {
-    let mut meta = instance.metadata.clone();
-    meta.extend(instance.labels.clone());
+    let mut meta = BTreeMap::clone(&instance.metadata);
+    meta.extend(BTreeMap::clone(&instance.labels));
     let mut add = |name: &str, value: String| meta.insert(format!("pillion_{name}"), value);
     add("namespace", instance.service.namespace().to_owned());
     add("service", instance.service.service().to_owned());
     add("zone", instance.zone.clone());
     add("health", health.as_str().to_owned());
-    for (name, port) in &instance.ports {
+    for (name, port) in instance.ports.iter() {
         add(&format!("port_{name}"), port.port.to_string());
     }
     for (name, port) in [("inbound_port", instance.inbound_port), ("metrics_port", instance.metrics_port)] {

@@ -190,8 +190,8 @@ fn endpoints_carry_health_zone_and_sidecar() {
         .with(with("o-5", &|i| i.health.reported = Reported::NotReady))
         .with(with("o-6", &|i| i.weight = 0))
         .with(with("o-7", &|i| i.inbound_port = None))
-        .with(with("o-8", &|i| i.labels = [("version".to_owned(), "2".to_owned())].into()))
-        .with(with("o-9", &|i| i.ports = BTreeMap::new()));
+        .with(with("o-8", &|i| i.labels = Arc::new([("version".to_owned(), "2".to_owned())].into())))
+        .with(with("o-9", &|i| i.ports = Arc::default()));
     let model = mesh.model();
     let want = [
         "0 a o-1 10.0.0.1:15006 serving",
@@ -253,7 +253,7 @@ fn mutual_tls_decides_who_is_dialled_where() {
 #[test]
 fn a_service_that_only_registered_has_the_ports_of_its_instances() {
     let mut grpc = instance("cache.shop", "c-1", &[]);
-    grpc.ports
+    Arc::make_mut(&mut grpc.ports)
         .insert("admin".to_owned(), InstancePort { port: 9000, protocol: Protocol::Tcp, app_address: None });
     let model = Mesh::default().with(grpc).model();
     let service = &model.services[&name("cache.shop")].service;

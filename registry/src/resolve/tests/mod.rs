@@ -42,7 +42,7 @@ impl Mesh {
     pub(crate) fn with(mut self, instance: Instance) -> Self {
         let services = &mut self.catalog.services;
         let service = Arc::make_mut(services.entry(instance.service.clone()).or_default());
-        for (name, port) in &instance.ports {
+        for (name, port) in instance.ports.iter() {
             let declared = ServicePort { port: port.port, protocol: port.protocol };
             service.ports.entry(name.clone()).or_insert(declared);
         }
@@ -74,11 +74,11 @@ pub(crate) fn instance(service: &str, id: &str, labels: &[(&str, &str)]) -> Inst
         service: name(service),
         id: InstanceId::parse(id).expect(id),
         address: [10, 0, 0, last].into(),
-        ports: [("http".to_owned(), port)].into(),
+        ports: Arc::new([("http".to_owned(), port)].into()),
         inbound_port: Some(15006),
         metrics_port: None,
-        labels: labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
-        metadata: BTreeMap::new(),
+        labels: Arc::new(labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()),
+        metadata: Arc::default(),
         weight: 100,
         zone: "a".to_owned(),
         ttl: TTL_DEFAULT,

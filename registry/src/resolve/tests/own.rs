@@ -112,8 +112,9 @@ fn the_mesh_can_deny_by_default() {
 fn on_tcp_a_rule_that_cannot_be_judged_never_opens() {
     let web = Some("spiffe://mesh.internal/ns/default/svc/web");
     let mut own = instance("db", "d-1", &[]);
-    own.ports =
-        [("pg".to_owned(), InstancePort { port: 5432, protocol: Protocol::Tcp, app_address: None })].into();
+    own.ports = Arc::new(
+        [("pg".to_owned(), InstancePort { port: 5432, protocol: Protocol::Tcp, app_address: None })].into(),
+    );
     for (action, rule, want) in [
         ("allow", "{from: [{service: web}]}", true),
         ("allow", "{from: [{service: other}]}", false),
@@ -163,7 +164,7 @@ fn connections_find_the_chain_that_is_meant_for_them() {
     ] {
         let mut own = instance("orders.shop", "o-1", &[]);
         let second = InstancePort { port: 8081, ..own.ports["http"].clone() };
-        own.ports.insert("b".to_owned(), second);
+        Arc::make_mut(&mut own.ports).insert("b".to_owned(), second);
         let yaml = format!("kind: Service\nname: orders\nnamespace: shop\n{ports}\n");
         let resources = inbound(&Mesh::new(&yaml).with(own.clone()).model(), &own);
         let got = admits(&resources, &facts, caller, &Request("GET", path, &[]));
@@ -174,7 +175,8 @@ fn connections_find_the_chain_that_is_meant_for_them() {
 #[test]
 fn the_application_is_reached_where_it_registered() {
     let mut own = instance("orders.shop", "o-1", &[]);
-    own.ports.get_mut("http").expect("http").app_address = Some(([127, 0, 0, 3], 9999).into());
+    Arc::make_mut(&mut own.ports).get_mut("http").expect("http").app_address =
+        Some(([127, 0, 0, 3], 9999).into());
     let resources = inbound(&Mesh::new(ORDERS).with(own.clone()).model(), &own);
     let Discovery::Static(assignment) = &resources.clusters["inbound|http"].discovery else {
         panic!("static")
