@@ -32,16 +32,17 @@ impl Log {
 
     /// Adds commits, in order of their revisions, and wakes followers once.
     pub(super) fn append(&self, commits: impl IntoIterator<Item = Arc<Commit>>) {
-        let mut last = None;
+        let (mut last, mut added) = (None, 0);
         {
             let mut ring = self.lock();
             for commit in commits {
                 last = Some(commit.revision);
                 ring.writes += commit.ops.len();
                 ring.commits.push_back(commit);
+                added += 1;
             }
-            // The last one stays, however large.
-            while ring.writes > WRITES_KEPT && ring.commits.len() > 1 {
+            // What was just added stays, however large: nobody has had the time to read it.
+            while ring.writes > WRITES_KEPT && ring.commits.len() > added {
                 if let Some(forgotten) = ring.commits.pop_front() {
                     ring.writes -= forgotten.ops.len();
                     ring.complete_from.revision = forgotten.revision;

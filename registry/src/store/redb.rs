@@ -28,8 +28,9 @@ pub const FILE_NAME: &str = "registry.redb";
 const LOCK_NAME: &str = "lock";
 /// Layout of what we keep in the tables.
 const FORMAT: u64 = 1;
-/// Transactions made durable together at most.
-const BATCH_MAX: usize = 512;
+/// Transactions made durable together at most, and writes of theirs after which no further one is added.
+const BATCH_MAX: usize = 4096;
+const BATCH_OPS: usize = 8192;
 /// Transactions that may wait; further callers wait for a place.
 const QUEUE_MAX: usize = 4096;
 /// redb's page cache. The registry reads the file once and then lives from memory.
@@ -139,8 +140,15 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, mut waiting: mpsc::Receiver<Queued>) {
-        let mut batch = Vec::with_capacity(BATCH_MAX);
-        while waiting.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
+        let mut batch = Vec::new();
+        while let Some(first) = waiting.blocking_recv() {
+            let mut ops = first.transaction.ops.len();
+            batch.push(first);
+            while batch.len() < BATCH_MAX && ops < BATCH_OPS {
+                let Ok(next) = waiting.try_recv() else { break };
+                ops += next.transaction.ops.len();
+                batch.push(next);
+            }
             self.commit(&mut batch);
         }
     }
