@@ -234,7 +234,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let ads = AdsService::new(Arc::clone(&control), control_plane(), Limits::default());
     let registration = RegistrationService::new(
         Arc::clone(&catalog),
-        control.model(),
+        control.checks(),
         Arc::clone(&metrics),
         serving.clone(),
     );

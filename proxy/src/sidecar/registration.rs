@@ -188,7 +188,8 @@ impl<D: Dial> Registration<D> {
                         Some(to_proxy::Message::GoAway(away)) => {
                             return End::Reconnect(Duration::from_millis(away.reconnect_after_ms.into()));
                         }
-                        None => {}
+                        // Answers what is not asked here, or is of a newer registry.
+                        Some(to_proxy::Message::BeatsAcknowledged(_)) | None => {}
                     }
                 }
                 // The registry ends connections with the certificate they were made with.

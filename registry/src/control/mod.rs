@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::catalog::{Catalog, World};
-use crate::resolve::{Input, MeshModel, Resolver};
+use crate::resolve::{HealthCheckPlan, Input, MeshModel, Resolver, ServiceModel};
 
 mod encoded;
 mod foreign;
@@ -33,13 +33,22 @@ use view::{Own, SidecarView};
 
 /// Least time between two flushes.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// Most time between two flushes while something changes.
+const FLUSH_CEILING: Duration = Duration::from_secs(1);
+/// Between flushes is this many times what the last one took, so that a storm of changes does not take
+/// a core for itself.
+const FLUSH_SHARE: u32 = 5;
 /// Announced instances that may wait to be registered.
 const ANNOUNCEMENTS_MAX: usize = 1024;
+
+/// The health checks that services ask of their sidecars; services without one are not in it.
+pub type Checks = BTreeMap<ServiceName, HealthCheckPlan>;
 
 /// The control plane of one registry process.
 pub struct Control {
     catalog: Arc<Catalog>,
     model: watch::Sender<Arc<MeshModel>>,
+    checks: watch::Sender<Arc<Checks>>,
     state: Mutex<State>,
     announce: mpsc::Sender<Announced>,
 }
@@ -105,6 +114,7 @@ impl Control {
         let control = Arc::new(Self {
             catalog,
             model: watch::Sender::new(Arc::clone(builder.resolver.model())),
+            checks: watch::Sender::new(Arc::new(checks(builder.resolver.model()))),
             state: Mutex::new(State { snapshot: Arc::new(snapshot), nodes: Vec::new(), foreign: Vec::new() }),
             announce,
         });
@@ -120,6 +130,11 @@ impl Control {
     /// The model in force, and its changes.
     pub fn model(&self) -> watch::Receiver<Arc<MeshModel>> {
         self.model.subscribe()
+    }
+
+    /// The health checks in force. Changes only when they do: thousands of streams wait for it.
+    pub fn checks(&self) -> watch::Receiver<Arc<Checks>> {
+        self.checks.subscribe()
     }
 
     /// Ends every stream: the clients reconnect, to another registry if there is one.
@@ -148,7 +163,8 @@ impl Control {
                     builder = Builder::first(self.catalog.world());
                 }
             }
-            tokio::time::sleep_until(started + FLUSH_EVERY).await;
+            let pause = (started.elapsed() * FLUSH_SHARE).clamp(FLUSH_EVERY, FLUSH_CEILING);
+            tokio::time::sleep_until(started + pause).await;
         }
     }
 
@@ -171,6 +187,14 @@ impl Control {
         let model = Arc::clone(&snapshot.model);
         *current = snapshot;
         drop(state);
+        let next = checks(&model);
+        self.checks.send_if_modified(|have| {
+            let differ = **have != next;
+            if differ {
+                *have = Arc::new(next);
+            }
+            differ
+        });
         self.model.send_replace(model);
     }
 
@@ -221,6 +245,14 @@ fn make_view(snapshot: &Arc<Snapshot>, own: &Arc<Own>, shared: Option<&Arc<Forei
         None => Arc::new(SidecarView { snapshot: Arc::clone(snapshot), own: Arc::clone(own) }),
         Some(shared) => Arc::new(ForeignView { shared: Arc::clone(shared), own: Arc::clone(own) }),
     }
+}
+
+fn checks(model: &MeshModel) -> Checks {
+    let check = |(name, service): (&ServiceName, &Arc<_>)| {
+        let service: &ServiceModel = service;
+        Some((name.clone(), service.inbound.health_check.clone()?))
+    };
+    model.services.iter().filter_map(check).collect()
 }
 
 fn input(world: &World) -> Input<'_> {

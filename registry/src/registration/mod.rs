@@ -1,7 +1,7 @@
 //! `pillion.mesh.v1.Registration`: sidecars register their instances on a stream and beat on it.
 //!
-//! A stream is one future that the transport polls: no task, no queue beyond what one message is
-//! answered with. A proxy may register only instances of the service its certificate names. A
+//! A stream is one future that the transport polls: no task, no queue beyond what the messages that
+//! have arrived are answered with. Registrations that arrive together are written together. A proxy may register only instances of the service its certificate names. A
 //! stream that ends without a word leaves the leases running.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,30 +10,35 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, stream};
-use pillion_model::name::{InstanceId, ServiceName, SpiffeId};
+use futures_util::{FutureExt as _, Stream, stream};
+use pillion_model::name::{ServiceName, SpiffeId};
 use pillion_xds::mesh::registration_server::{Registration as Rpc, RegistrationServer};
 use pillion_xds::mesh::to_proxy::Message as Answer;
 use pillion_xds::mesh::to_registry::Message;
 use pillion_xds::mesh::{
-    Acknowledged, Beat, Deregister, Deregistered, GoAway, HealthCheck, Refused, Register, Registered,
-    ToProxy, ToRegistry,
+    Acknowledged, Beat, Beats, BeatsAcknowledged, Deregister, Deregistered, GoAway, HealthCheck, Refused,
+    Register, Registered, ToProxy, ToRegistry,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::catalog::{Catalog, Changes, RegisterError, ReportError};
+use crate::catalog::{Catalog, Changes, RegisterError, Registered as Accepted, Registration, ReportError};
+use crate::control::Checks;
 use crate::lease::{Lease, beat_interval};
 use crate::metrics::Metrics;
-use crate::resolve::{MeshModel, ProbeKind};
+use crate::resolve::ProbeKind;
 
 mod message;
 
 /// Instances on one stream at most.
-const SLOTS_MAX: usize = 64;
+const SLOTS_MAX: usize = 1024;
+/// Messages that are taken in together at most.
+const TOGETHER_MAX: usize = 256;
 /// Largest message: an instance with all its labels.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Answers that a stream at rest has room for.
+const ANSWERS_KEPT: usize = 2;
 /// When the registry stops, proxies reconnect within this long, spread at random.
 const RECONNECT_WITHIN: Duration = Duration::from_secs(2);
 
@@ -44,21 +49,21 @@ pub struct RegistrationService {
 
 struct Shared {
     catalog: Arc<Catalog>,
-    model: watch::Receiver<Arc<MeshModel>>,
+    checks: watch::Receiver<Arc<Checks>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 }
 
 impl RegistrationService {
-    /// A service that registers into `catalog`; health checks come from `model`. Streams are asked
+    /// A service that registers into `catalog`; health checks come from `checks`. Streams are asked
     /// to go elsewhere on `stop`.
     pub fn new(
         catalog: Arc<Catalog>,
-        model: watch::Receiver<Arc<MeshModel>>,
+        checks: watch::Receiver<Arc<Checks>>,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
-        Self { shared: Arc::new(Shared { catalog, model, metrics, stop }) }
+        Self { shared: Arc::new(Shared { catalog, checks, metrics, stop }) }
     }
 
     /// As tonic serves it.
@@ -81,10 +86,11 @@ impl Rpc for RegistrationService {
         let session = Session {
             peer,
             remote,
-            model: self.shared.model.clone(),
+            checks: self.shared.checks.clone(),
             shared: Arc::clone(&self.shared),
             slots: BTreeMap::new(),
             answers: VecDeque::new(),
+            failed: None,
             leaving: false,
         };
         let state = (session, request.into_inner());
@@ -106,22 +112,22 @@ struct Session {
     peer: SpiffeId,
     /// Where the stream comes from.
     remote: Option<IpAddr>,
-    model: watch::Receiver<Arc<MeshModel>>,
+    checks: watch::Receiver<Arc<Checks>>,
     shared: Arc<Shared>,
     slots: BTreeMap<u32, Slot>,
     answers: VecDeque<Answer>,
+    /// Why nothing more arrives; told once everything that did arrive is answered.
+    failed: Option<Status>,
     leaving: bool,
 }
 
 /// One instance on a stream.
 struct Slot {
-    service: ServiceName,
-    id: InstanceId,
     generation: u64,
     address: IpAddr,
     lease: Arc<Lease>,
     /// As last told.
-    check: Option<HealthCheck>,
+    check: Option<Box<HealthCheck>>,
 }
 
 impl Session {
@@ -131,84 +137,152 @@ impl Session {
             if let Some(answer) = self.answers.pop_front() {
                 return Ok(Some(ToProxy { message: Some(answer) }));
             }
+            if let Some(status) = self.failed.take() {
+                return Err(status);
+            }
             if self.leaving {
                 return Ok(None);
             }
-            let stop = self.shared.stop.clone();
+            // What a burst of answers took is not kept by thousands of streams that only beat.
+            self.answers.shrink_to(ANSWERS_KEPT);
+            let shared = Arc::clone(&self.shared);
             tokio::select! {
                 message = requests.message() => match message? {
-                    Some(message) => self.take(message).await,
+                    Some(message) => {
+                        let arrived = self.arrived(message, requests);
+                        self.take(arrived).await;
+                    }
                     None => return Ok(None),
                 },
-                changed = self.model.changed() => match changed {
+                changed = self.checks.changed() => match changed {
                     Ok(()) => self.tell_new_checks(),
                     Err(_) => self.go_away(),
                 },
-                () = stop.cancelled() => self.go_away(),
+                () = shared.stop.cancelled() => self.go_away(),
             }
         }
     }
 
-    async fn take(&mut self, message: ToRegistry) {
-        let answer = match message.message {
-            Some(Message::Register(register)) => self.register(register).await,
-            Some(Message::Beat(beat)) => self.beat(beat).await,
-            Some(Message::Deregister(deregister)) => self.deregister(deregister).await,
-            // A newer sidecar's message that this version does not know.
-            None => return,
-        };
-        self.answers.push_back(answer);
+    /// A message, and those that have arrived behind it.
+    fn arrived(&mut self, first: ToRegistry, requests: &mut Streaming<ToRegistry>) -> Vec<Message> {
+        // A newer sidecar's message that this version does not know has no content.
+        let mut arrived = Vec::from_iter(first.message);
+        while arrived.len() < TOGETHER_MAX {
+            match requests.message().now_or_never() {
+                Some(Ok(Some(next))) => arrived.extend(next.message),
+                // Nothing yet, or the end, which is told again.
+                None | Some(Ok(None)) => break,
+                Some(Err(status)) => {
+                    self.failed = Some(status);
+                    break;
+                }
+            }
+        }
+        arrived
     }
 
-    async fn register(&mut self, register: Register) -> Answer {
-        let slot = register.slot;
-        let refuse = |reason: String, is_final| Answer::Refused(Refused { slot, reason, r#final: is_final });
-        if self.slots.len() >= SLOTS_MAX && !self.slots.contains_key(&slot) {
-            return refuse(format!("a stream carries at most {SLOTS_MAX} instances"), true);
-        }
-        let registration = match message::registration(register.instance.unwrap_or_default(), self.remote) {
-            Ok(registration) => registration,
-            Err(problems) => {
-                let text = problems.iter().map(|problem| format!("{}: {}", problem.field, problem.detail));
-                return refuse(text.collect::<Vec<_>>().join("; "), true);
+    async fn take(&mut self, messages: Vec<Message>) {
+        let mut registers = Vec::new();
+        for message in messages {
+            if let Message::Register(register) = message {
+                registers.push(register);
+                continue;
             }
-        };
+            self.register(std::mem::take(&mut registers)).await;
+            let answer = match message {
+                Message::Beat(beat) => self.beat(beat).await,
+                Message::Beats(beats) => self.beat_many(&beats).await,
+                Message::Deregister(deregister) => self.deregister(deregister).await,
+                Message::Register(_) => continue,
+            };
+            self.answers.push_back(answer);
+        }
+        self.register(registers).await;
+    }
+
+    /// Registers what can be read, and answers each in order.
+    async fn register(&mut self, registers: Vec<Register>) {
+        if registers.is_empty() {
+            return;
+        }
+        let (mut valid, mut read) = (Vec::new(), Vec::with_capacity(registers.len()));
+        let mut taken = self.slots.len();
+        for register in registers {
+            let slot = register.slot;
+            taken += usize::from(!self.slots.contains_key(&slot));
+            let checked = match taken > SLOTS_MAX {
+                true => Err(format!("a stream carries at most {SLOTS_MAX} instances")),
+                false => self.check_register(register),
+            };
+            read.push((slot, checked.map(|registration| valid.push(registration))));
+        }
+        let mut outcomes = self.shared.catalog.register_many(&valid).await.into_iter();
+        for (slot, checked) in read {
+            let outcome = match checked {
+                Ok(()) => outcomes.next().expect("one outcome for each registration"),
+                Err(reason) => {
+                    self.answers.push_back(Answer::Refused(Refused { slot, reason, r#final: true }));
+                    continue;
+                }
+            };
+            let answer = match outcome {
+                Ok(accepted) => self.accept(slot, accepted),
+                // Whoever was newer has left: the id is free, for a newer generation still.
+                Err(RegisterError::Older { gone: true, .. }) => {
+                    Answer::Acknowledged(Acknowledged { slot, beat_interval_ms: 0, unknown: true })
+                }
+                Err(error) => {
+                    let is_final = matches!(error, RegisterError::Older { .. });
+                    Answer::Refused(Refused { slot, reason: error.to_string(), r#final: is_final })
+                }
+            };
+            self.answers.push_back(answer);
+        }
+    }
+
+    /// What a message registers, if its sender may.
+    fn check_register(&self, register: Register) -> Result<Registration, String> {
+        let instance = register.instance.unwrap_or_default();
+        let registration = message::registration(instance, self.remote).map_err(|problems| {
+            let text = problems.iter().map(|problem| format!("{}: {}", problem.field, problem.detail));
+            text.collect::<Vec<_>>().join("; ")
+        })?;
         let service = &registration.service;
-        if self.peer.service_name() != Some(service) {
-            tracing::warn!(peer = %self.peer, %service, "refused to register another service's instance");
-            let reason = format!(
-                "service: got {service}, but the client certificate is {}; a proxy may register only instances \
-                 of its own service",
-                self.peer
-            );
-            return refuse(reason, true);
+        if self.peer.service_name() == Some(service) {
+            return Ok(registration);
         }
-        match self.shared.catalog.register(&registration).await {
-            Ok(registered) => {
-                let (instance, lease) = (registered.instance, registered.lease);
-                let (service, id) = (instance.service.clone(), instance.id.clone());
-                let check = self.check(&service);
-                let known = Slot {
-                    service,
-                    id,
-                    generation: instance.generation,
-                    address: instance.address,
-                    lease,
-                    check,
-                };
-                let answer = known.registered(slot);
-                self.slots.insert(slot, known);
-                answer
-            }
-            // Whoever was newer has left: the id is free, for a newer generation still.
-            Err(RegisterError::Older { gone: true, .. }) => {
-                Answer::Acknowledged(Acknowledged { slot, beat_interval_ms: 0, unknown: true })
-            }
-            Err(error) => {
-                let is_final = matches!(error, RegisterError::Older { .. });
-                refuse(error.to_string(), is_final)
+        tracing::warn!(peer = %self.peer, %service, "refused to register another service's instance");
+        Err(format!(
+            "service: got {service}, but the client certificate is {}; a proxy may register only instances \
+             of its own service",
+            self.peer
+        ))
+    }
+
+    fn accept(&mut self, slot: u32, accepted: Accepted) -> Answer {
+        let Accepted { instance, lease } = accepted;
+        let check = self.check(&instance.service).map(Box::new);
+        let known = Slot { generation: instance.generation, address: instance.address, lease, check };
+        let answer = known.registered(slot);
+        self.slots.insert(slot, known);
+        answer
+    }
+
+    async fn beat_many(&mut self, beats: &Beats) -> Answer {
+        let mut answer = BeatsAcknowledged { beat_interval_ms: u32::MAX, unknown: Vec::new() };
+        for &slot in &beats.slots {
+            match self.beat(Beat { slot, ..Beat::default() }).await {
+                Answer::Acknowledged(Acknowledged { unknown: false, beat_interval_ms, .. }) => {
+                    answer.beat_interval_ms = answer.beat_interval_ms.min(beat_interval_ms);
+                }
+                // A newer instance has its place, or it is gone: registering again tells which.
+                _ => answer.unknown.push(slot),
             }
         }
+        if answer.beat_interval_ms == u32::MAX {
+            answer.beat_interval_ms = 0;
+        }
+        Answer::BeatsAcknowledged(answer)
     }
 
     async fn beat(&mut self, beat: Beat) -> Answer {
@@ -232,8 +306,11 @@ impl Session {
                 probe: beat.probe.map(|_| message::probe(beat.probe())),
                 administrative: None,
             };
-            let report =
-                self.shared.catalog.report(&known.service, &known.id, Some(known.generation), changes).await;
+            let report = self
+                .shared
+                .catalog
+                .report(known.lease.service(), known.lease.id(), Some(known.generation), changes)
+                .await;
             match report {
                 Ok(_) => {}
                 Err(ReportError::Unknown(..)) => return unknown,
@@ -251,8 +328,8 @@ impl Session {
     /// What to say to an instance whose id a newer one has.
     fn displaced(&self, slot: u32, known: &Slot) -> Option<Answer> {
         let world = self.shared.catalog.world();
-        let have = world.catalog.services.get(&known.service)?.instances.get(&known.id)?;
-        let (service, id, got, have) = (&known.service, &known.id, known.generation, have.generation);
+        let (service, id, got) = (known.lease.service(), known.lease.id(), known.generation);
+        let have = world.catalog.instance(service, id)?.generation;
         (have > got).then(|| {
             let reason = ReportError::Older { got, have };
             Answer::Refused(Refused { slot, reason: format!("{service}/{id}: {reason}"), r#final: true })
@@ -262,7 +339,11 @@ impl Session {
     async fn deregister(&mut self, deregister: Deregister) -> Answer {
         let slot = deregister.slot;
         let Some(known) = self.slots.get(&slot) else { return Answer::Deregistered(Deregistered { slot }) };
-        let left = self.shared.catalog.deregister(&known.service, &known.id, Some(known.generation)).await;
+        let left = self
+            .shared
+            .catalog
+            .deregister(known.lease.service(), known.lease.id(), Some(known.generation))
+            .await;
         match left {
             // A newer generation under the same id has taken over: this one is gone already.
             Ok(()) | Err(ReportError::Unknown(..) | ReportError::Older { .. }) => {
@@ -277,9 +358,9 @@ impl Session {
 
     /// Tells instances whose service asks for another health check than before.
     fn tell_new_checks(&mut self) {
-        let model = Arc::clone(&self.model.borrow_and_update());
+        let checks = Arc::clone(&self.checks.borrow_and_update());
         for (slot, known) in &mut self.slots {
-            let check = check_of(&model, &known.service);
+            let check = check_of(&checks, known.lease.service()).map(Box::new);
             if check != known.check {
                 known.check = check;
                 self.answers.push_back(known.registered(*slot));
@@ -288,7 +369,7 @@ impl Session {
     }
 
     fn check(&self, service: &ServiceName) -> Option<HealthCheck> {
-        check_of(&self.model.borrow(), service)
+        check_of(&self.checks.borrow(), service)
     }
 
     fn go_away(&mut self) {
@@ -305,7 +386,7 @@ impl Slot {
             slot,
             generation: self.generation,
             beat_interval_ms: self.interval_ms(),
-            health_check: self.check.clone(),
+            health_check: self.check.as_deref().cloned(),
             address: self.address.to_string(),
         })
     }
@@ -315,8 +396,8 @@ impl Slot {
     }
 }
 
-fn check_of(model: &MeshModel, service: &ServiceName) -> Option<HealthCheck> {
-    let plan = model.services.get(service)?.inbound.health_check.as_ref()?;
+fn check_of(checks: &Checks, service: &ServiceName) -> Option<HealthCheck> {
+    let plan = checks.get(service)?;
     Some(HealthCheck {
         http_path: match &plan.kind {
             ProbeKind::Http(path) => path.clone(),

@@ -49,7 +49,7 @@ impl ::prost::Name for IssueResponse {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToRegistry {
-    #[prost(oneof = "to_registry::Message", tags = "1, 2, 3")]
+    #[prost(oneof = "to_registry::Message", tags = "1, 2, 3, 4")]
     pub message: ::core::option::Option<to_registry::Message>,
 }
 /// Nested message and enum types in `ToRegistry`.
@@ -62,6 +62,8 @@ pub mod to_registry {
         Beat(super::Beat),
         #[prost(message, tag = "3")]
         Deregister(super::Deregister),
+        #[prost(message, tag = "4")]
+        Beats(super::Beats),
     }
 }
 impl ::prost::Name for ToRegistry {
@@ -189,6 +191,22 @@ impl ::prost::Name for Beat {
         "type.googleapis.com/pillion.mesh.v1.Beat".into()
     }
 }
+/// "Still here" of many slots at once, none of whose states changed. Answered by BeatsAcknowledged.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Beats {
+    #[prost(uint32, repeated, tag = "1")]
+    pub slots: ::prost::alloc::vec::Vec<u32>,
+}
+impl ::prost::Name for Beats {
+    const NAME: &'static str = "Beats";
+    const PACKAGE: &'static str = "pillion.mesh.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "pillion.mesh.v1.Beats".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/pillion.mesh.v1.Beats".into()
+    }
+}
 /// Leaves. Answered by Deregistered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Deregister {
@@ -207,7 +225,7 @@ impl ::prost::Name for Deregister {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToProxy {
-    #[prost(oneof = "to_proxy::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "to_proxy::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<to_proxy::Message>,
 }
 /// Nested message and enum types in `ToProxy`.
@@ -224,6 +242,8 @@ pub mod to_proxy {
         Deregistered(super::Deregistered),
         #[prost(message, tag = "5")]
         GoAway(super::GoAway),
+        #[prost(message, tag = "6")]
+        BeatsAcknowledged(super::BeatsAcknowledged),
     }
 }
 impl ::prost::Name for ToProxy {
@@ -308,6 +328,26 @@ impl ::prost::Name for Acknowledged {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/pillion.mesh.v1.Acknowledged".into()
+    }
+}
+/// Answers Beats.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeatsAcknowledged {
+    /// The shortest of theirs.
+    #[prost(uint32, tag = "1")]
+    pub beat_interval_ms: u32,
+    /// Slots that the registry does not know (any more): register again.
+    #[prost(uint32, repeated, tag = "2")]
+    pub unknown: ::prost::alloc::vec::Vec<u32>,
+}
+impl ::prost::Name for BeatsAcknowledged {
+    const NAME: &'static str = "BeatsAcknowledged";
+    const PACKAGE: &'static str = "pillion.mesh.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "pillion.mesh.v1.BeatsAcknowledged".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/pillion.mesh.v1.BeatsAcknowledged".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -844,7 +884,9 @@ pub mod registration_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The first message is Register. A stream that ends without Deregister leaves the lease running.
+        /// The first message is Register. Messages need not wait for the answers to earlier ones, which come
+        /// in order; what is registered in one go is written together. A stream that ends without
+        /// Deregister leaves the lease running.
         pub async fn connect(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::ToRegistry>,
@@ -890,7 +932,9 @@ pub mod registration_server {
             >
             + std::marker::Send
             + 'static;
-        /// The first message is Register. A stream that ends without Deregister leaves the lease running.
+        /// The first message is Register. Messages need not wait for the answers to earlier ones, which come
+        /// in order; what is registered in one go is written together. A stream that ends without
+        /// Deregister leaves the lease running.
         async fn connect(
             &self,
             request: tonic::Request<tonic::Streaming<super::ToRegistry>>,
