@@ -10,6 +10,7 @@ use pillion_config::DurationText;
 use pillion_model::name::TrustDomain;
 use pillion_net::resolve::Target;
 use pillion_registry::app;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_directory;
@@ -65,6 +66,7 @@ pub(crate) struct Arguments {
 /// Serves until SIGTERM or Ctrl-C.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let _set_log_filter = arguments.log.start()?;
+    raise_descriptors();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(arguments))
@@ -102,6 +104,14 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     }
     registry.stop().await;
     Ok(())
+}
+
+/// Every stream is a descriptor: as many as the hard limit allows, rather than the 1024 that shells give.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
