@@ -1,3 +1,9 @@
-//! What the registry costs.
+//! What a registry costs: see [`pillion_benches::registry`].
 
-fn main() {}
+use clap::Parser;
+use pillion_benches::registry::{Arguments, run};
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(&Arguments::parse()))?.finish()
+}

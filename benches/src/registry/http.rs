@@ -1,0 +1,84 @@
+//! HTTP/1.1 with nothing in between: the client shares the machine with what it measures.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Largest answer read.
+const ANSWER_MAX: usize = 64 << 20;
+
+/// One connection that is kept open.
+pub(super) struct Client {
+    stream: TcpStream,
+    host: String,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub(super) async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, host: address.to_string(), buffer: Vec::new() })
+    }
+
+    /// Sends a request and reads the answer: status and body.
+    pub(super) async fn call(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> anyhow::Result<(u16, String)> {
+        self.send(method, path, body).await?;
+        self.buffer.clear();
+        let (head_end, length) = loop {
+            if self.read_more().await? == 0 {
+                bail!("{method} {path}: the connection was closed");
+            }
+            if let Some(at) = find(&self.buffer, b"\r\n\r\n") {
+                break (at + 4, content_length(&self.buffer[..at])?);
+            }
+        };
+        while self.buffer.len() < head_end + length {
+            if self.read_more().await? == 0 {
+                bail!("{method} {path}: the answer ended early");
+            }
+        }
+        let status = std::str::from_utf8(&self.buffer[..head_end])?.split(' ').nth(1).context("a status")?;
+        let status = status.parse()?;
+        Ok((status, String::from_utf8_lossy(&self.buffer[head_end..head_end + length]).into_owned()))
+    }
+
+    /// Sends a request whose answer is a stream, and hands over the connection.
+    pub(super) async fn stream(mut self, path: &str) -> anyhow::Result<TcpStream> {
+        self.send("GET", path, "").await?;
+        Ok(self.stream)
+    }
+
+    async fn send(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<()> {
+        let (host, length) = (&self.host, body.len());
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        );
+        Ok(self.stream.write_all(request.as_bytes()).await?)
+    }
+
+    async fn read_more(&mut self) -> anyhow::Result<usize> {
+        if self.buffer.len() > ANSWER_MAX {
+            bail!("an answer of more than {ANSWER_MAX} bytes");
+        }
+        Ok(self.stream.read_buf(&mut self.buffer).await?)
+    }
+}
+
+pub(super) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+fn content_length(head: &[u8]) -> anyhow::Result<usize> {
+    let head = std::str::from_utf8(head)?.to_ascii_lowercase();
+    let value = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    Ok(value.map_or(Ok(0), |value| value.trim().parse())?)
+}

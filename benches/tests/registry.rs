@@ -1,0 +1,30 @@
+//! Every scenario of the registry's bench, small: what it measures is not held against anything here.
+
+use clap::Parser;
+use pillion_benches::registry::{Arguments, run};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_scenario_measures_something() {
+    let binary = pillion_tests::support::pillion();
+    let arguments = Arguments::parse_from([
+        "bench-registry",
+        "--instances=200",
+        "--streams=20",
+        "--subscribers=20",
+        "--services=10",
+        "--changes=20",
+        "--window=2s",
+        "--beat=500ms",
+        "--profile=dev",
+    ]);
+    let report = run(&Arguments { binary: Some(binary.to_owned()), ..arguments }).await.expect("measures");
+    for what in ["heartbeats on streams", "registrations per second", "delivered event", "restart: expired"] {
+        assert!(report.rows.iter().any(|row| row.what.contains(what)), "{what}: {:?}", report.rows);
+    }
+    let of = |what: &str| report.rows.iter().find(|row| row.what == what).map(|row| row.value);
+    assert_eq!(of("expired while beating"), Some(0.0));
+    assert_eq!(of("events about services not asked for"), Some(0.0));
+    assert_eq!(of("restart: empty or negative answers"), Some(0.0));
+    assert_eq!(of("restart: expired"), Some(0.0));
+    assert_eq!(of("restart: instances known"), Some(200.0));
+}
