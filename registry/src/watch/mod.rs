@@ -74,6 +74,8 @@ struct State {
     epoch: Arc<str>,
     /// The revision last looked at.
     revision: u64,
+    /// Everything up to this revision has been told.
+    told_up_to: u64,
     floor: u64,
     subscribers: HashMap<u64, Arc<Subscriber>>,
     /// Subscribers by service; those with a wide interest are in `wide`.
@@ -119,6 +121,7 @@ impl Hub {
                 seen: Arc::clone(&world.catalog),
                 epoch: Arc::clone(&world.epoch),
                 revision: world.revision,
+                told_up_to: world.revision,
                 floor: world.floor,
                 subscribers: HashMap::new(),
                 by_service: HashMap::new(),
@@ -243,6 +246,7 @@ impl State {
         self.seen = Arc::clone(&world.catalog);
         self.epoch = Arc::clone(&world.epoch);
         (self.revision, self.floor) = (world.revision, world.floor);
+        self.told_up_to = world.revision;
         for subscriber in self.subscribers.values() {
             let covered = self.topics.keys().filter(|name| subscriber.interest.covers(name));
             *subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner) = covered.cloned().collect();
@@ -297,13 +301,10 @@ impl State {
         let floor = self.floor;
         self.topics
             .retain(|_, topic| topic.told.is_some() || topic.pending.is_some() || topic.revision > floor);
-        next
-    }
-
-    /// Everything up to this revision has been told.
-    fn told_up_to(&self) -> u64 {
+        // Once here, and not for each subscriber that asks.
         let pending = self.topics.values().filter_map(|topic| topic.pending).min();
-        pending.map_or(self.revision, |first| first - 1)
+        self.told_up_to = pending.map_or(self.revision, |first| first - 1);
+        next
     }
 }
 

@@ -138,7 +138,7 @@ impl Subscription {
                 },
             }
         }
-        let token = format!("{}.{}", state.epoch, state.told_up_to());
+        let token = format!("{}.{}", state.epoch, state.told_up_to);
         drop(state);
         // A big service takes a while to encode: not while others wait for the lock.
         for (name, service, whole) in wholes {
