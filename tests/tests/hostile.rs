@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 /// Connections that say nothing, if the process may have so many.
 const IDLE: u64 = 10_000;
 /// What all of this may cost the registry.
-const GROWTH_MAX_KIB: u64 = 512 << 10;
+const GROWTH_MAX_KIB: u64 = 256 << 10;
 
 async fn connect(address: SocketAddr, said: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.expect("the kernel takes it");
