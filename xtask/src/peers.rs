@@ -97,8 +97,8 @@ const PEERS: [Peer; 25] = [
         "victoria-metrics",
         "victoria-metrics",
         "finds what to scrape by consul_sd_configs",
-        &["-version"],
-        "victoria-metrics-",
+        &["-help"], // Debian's build knows no version
+        "victoria-metrics is",
     ),
     apt("etcd", "etcd-server", "the store that several registries share", &["--version"], "etcd Version: 3."),
     apt(
