@@ -16,6 +16,10 @@ async fn every_scenario_measures_something() {
         "--window=2s",
         "--beat=500ms",
         "--profile=dev",
+        "registration",
+        "heartbeats",
+        "fanout",
+        "restart",
     ]);
     let report = run(&Arguments { binary: Some(binary.to_owned()), ..arguments }).await.expect("measures");
     for what in ["heartbeats on streams", "registrations per second", "delivered event", "restart: expired"] {
@@ -27,4 +31,14 @@ async fn every_scenario_measures_something() {
     assert_eq!(of("restart: empty or negative answers"), Some(0.0));
     assert_eq!(of("restart: expired"), Some(0.0));
     assert_eq!(of("restart: instances known"), Some(200.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registrations_into_etcd_are_measured() {
+    let Some(_etcd) = pillion_tests::support::peer("etcd") else { return };
+    let binary = pillion_tests::support::pillion();
+    let arguments = Arguments::parse_from(["bench-registry", "etcd", "--instances=500", "--profile=dev"]);
+    let report = run(&Arguments { binary: Some(binary.to_owned()), ..arguments }).await.expect("measures");
+    let rate = report.rows.iter().find(|row| row.what == "etcd: durable registrations");
+    assert!(rate.is_some_and(|row| row.value > 0.0), "{:?}", report.rows);
 }

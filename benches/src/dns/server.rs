@@ -30,6 +30,8 @@ pub const PEERS: [(&str, &str); 3] = [("Knot", "knotd"), ("NSD", "nsd"), ("Unbou
 const ANSWERING: &str = "dns-udp";
 /// How long a server may take until it answers.
 const START: Duration = Duration::from_secs(20);
+/// Ports tried before giving up: another program may have one of them for TCP.
+const PORT_TRIES: usize = 100;
 
 impl Server {
     /// The registry under test, empty.
@@ -173,11 +175,16 @@ fn answers(port: u16, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     })
 }
 
+/// A port that is free for UDP and TCP alike.
 fn free_port() -> anyhow::Result<u16> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    let port = socket.local_addr()?.port();
-    std::net::TcpListener::bind(("127.0.0.1", port))?;
-    Ok(port)
+    for _ in 0..PORT_TRIES {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let port = socket.local_addr()?.port();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port is free for both UDP and TCP")
 }
 
 fn knot(port: u16, folder: &str) -> String {

@@ -1,5 +1,5 @@
 //! Durable registrations into etcd: a real etcd, a real registry on it, and clients that register
-//! instances over HTTP, each on a connection of its own.
+//! instances over HTTP, many in each request.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -15,11 +15,12 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::{Arguments, server};
 use crate::report::{Budget, Report};
 use crate::usage;
 
@@ -28,20 +29,10 @@ const START: Duration = Duration::from_secs(20);
 /// Services that the instances belong to.
 const SERVICES: usize = 100;
 
-/// How much is registered.
-#[derive(Clone, Copy, Debug)]
-pub struct Size {
-    /// Instances.
-    pub instances: usize,
-    /// Connections that register at the same time.
-    pub connections: usize,
-}
-
-impl Default for Size {
-    fn default() -> Self {
-        Self { instances: 40_000, connections: 256 }
-    }
-}
+/// Connections that register at the same time.
+const CONNECTIONS: usize = 16;
+/// Instances in one request.
+const BATCH: usize = 200;
 
 /// A program that ends with the bench.
 struct Program(Child);
@@ -59,19 +50,20 @@ impl Drop for Program {
 /// # Errors
 ///
 /// If etcd or the registry do not start, or a registration is refused.
-pub async fn run(pillion: &Path, size: Size, report: &mut Report) -> anyhow::Result<()> {
+pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
     let folder = tempfile::tempdir().context("make a folder")?;
     let (etcd, client) = start_etcd(&folder.path().join("etcd")).await?;
-    let (registry, api) = start_registry(pillion, &folder.path().join("registry"), client)?;
+    let pillion = server::binary(arguments)?;
+    let (registry, api) = start_registry(&pillion, &folder.path().join("registry"), client)?;
     // The services are there before anything is measured: their indexes are given one by one.
-    register(api, SERVICES, 1, 0).await?;
+    register(api, SERVICES, 0).await?;
     let before = [usage::cpu(etcd.0.id())?, usage::cpu(registry.0.id())?, usage::cpu(std::process::id())?];
     let (revision, begin) = (etcd_revision(client).await?, Instant::now());
-    register(api, size.instances, size.connections, 1).await?;
+    register(api, arguments.instances, 1).await?;
     let took = begin.elapsed();
     let after = [usage::cpu(etcd.0.id())?, usage::cpu(registry.0.id())?, usage::cpu(std::process::id())?];
     let [of_etcd, of_registry, of_us] = [0, 1, 2].map(|n| (after[n] - before[n]).as_secs_f64());
-    let (count, each) = (size.instances as f64, 1e6 / size.instances as f64);
+    let (count, each) = (arguments.instances as f64, 1e6 / arguments.instances as f64);
     report.row(
         "etcd: durable registrations",
         count / took.as_secs_f64(),
@@ -88,26 +80,24 @@ pub async fn run(pillion: &Path, size: Size, report: &mut Report) -> anyhow::Res
     Ok(())
 }
 
-/// Registers so many instances over so many connections.
-async fn register(api: SocketAddr, instances: usize, connections: usize, round: usize) -> anyhow::Result<()> {
+/// Registers so many instances.
+async fn register(api: SocketAddr, instances: usize, round: usize) -> anyhow::Result<()> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut clients = JoinSet::new();
-    for _ in 0..connections {
+    for _ in 0..CONNECTIONS {
         let next = Arc::clone(&next);
         clients.spawn(async move {
             let mut connection = connect(api).await?;
             loop {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                if n >= instances {
+                let first = next.fetch_add(BATCH, Ordering::Relaxed);
+                if first >= instances {
                     return anyhow::Ok(());
                 }
-                let service = n % SERVICES;
-                let path =
-                    format!("/v1/namespaces/default/services/s{service}/instances/s{service}-{round}-{n}");
-                let address = format!("10.{}.{}.{}", round, n / 256 % 256, n % 256);
-                let body = format!("{{\"address\":\"{address}\",\"port\":8080,\"ttl\":\"1h\"}}");
-                let (status, answer) = ask(&mut connection, Method::PUT, &path, body.into()).await?;
-                ensure!(status == 201, "{path}: {status}: {answer}");
+                let batch = (first..instances.min(first + BATCH)).map(|n| instance(round, n));
+                let body = json!({"instances": batch.collect::<Vec<_>>()}).to_string();
+                let path = "/v1/instances";
+                let (status, answer) = ask(&mut connection, Method::POST, path, body.into()).await?;
+                ensure!(status == 200 && !answer.contains("\"problem\""), "{path}: {status}: {answer}");
             }
         });
     }
@@ -115,6 +105,16 @@ async fn register(api: SocketAddr, instances: usize, connections: usize, round: 
         client.context("a client")??;
     }
     Ok(())
+}
+
+fn instance(round: usize, n: usize) -> Value {
+    json!({
+        "service": format!("s{}", n % SERVICES),
+        "id": format!("i{round}-{n}"),
+        "address": format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256),
+        "port": 8080,
+        "ttl": "1h",
+    })
 }
 
 /// A connection with what drives it.

@@ -11,7 +11,7 @@ use anyhow::ensure;
 use crate::report::Report;
 
 mod dns;
-pub mod etcd;
+mod etcd;
 mod fanout;
 mod heartbeats;
 mod http;
@@ -32,6 +32,8 @@ pub enum Scenario {
     Fanout,
     /// Killed at full size and started again.
     Restart,
+    /// Durable registrations in batches where the store is etcd.
+    Etcd,
 }
 
 /// Sizes; the defaults are what a registry promises.
@@ -79,7 +81,8 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     server::raise_descriptors()?;
     let mut report = Report::new("registry");
     report.machine = format!("{}, profile {}", report.machine, arguments.profile);
-    let all = [Scenario::Registration, Scenario::Heartbeats, Scenario::Fanout, Scenario::Restart];
+    let all =
+        [Scenario::Registration, Scenario::Heartbeats, Scenario::Fanout, Scenario::Restart, Scenario::Etcd];
     let chosen = all.iter().filter(|one| arguments.scenarios.is_empty() || arguments.scenarios.contains(one));
     for scenario in chosen {
         eprintln!("{scenario:?} …");
@@ -88,6 +91,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Report> {
             Scenario::Registration => registration::run(arguments, &mut report).await?,
             Scenario::Fanout => fanout::run(arguments, &mut report).await?,
             Scenario::Restart => restart::run(arguments, &mut report).await?,
+            Scenario::Etcd => etcd::run(arguments, &mut report).await?,
         }
     }
     Ok(report)

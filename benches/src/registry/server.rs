@@ -60,7 +60,7 @@ impl Registry {
         data: &Path,
         at: [SocketAddr; 3],
     ) -> anyhow::Result<Self> {
-        let binary = arguments.binary.clone().map_or_else(beside, Ok)?;
+        let binary = binary(arguments)?;
         let [api, mesh, dns] = at.map(|address| address.to_string());
         let started = Instant::now();
         let mut child = Command::new(&binary)
@@ -115,6 +115,11 @@ pub(super) fn raise_descriptors() -> anyhow::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).context("raise the limit of descriptors")
+}
+
+/// The `pillion` to measure.
+pub(super) fn binary(arguments: &Arguments) -> anyhow::Result<PathBuf> {
+    arguments.binary.clone().map_or_else(beside, Ok)
 }
 
 /// What was built beside this program.
