@@ -181,14 +181,18 @@ fn start_registry(pillion: &Path, data: &Path, etcd: SocketAddr) -> anyhow::Resu
     command.args(["--api", "127.0.0.1:0", "--mesh", "127.0.0.1:0", "--dns", "127.0.0.1:0"]);
     command.stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut registry = Program(command.spawn().with_context(|| format!("start {}", pillion.display()))?);
-    let lines = BufReader::new(registry.0.stdout.take().context("no output")?).lines();
-    for line in lines {
-        let line = line.context("read what the registry prints")?;
+    let mut output = BufReader::new(registry.0.stdout.take().context("no output")?);
+    let mut line = String::new();
+    while output.read_line(&mut line).context("read what the registry prints")? > 0 {
         if let Some(url) = line.strip_prefix("api ") {
             let address = url.split_whitespace().next().and_then(|url| url.rsplit('/').next());
             let address = address.and_then(|address| address.parse().ok());
-            return Ok((registry, address.with_context(|| format!("no address in `{line}`"))?));
+            let address = address.with_context(|| format!("no address in `{line}`"))?;
+            // What it prints later must find somebody who could read it.
+            registry.0.stdout = Some(output.into_inner());
+            return Ok((registry, address));
         }
+        line.clear();
     }
     bail!("the registry ended before it said where its API is")
 }
