@@ -18,14 +18,16 @@ pub struct Envoy {
     admin: SocketAddr,
 }
 
-/// A port that nobody has right now.
+/// A port that nobody has right now, and that the system gives to no connection by itself: those
+/// begin at 32768 (`net.ipv4.ip_local_port_range`).
 ///
 /// # Panics
 ///
-/// If the system has none.
+/// If there is none.
 pub fn free_port() -> u16 {
-    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    socket.local_addr().expect("a bound socket has an address").port()
+    let mut candidates = std::iter::repeat_with(|| fastrand::u16(15_000..32_000)).take(1000);
+    let is_free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    candidates.find(is_free).expect("a free port")
 }
 
 impl Envoy {

@@ -4,6 +4,7 @@ use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use super::envoy::free_port;
 use super::peer::peer;
 use super::process::{Finished, Process, finish_command};
 use super::wait::{DEADLINE, eventually};
@@ -238,6 +239,5 @@ impl EtcdTls {
 
 /// An address that was free a moment ago.
 fn free() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound")
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
