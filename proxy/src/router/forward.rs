@@ -31,6 +31,13 @@ enum Tried {
     TimedOut(Expired),
 }
 
+impl Tried {
+    /// Whether an upstream may have seen the request.
+    fn reached_upstream(&self) -> bool {
+        !matches!(self, Self::Failed(failure) if !failure.request_sent)
+    }
+}
+
 /// Forwards by `forward` of the route `routed`.
 pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) -> Step<Response<Body>> {
     let target = choose(x, &forward.to, forward.cluster_missing_status)?;
@@ -60,7 +67,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         let verdict = judge(x, &retries, &tried, &requests);
         let allowed = verdict == Verdict::Retry;
         if allowed {
-            permit = target.cluster.retry_permit(attempt.priority);
+            permit = target.cluster.retry_permit(attempt.priority, tried.reached_upstream());
         }
         if allowed && permit.is_some() {
             drop(tried);

@@ -129,9 +129,14 @@ impl Cluster {
 
     /// Takes a place among the retries in flight, if there is one: under a budget its share of
     /// active and pending requests, else `max_retries`.
-    pub fn retry_permit(self: &Arc<Self>, priority: Priority) -> Option<RetryPermit> {
+    ///
+    /// A budget keeps retries from adding load to a service that has too much. A try that `reached`
+    /// no upstream has added none, and whoever waited for the same dead endpoint fails at the same
+    /// moment: under a budget, another try of theirs takes no place.
+    pub fn retry_permit(self: &Arc<Self>, priority: Priority, reached: bool) -> Option<RetryPermit> {
         let limits = self.limits(priority);
         let max = match limits.retry_budget {
+            Some(_) if !reached => return Some(RetryPermit(None)),
             Some(budget) => retry::budget_limit(budget, self.state.active_and_pending()),
             None => u64::from(limits.retries_max),
         };
@@ -141,19 +146,18 @@ impl Cluster {
             self.state.stats.upstream_rq_retry_overflow.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        Some(RetryPermit { state: Arc::clone(&self.state), priority })
+        Some(RetryPermit(Some((Arc::clone(&self.state), priority))))
     }
 }
 
-/// A place among the retries in flight, until dropped.
-pub struct RetryPermit {
-    state: Arc<ClusterState>,
-    priority: Priority,
-}
+/// A place among the retries in flight, if it takes one, until dropped.
+pub struct RetryPermit(Option<(Arc<ClusterState>, Priority)>);
 
 impl Drop for RetryPermit {
     fn drop(&mut self) {
-        self.state.usage(self.priority).retries.fetch_sub(1, Ordering::Relaxed);
+        if let Some((state, priority)) = &self.0 {
+            state.usage(*priority).retries.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -45,11 +45,19 @@ impl Ewma {
     }
 
     /// What a further request there would cost: the estimate times the requests it would share with.
-    /// Whoever has not answered yet is tried at once, with one request at a time: among fast
-    /// endpoints any assumption about a new one would keep it from ever being asked.
-    pub(super) fn cost(&self, active: u32, now: Instant) -> f64 {
+    ///
+    /// Whoever has not answered yet is tried at once, with one request at a time: among fast endpoints
+    /// any assumption about a new one would keep it from ever being asked. Where requests wait for a
+    /// connection, others join them only if the other choice is no better: nobody knows yet whether there
+    /// will be one, and all who wait would fail at once.
+    pub(super) fn cost(&self, active: u32, waiting: u32, now: Instant) -> f64 {
         let estimate = self.at(now);
-        if estimate == 0.0 { UNKNOWN_NS * f64::from(active) } else { estimate * (f64::from(active) + 1.0) }
+        let shared = if estimate == 0.0 {
+            UNKNOWN_NS * f64::from(active)
+        } else {
+            estimate * (f64::from(active) + 1.0)
+        };
+        shared + CONNECTING_NS * f64::from(waiting)
     }
 }
 
@@ -78,6 +86,8 @@ const DECAY_NS: f64 = 10e9;
 const DECAY_FROM_NS: u64 = 100_000_000;
 /// Assumed of an endpoint that has a request and has not answered yet.
 const UNKNOWN_NS: f64 = 1e9;
+/// Assumed of an endpoint that is being connected: more than any load of a connected one.
+const CONNECTING_NS: f64 = 1e13;
 
 #[cfg(test)]
 mod tests {
@@ -88,8 +98,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn peaks_count_at_once_and_fade_over_ten_seconds() {
         let ewma = Ewma::default();
-        assert_eq!(ewma.cost(0, Instant::now()), 0.0);
-        assert_eq!(ewma.cost(1, Instant::now()), UNKNOWN_NS);
+        assert_eq!(ewma.cost(0, 0, Instant::now()), 0.0);
+        assert_eq!(ewma.cost(1, 0, Instant::now()), UNKNOWN_NS);
         ewma.observe(MS, Instant::now());
         ewma.observe(100 * MS, Instant::now());
         assert_eq!(ewma.latency_ns(), 100_000_000);
@@ -99,6 +109,7 @@ mod tests {
         ewma.observe(MS, Instant::now());
         let mixed = ewma.latency_ns() as f64 / 1e6;
         assert!((mixed - (100.0 * 0.36788 + 0.63212)).abs() < 0.01, "{mixed}");
-        assert!(ewma.cost(3, Instant::now()) > 3.9 * mixed * 1e6);
+        assert!(ewma.cost(3, 0, Instant::now()) > 3.9 * mixed * 1e6);
+        assert!(ewma.cost(0, 1, Instant::now()) > ewma.cost(10_000, 0, Instant::now()), "not connected");
     }
 }

@@ -369,12 +369,14 @@ impl<'a> Pending<'a> {
             cluster.stats.upstream_rq_pending_overflow.fetch_add(1, Relaxed);
             return None;
         }
+        pool.endpoint.waiting.fetch_add(1, Relaxed);
         Some(Self { pool, priority })
     }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
+        self.pool.endpoint.waiting.fetch_sub(1, Relaxed);
         self.pool.endpoint.cluster.usage(self.priority).pending.fetch_sub(1, Relaxed);
     }
 }

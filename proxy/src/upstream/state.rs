@@ -102,6 +102,8 @@ pub struct EndpointState {
     pub cluster: Arc<ClusterState>,
     /// Requests in flight.
     pub(super) active: CachePadded<AtomicU32>,
+    /// Requests that wait for a connection to it.
+    pub(super) waiting: CachePadded<AtomicU32>,
     pub(super) ewma: CachePadded<Ewma>,
     /// Passive health.
     pub(super) outlier: CachePadded<outlier::EndpointOutlier>,
@@ -165,6 +167,7 @@ impl ClusterState {
             address: address.clone(),
             cluster: Arc::clone(self),
             active: CachePadded::default(),
+            waiting: CachePadded::default(),
             ewma: CachePadded::default(),
             outlier: CachePadded::default(),
             removed: AtomicBool::new(false),
@@ -179,6 +182,11 @@ impl EndpointState {
     /// Requests in flight.
     pub fn active(&self) -> u32 {
         self.active.load(Relaxed)
+    }
+
+    /// What a further request there would cost at `now`: see [`Ewma::cost`].
+    pub(super) fn cost(&self, now: Instant) -> f64 {
+        self.ewma.cost(self.active(), self.waiting.load(Relaxed), now)
     }
 
     /// Whether outlier detection has taken it out.
@@ -206,7 +214,9 @@ impl EndpointState {
             Outcome::Response(code) => {
                 let counter = if code < 500 { &self.stats.rq_success } else { &self.stats.rq_error };
                 counter.fetch_add(1, Relaxed);
-                self.ewma.observe(elapsed, now);
+                let is_gateway_failure = (502..=504).contains(&code);
+                let latency = if is_gateway_failure { elapsed.max(FAILURE_LATENCY) } else { elapsed };
+                self.ewma.observe(latency, now);
                 code
             }
             Outcome::Timeout => {
@@ -248,5 +258,6 @@ pub(super) fn next_id() -> u64 {
     NEXT.fetch_add(1, Relaxed)
 }
 
-/// A failure counts as a slow answer, or an endpoint that fails fast would attract requests.
+/// A failure counts as a slow answer, or an endpoint that fails fast would attract requests: so does
+/// a sidecar's word that its application is not there.
 const FAILURE_LATENCY: Duration = Duration::from_secs(1);

@@ -275,7 +275,7 @@ impl Group {
             if (draw.avoid)(host) {
                 f64::INFINITY
             } else {
-                host.endpoint.ewma.cost(host.endpoint.active(), draw.now) / f64::from(host.weight)
+                host.endpoint.cost(draw.now) / f64::from(host.weight)
             }
         };
         let (first, second) = (members[first], members[second]);

@@ -87,6 +87,8 @@ fn the_slow_and_the_busy_get_less() {
     assert_eq!(tally(&new, 100)[1], 100, "whoever has not answered yet is asked");
     new.hosts().hosts[1].endpoint.active.store(1, Relaxed);
     assert_eq!(tally(&new, 100)[1], 0, "but with one request at a time");
+    new.hosts().hosts[0].endpoint.waiting.store(2, Relaxed);
+    assert_eq!(tally(&new, 100)[0], 0, "where requests wait for a connection, others do not join them");
 
     let busy = cluster(LoadBalancing::LeastRequest { choices: 2 }, assignment(&addresses(2)));
     busy.hosts().hosts[0].endpoint.active.store(5, Relaxed);

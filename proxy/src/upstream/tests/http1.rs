@@ -252,18 +252,21 @@ fn retries_have_a_budget_or_a_limit() {
     let mut limited = config("limited");
     limited.limits.retries_max = 2;
     let limited = proxy.cluster(limited, &[]);
-    let held: Vec<_> = (0..2).map(|_| limited.retry_permit(Priority::Default).expect("within")).collect();
-    assert!(limited.retry_permit(Priority::Default).is_none());
-    assert!(limited.retry_permit(Priority::High).is_some(), "each priority has its own");
+    let held: Vec<_> =
+        (0..2).map(|_| limited.retry_permit(Priority::Default, true).expect("within")).collect();
+    assert!(limited.retry_permit(Priority::Default, true).is_none());
+    assert!(limited.retry_permit(Priority::Default, false).is_none(), "without a budget, each counts");
+    assert!(limited.retry_permit(Priority::High, true).is_some(), "each priority has its own");
     drop(held);
-    assert!(limited.retry_permit(Priority::Default).is_some());
+    assert!(limited.retry_permit(Priority::Default, true).is_some());
 
     let mut budget = config("budget");
     budget.limits.retry_budget = Some(RetryBudget { percent: 20.0, concurrency_min: 3 });
     let budget = proxy.cluster(budget, &[]);
     budget.state.usage(Priority::Default).requests.store(40, Relaxed);
     budget.state.usage(Priority::Default).pending.store(10, Relaxed);
-    let held: Vec<_> = (0..20).map_while(|_| budget.retry_permit(Priority::Default)).collect();
+    let held: Vec<_> = (0..20).map_while(|_| budget.retry_permit(Priority::Default, true)).collect();
     assert_eq!(held.len(), 10, "20 % of 50");
+    assert!(budget.retry_permit(Priority::Default, false).is_some(), "no upstream has seen it");
     assert_eq!(budget.state.stats.upstream_rq_retry_overflow.load(Relaxed), 1);
 }

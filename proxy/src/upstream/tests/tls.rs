@@ -159,3 +159,30 @@ fn opening_a_connection_does_not_make_an_endpoint_slow() {
         assert!(latency > Duration::ZERO && latency < HANDSHAKE, "{latency:?}");
     });
 }
+
+#[test]
+fn requests_do_not_gather_where_a_connection_is_being_opened() {
+    on_worker(async {
+        let ca = TestCa::new("mesh.internal");
+        let (quick, _) = mesh_origin(ca.service("shop", "orders")).await;
+        let (never, _) = slow_mesh_origin(ca.service("shop", "orders"), Duration::from_secs(3600)).await;
+        let (proxy, web) = (Proxy::new(), ca.service("shop", "web"));
+        let cluster = proxy.secured(mesh(ORDERS), assignment(&[quick]), &web);
+        proxy.text(&cluster).await;
+        let cluster = proxy.secured(mesh(ORDERS), assignment(&[quick, never]), &web);
+        let never = Arc::clone(&cluster.hosts().hosts[1].endpoint);
+        let others = async {
+            for _ in 0..50 {
+                proxy.text(&cluster).await;
+                assert_eq!(never.waiting.load(Relaxed), 1, "the first alone");
+            }
+        };
+        // Whoever has not answered yet is asked first.
+        tokio::select! {
+            biased;
+            first = proxy.get(&cluster) => panic!("{first:?}"),
+            () = others => {}
+        }
+        assert_eq!(never.waiting.load(Relaxed), 0, "it gave up");
+    });
+}
