@@ -97,7 +97,12 @@ impl Shop {
         let failed = |stats: &Value| stats["failed"].as_u64().expect("a count");
         let more = failed(&now) - failed(before);
         if more > 0 {
-            eprintln!("{now:#}");
+            // What the caller's sidecar counted tells why.
+            let metrics = ["--silent", "http://127.0.0.1:15020/metrics"];
+            let curl = peer("curl").expect("is here");
+            let metrics = compose.inside("front-sidecar", &curl, &metrics).await.stdout;
+            let counted = metrics.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+            eprintln!("{now:#}\n{}", counted.collect::<Vec<_>>().join("\n"));
         }
         more
     }

@@ -129,7 +129,7 @@ async fn consul_sd_configs_finds_instances_and_scrapes_them() {
         }],
     });
     std::fs::write(&config, text.to_string()).expect("written");
-    let listen = format!("127.0.0.1:{}", pillion_tests::support::envoy::free_port());
+    let listen = format!("127.0.0.1:{}", pillion_tests::support::ports::free_port());
     let arguments = [
         format!("-httpListenAddr={listen}"),
         format!("-storageDataPath={}", data.path().join("victoria").display()),

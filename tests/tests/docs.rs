@@ -171,8 +171,8 @@ async fn the_readme_puts_a_program_in() {
     let mut page = Page::open("README.md", &registry, data.path());
     page.environment.push(("PILLION_REGISTRY", registry.mesh.to_string()));
     page.environment.push(("PILLION_ADVERTISE", "127.0.0.1".to_owned()));
-    page.replace("8000", pillion_tests::support::envoy::free_port().to_string());
-    page.replace("8001", pillion_tests::support::envoy::free_port().to_string());
+    page.replace("8000", pillion_tests::support::ports::free_port().to_string());
+    page.replace("8001", pillion_tests::support::ports::free_port().to_string());
     page.environment.retain(|(name, _)| *name != "PILLION_DNS"); // `run` chooses where it may answer
     let lines = page.commands(&["Put your own program in"]);
     let [_registry, server, caller] = &lines[..] else { panic!("other commands than expected: {lines:?}") };

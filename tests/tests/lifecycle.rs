@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pillion_tests::support::app::echo;
-use pillion_tests::support::envoy::free_port;
+use pillion_tests::support::ports::free_port;
 use pillion_tests::support::process::finish;
 use pillion_tests::support::{
     App, DEADLINE, Load, Plan, Process, Registry, Sidecar, eventually, peer, pillion,

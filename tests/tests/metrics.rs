@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pillion_tests::support::envoy::free_port;
+use pillion_tests::support::ports::free_address;
 use pillion_tests::support::process::finish;
 use pillion_tests::support::{App, DEADLINE, Process, Registry, Sidecar, eventually, http, peer};
 
@@ -51,7 +51,7 @@ async fn prometheus_scrapes_the_registry_and_sidecars() {
         api = registry.api
     );
     std::fs::write(&file, config).expect("written");
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let address = free_address();
     let arguments = [
         format!("--config.file={}", file.display()),
         format!("--storage.tsdb.path={}", files.path().join("data").display()),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pillion_tests::support::envoy::free_port;
 use pillion_tests::support::load::Tally;
+use pillion_tests::support::ports::free_address;
 use pillion_tests::support::wait::length;
 use pillion_tests::support::{App, DEADLINE, Load, Plan, Registry, Sidecar, eventually};
 
@@ -73,7 +73,7 @@ async fn no_request_fails_while_the_registry_is_dead() {
     let lease = ["--ttl", LEASE_SECONDS];
     let plan = |service: &str, port: &str| Plan::new(registry.mesh, service, port).with(&lease);
     let _orders = plan("orders.default", &orders.port()).start().await;
-    let address = ([127, 0, 0, 1], free_port()).into();
+    let address = free_address();
     let stock_plan = plan("stock.default", &stock.port()).inbound(address).state(stock_state.path());
     let stock_sidecar = stock_plan.start().await;
     let shop_plan = plan("shop.default", "1").state(shop_state.path());

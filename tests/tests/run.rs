@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pillion_tests::support::app::{App, status};
-use pillion_tests::support::envoy::free_port;
+use pillion_tests::support::ports::free_port;
 use pillion_tests::support::process::finish_command;
 use pillion_tests::support::{DEADLINE, Process, Registry, Sidecar, eventually, peer, pillion};
 use rustix::process::Signal;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::http;
+use super::ports::{free_address, free_port};
 use super::process::{Process, run};
 use super::registry::Registry;
 use super::wait::{DEADLINE, eventually};
@@ -16,18 +17,6 @@ pub struct Envoy {
     /// Where its application's calls go.
     pub outbound: SocketAddr,
     admin: SocketAddr,
-}
-
-/// A port that nobody has right now, and that the system gives to no connection by itself: those
-/// begin at 32768 (`net.ipv4.ip_local_port_range`).
-///
-/// # Panics
-///
-/// If there is none.
-pub fn free_port() -> u16 {
-    let mut candidates = std::iter::repeat_with(|| fastrand::u16(15_000..32_000)).take(1000);
-    let is_free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
-    candidates.find(is_free).expect("a free port")
 }
 
 impl Envoy {
@@ -45,8 +34,7 @@ impl Envoy {
         folder: &Path,
     ) -> Self {
         let (name, namespace) = service.split_once('.').expect("name.namespace");
-        let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-        let (outbound, admin) = (local(free_port()), local(free_port()));
+        let (outbound, admin) = (free_address(), free_address());
         let out = folder.join(name).display().to_string();
         let mut arguments: Vec<String> = ["generate", "envoy"].map(str::to_owned).into();
         for (flag, value) in [

@@ -4,8 +4,8 @@ use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::envoy::free_port;
 use super::peer::peer;
+use super::ports::free_address;
 use super::process::{Finished, Process, finish_command};
 use super::wait::{DEADLINE, eventually};
 
@@ -62,8 +62,8 @@ impl Etcd {
             program: program.clone(),
             folder: tempfile::tempdir().expect("a folder"),
             name: format!("m{n}"),
-            client: free(),
-            peer: free(),
+            client: free_address(),
+            peer: free_address(),
             cluster: String::new(),
             tls: None,
             process: None,
@@ -235,9 +235,4 @@ impl EtcdTls {
     fn files(&self) -> [String; 3] {
         [&self.ca, &self.certificate.0, &self.certificate.1].map(|file| file.display().to_string())
     }
-}
-
-/// An address that was free a moment ago.
-fn free() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }

@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod http;
 pub mod load;
 pub mod peer;
+pub mod ports;
 pub mod process;
 pub mod registry;
 pub mod sidecar;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::http::{self, Answer};
+use super::ports::free_address;
 use super::process::{Finished, Process, run};
 use super::wait::{DEADLINE, eventually};
 
@@ -22,9 +23,6 @@ pub struct Registry {
     more: Vec<String>,
 }
 
-/// A free port of loopback.
-const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-
 impl Registry {
     /// Starts one with its data in `data`.
     pub async fn start(data: &Path) -> Self {
@@ -33,7 +31,8 @@ impl Registry {
 
     /// Starts one with these further arguments; without `--open` it asks for tokens.
     pub async fn start_with(data: &Path, more: &[&str]) -> Self {
-        Self::start_at(data, [ANY; 3], more.iter().map(|&word| word.to_owned()).collect()).await
+        let addresses = std::array::from_fn(|_| free_address());
+        Self::start_at(data, addresses, more.iter().map(|&word| word.to_owned()).collect()).await
     }
 
     /// Starts one on these addresses: API, mesh, DNS.

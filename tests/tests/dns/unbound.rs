@@ -1,6 +1,6 @@
 //! Behind a resolver we did not write.
 
-use pillion_tests::support::envoy::free_port;
+use pillion_tests::support::ports::free_port;
 use pillion_tests::support::process::{Process, finish};
 use pillion_tests::support::{DEADLINE, Registry, eventually, peer};
 use serde_json::json;

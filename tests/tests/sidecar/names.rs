@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
-use pillion_tests::support::envoy::free_port;
+use pillion_tests::support::ports::free_port;
 use pillion_tests::support::process::finish;
 use pillion_tests::support::{App, DEADLINE, Plan, Registry, Sidecar, eventually, http, peer};
 
