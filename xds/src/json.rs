@@ -200,7 +200,8 @@ fn unknown(descriptor: &MessageDescriptor, name: &str) -> String {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a JSON value is, in a word.
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a boolean",

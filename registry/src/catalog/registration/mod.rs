@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use pillion_config::DurationText;
 use pillion_model::health::{Probe, Reported};
 use pillion_model::instance::InstancePort;
 use pillion_model::name::{InstanceId, ServiceName};
+use pillion_xds::json::kind;
 use serde_json::Value;
 
 use crate::lease::TTL_NEVER;
 
 mod reader;
 
-use reader::{Reader, kind};
+use reader::Reader;
 
 /// The name of the port in the short form `{"address": …, "port": …}`.
 pub const PORT_NAME_DEFAULT: &str = "http";
@@ -135,21 +137,13 @@ pub fn reported_word(reported: Reported) -> &'static str {
     }
 }
 
-/// Reads a duration such as `500ms`, `30s`, `5m` or `1h`.
+/// Reads a duration such as `500ms`, `30s` or `1h30m`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let number: u64 = text[..digits].parse().ok()?;
-    let unit = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    number.checked_mul(unit).map(Duration::from_millis)
+    DurationText::parse(text).map(|duration| duration.0)
 }
 
-/// Writes a lease or a beat interval: a duration as [`parse_duration`] reads it, or `never`.
+/// Writes a lease or a beat interval: `never`, or a whole number of one unit, for readers that know no
+/// more than that.
 pub fn duration_text(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {
@@ -253,7 +247,7 @@ mod tests {
         for text in ["500ms", "2s", "90s", "5m", "24h", "0s"] {
             assert_eq!(duration_text(parse_duration(text).expect(text)), text);
         }
-        for bad in ["", "s", "1", "1.5s", "-1s", "1d", "99999999999999999999s"] {
+        for bad in ["", "s", "1", "-1s", "1s1m", "99999999999999999999s"] {
             assert_eq!(parse_duration(bad), None, "{bad}");
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pillion_model::health::Reported;
 use pillion_model::instance::{InstancePort, Protocol, WEIGHT_DEFAULT};
 use pillion_model::name::check_label;
+use pillion_xds::json::kind;
 use serde_json::{Map, Value};
 
 use super::{FieldProblem, NEVER, PORT_NAME_DEFAULT, parse_duration, parse_reported};
@@ -250,15 +251,4 @@ fn present<'a>(map: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
 /// Whether a character is a control character, or ends a line.
 fn breaks_line(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
-}
-
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "nothing",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
