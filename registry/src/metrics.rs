@@ -187,7 +187,7 @@ impl Metrics {
         }
         let stats = catalog.stats();
         let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        set(&self.services, world.catalog.services.len() as u64);
+        set(&self.services, world.catalog.services.size() as u64);
         set(&self.resources, world.resources.entries.len() as u64);
         set(&self.protected, catalog.leases().protected() as u64);
         raise(&self.expired, stats.expired.load(Ordering::Relaxed));

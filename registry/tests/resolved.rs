@@ -59,12 +59,13 @@ fn mesh() -> (MeshModel, Vec<Instance>) {
     ];
     let mut catalog = CatalogView::default();
     for instance in &instances {
-        let service: &mut CatalogService =
-            Arc::make_mut(catalog.services.entry(instance.service.clone()).or_default());
+        let service = catalog.services.get(&instance.service).cloned();
+        let mut service: CatalogService = service.map(Arc::unwrap_or_clone).unwrap_or_default();
         for (name, port) in instance.ports.iter() {
             service.ports.insert(name.clone(), ServicePort { port: port.port, protocol: port.protocol });
         }
         service.instances.insert(instance.id.clone(), Arc::new(instance.clone()));
+        catalog.services.insert_mut(instance.service.clone(), Arc::new(service));
     }
     let names: BTreeSet<_> = resources.services().keys().chain(catalog.services.keys()).cloned().collect();
     let indexes = names.into_iter().zip(1..).collect();

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::lease::{Damping, Leases, RECONNECT_WINDOW};
 use crate::store::{Commit, Key, Op, Space, Store, StoreError, Transaction};
 
+mod changes;
 mod holders;
 mod index;
 mod keeper;
@@ -31,13 +32,14 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use changes::differing;
 pub use keeper::KeeperStats;
 pub use registrar::{Changes, DeregisterError, RegisterError, Registered, ReportError};
 pub use registration::{
     FIELDS, FieldProblem, PORT_NAME_DEFAULT, Registration, duration_text, parse_duration, parse_reported,
     reported_word,
 };
-pub use view::{CatalogService, CatalogView, ServicePort, World};
+pub use view::{ByService, CatalogService, CatalogView, ServicePort, World};
 
 use table::Table;
 

@@ -40,7 +40,6 @@ pub(super) struct Table {
     operators: Arc<BTreeSet<String>>,
     floor: u64,
     touched: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
-    indexes_touched: bool,
     /// Revision of the last change to each touched service.
     revisions: HashMap<ServiceName, u64>,
 }
@@ -186,7 +185,6 @@ impl Table {
                     serde_json::from_slice(value).map_err(|error| error.to_string())?;
                 self.touch(&service, None, revision);
                 self.indexes.insert(record.index, service.clone());
-                self.indexes_touched = true;
                 self.services.insert(service, (revision, record));
             }
             Space::Resource => {
@@ -238,7 +236,6 @@ impl Table {
                 let Some(service) = parse_service(&key.name) else { return };
                 self.touch(&service, None, revision);
                 self.latest.remove(&service);
-                self.indexes_touched = true;
                 if let Some((_, record)) = self.services.remove(&service)
                     && self.indexes.get(&record.index) == Some(&service)
                 {
@@ -279,11 +276,6 @@ impl Table {
         if *world.replicas != *self.holders.present() {
             world.replicas = Arc::new(self.holders.present().clone());
         }
-        if self.indexes_touched {
-            let indexes = self.services.iter().map(|(service, (_, record))| (service.clone(), record.index));
-            world.indexes = Arc::new(indexes.collect());
-            self.indexes_touched = false;
-        }
         if self.touched.is_empty() {
             return world;
         }
@@ -307,12 +299,18 @@ impl Table {
                             }
                         }
                     }
-                    catalog.services.insert(name, Arc::new(service));
+                    catalog.services.insert_mut(name.clone(), Arc::new(service));
                 }
                 _ => {
-                    catalog.services.remove(&name);
+                    catalog.services.remove_mut(&name);
                 }
             }
+            match self.services.get(&name).map(|(_, record)| record.index) {
+                index if index.as_ref() == world.indexes.get(&name) => {}
+                Some(index) => world.indexes.insert_mut(name.clone(), index),
+                None => drop(world.indexes.remove_mut(&name)),
+            }
+            world.changes.note(name);
         }
         world.catalog = Arc::new(catalog);
         world

@@ -174,7 +174,7 @@ async fn many_registrations_at_once_all_arrive_with_distinct_indexes() {
         result.expect("registers");
     }
     let world = fixture.catalog.world();
-    assert_eq!((world.catalog.instance_count(), world.catalog.services.len()), (200, 50));
+    assert_eq!((world.catalog.instance_count(), world.catalog.services.size()), (200, 50));
     let indexes: std::collections::BTreeSet<u16> = world.indexes.values().copied().collect();
     assert_eq!(indexes.len(), 50);
     assert!(!indexes.contains(&0));
@@ -319,7 +319,7 @@ async fn many_registrations_are_one_write_and_have_an_outcome_each() {
     let world = fixture.catalog.world();
     assert_eq!(world.revision, before + 1, "together");
     assert_eq!(world.catalog.instance_count(), 3);
-    assert_eq!(world.indexes.len(), 2);
+    assert_eq!(world.indexes.size(), 2);
     let a = world.catalog.instance(&orders(), &id("a")).expect("registered");
     assert_eq!((a.address.to_string().as_str(), a.generation), ("10.0.0.7", 2), "the last one stands");
 

@@ -6,8 +6,14 @@ use std::sync::Arc;
 use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
 
+use super::changes::{Changes, differing};
 use crate::resources::Resources;
 use crate::store::Position;
+
+/// Something for each service, in the order of their names. A copy costs nothing, and one that is changed
+/// shares with the first all but the way to what differs: the cost of a change does not follow the number
+/// of services.
+pub type ByService<V> = rpds::RedBlackTreeMapSync<ServiceName, V>;
 
 /// Everything the registry knows, as of one revision.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +28,9 @@ pub struct World {
     /// Services and instances.
     pub catalog: Arc<CatalogView>,
     /// The stable index of every known service.
-    pub indexes: Arc<BTreeMap<ServiceName, u16>>,
+    pub indexes: ByService<u16>,
+    /// Which services changed on the way here.
+    pub changes: Changes,
     /// Resources as applied.
     pub resources: Arc<Resources>,
     /// The registries that share the store.
@@ -38,6 +46,17 @@ impl World {
     pub fn position(&self) -> Position {
         Position { epoch: Arc::clone(&self.epoch), revision: self.revision }
     }
+
+    /// Services whose instances, ports or index may not be what they were in `earlier`. Where that one led
+    /// here not too long ago, the cost is that of what changed since.
+    pub fn changed_since(&self, earlier: &Self) -> BTreeSet<ServiceName> {
+        if let Some(noted) = self.changes.since(&earlier.changes) {
+            return noted.cloned().collect();
+        }
+        let mut changed = differing(&earlier.catalog.services, &self.catalog.services, Arc::ptr_eq);
+        changed.extend(differing(&earlier.indexes, &self.indexes, |a, b| a == b));
+        changed
+    }
 }
 
 /// Everything registered, as of one revision.
@@ -46,7 +65,7 @@ pub struct CatalogView {
     /// The store revision of the last change. Rises; gaps mean nothing.
     pub revision: u64,
     /// Services that instances have registered, whether or not a Service resource exists.
-    pub services: BTreeMap<ServiceName, Arc<CatalogService>>,
+    pub services: ByService<Arc<CatalogService>>,
 }
 
 /// One registered service: its instances, and the ports they have declared.

@@ -1,13 +1,13 @@
 //! The whole mesh encoded for sidecars, each service once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pillion_model::name::ServiceName;
 use pillion_xds::ads::Encoded;
 use pillion_xds::encode::{Dialect, encode_cluster, encode_endpoints, encode_routes, encode_service};
 
-use crate::catalog::CatalogView;
+use crate::catalog::{ByService, CatalogView};
 use crate::resolve::{MeshModel, ServiceModel, egress};
 
 /// Encoded resources by name.
@@ -17,7 +17,7 @@ pub(super) type Encodings = Arc<BTreeMap<String, Arc<Encoded>>>;
 pub(super) struct Snapshot {
     pub(super) model: Arc<MeshModel>,
     pub(super) catalog: Arc<CatalogView>,
-    pub(super) services: BTreeMap<ServiceName, Arc<ServiceEncoded>>,
+    pub(super) services: ByService<Arc<ServiceEncoded>>,
     /// Routes of destinations outside the mesh.
     pub(super) egress: Encodings,
     pub(super) revisions: Revisions,
@@ -47,44 +47,48 @@ impl Snapshot {
         let nothing = Self {
             model: Arc::default(),
             catalog: Arc::default(),
-            services: BTreeMap::new(),
+            services: ByService::default(),
             egress: Encodings::default(),
             revisions: Revisions::default(),
         };
-        nothing.next(model, catalog)
+        nothing.next(model, catalog, &model.services.keys().cloned().collect())
     }
 
-    /// The next snapshot: services that are the same are shared with this one.
-    pub(super) fn next(&self, model: &Arc<MeshModel>, catalog: &Arc<CatalogView>) -> Self {
+    /// The next snapshot, in which the models of `different` services are not what they were; the others
+    /// are shared with this one.
+    pub(super) fn next(
+        &self,
+        model: &Arc<MeshModel>,
+        catalog: &Arc<CatalogView>,
+        different: &BTreeSet<ServiceName>,
+    ) -> Self {
         let mut next = Self {
             model: Arc::clone(model),
             catalog: Arc::clone(catalog),
-            services: BTreeMap::new(),
+            services: self.services.clone(),
             egress: Arc::clone(&self.egress),
             revisions: self.revisions,
         };
-        if Arc::ptr_eq(model, &self.model) {
-            next.services = self.services.clone();
-            return next;
-        }
         let mut changed = Changed::default();
-        for (name, service) in &model.services {
-            let last = self.services.get(name);
-            let encoded = match last {
-                Some(last) if Arc::ptr_eq(&last.model, service) => Arc::clone(last),
-                _ => Arc::new(ServiceEncoded::new(service, last.map(|last| &**last), &mut changed)),
-            };
-            next.services.insert(name.clone(), encoded);
-        }
-        if self.services.keys().any(|name| !next.services.contains_key(name)) {
-            changed = Changed { clusters: true, endpoints: true, routes: true, services: true };
+        for name in different {
+            let last = self.services.get(name).map(|last| &**last);
+            match model.services.get(name) {
+                Some(service) => {
+                    let encoded = ServiceEncoded::new(service, last, &mut changed);
+                    next.services.insert_mut(name.clone(), Arc::new(encoded));
+                }
+                None => {
+                    next.services.remove_mut(name);
+                    changed = Changed { clusters: true, endpoints: true, routes: true, services: true };
+                }
+            }
         }
         if next.egress.is_empty() || model.egress_allowed != self.model.egress_allowed {
             next.egress = by_name([encode_routes(&egress(model.egress_allowed), Dialect::Pillion)]);
             changed.routes = true;
         }
         // Who is called what may change without any service doing so.
-        changed.services |= model.names != self.model.names;
+        changed.services |= !Arc::ptr_eq(&model.names, &self.model.names);
         next.revisions.clusters += u64::from(changed.clusters);
         next.revisions.endpoints += u64::from(changed.endpoints);
         next.revisions.routes += u64::from(changed.routes);

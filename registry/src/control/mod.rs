@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::catalog::{Catalog, World};
+use crate::catalog::{Catalog, World, differing};
 use crate::resolve::{HealthCheckPlan, Input, MeshModel, Resolver, ServiceModel};
 
 mod encoded;
@@ -88,16 +88,15 @@ impl Builder {
         Self { resolver, world }
     }
 
-    fn next(&mut self, world: Arc<World>) {
-        if Arc::ptr_eq(&self.world.resources, &world.resources) {
-            let changed = changed_services(&self.world, &world);
-            if !changed.is_empty() {
-                self.resolver.some(&input(&world), &changed);
-            }
-        } else {
-            self.resolver.all(&input(&world));
+    /// Takes in the catalog's state, and says which services came out different.
+    fn next(&mut self, world: Arc<World>) -> BTreeSet<ServiceName> {
+        let last = std::mem::replace(&mut self.world, world);
+        let input = input(&self.world);
+        if Arc::ptr_eq(&last.resources, &self.world.resources) {
+            return self.resolver.some(&input, &self.world.changed_since(&last));
         }
-        self.world = world;
+        let before = Arc::clone(self.resolver.model());
+        differing(&before.services, &self.resolver.all(&input).services, Arc::ptr_eq)
     }
 }
 
@@ -149,18 +148,21 @@ impl Control {
             let started = Instant::now();
             let (world, snapshot) = (self.catalog.world(), Arc::clone(&self.lock().snapshot));
             let step = move || {
-                builder.next(world);
-                let next = snapshot.next(builder.resolver.model(), &builder.world.catalog);
-                (builder, next)
+                let different = builder.next(world);
+                let next = snapshot.next(builder.resolver.model(), &builder.world.catalog, &different);
+                (builder, next, different)
             };
             match tokio::task::spawn_blocking(step).await {
-                Ok((back, next)) => {
+                Ok((back, next, different)) => {
                     builder = back;
-                    self.publish(next);
+                    self.publish(next, &different);
                 }
                 Err(error) => {
                     tracing::error!(%error, "control plane: resolving failed, proxies keep what they have");
                     builder = Builder::first(self.catalog.world());
+                    let (model, snapshot) = (builder.resolver.model(), Arc::clone(&self.lock().snapshot));
+                    let different = differing(&snapshot.model.services, &model.services, Arc::ptr_eq);
+                    self.publish(snapshot.next(model, &builder.world.catalog, &different), &different);
                 }
             }
             let pause = (started.elapsed() * FLUSH_SHARE).clamp(FLUSH_EVERY, FLUSH_CEILING);
@@ -169,7 +171,7 @@ impl Control {
     }
 
     /// Puts what changed into every view.
-    fn publish(&self, snapshot: Snapshot) {
+    fn publish(&self, snapshot: Snapshot, different: &BTreeSet<ServiceName>) {
         let snapshot = Arc::new(snapshot);
         let mut state = self.lock();
         let State { snapshot: current, nodes, foreign } = &mut *state;
@@ -187,13 +189,20 @@ impl Control {
         let model = Arc::clone(&snapshot.model);
         *current = snapshot;
         drop(state);
-        let next = checks(&model);
         self.checks.send_if_modified(|have| {
-            let differ = **have != next;
-            if differ {
-                *have = Arc::new(next);
+            let mut modified = false;
+            for name in different {
+                let check = check_of(model.services.get(name));
+                if check != have.get(name) {
+                    modified = true;
+                    let have = Arc::make_mut(have);
+                    match check {
+                        Some(check) => drop(have.insert(name.clone(), check.clone())),
+                        None => drop(have.remove(name)),
+                    }
+                }
             }
-            differ
+            modified
         });
         self.model.send_replace(model);
     }
@@ -248,34 +257,16 @@ fn make_view(snapshot: &Arc<Snapshot>, own: &Arc<Own>, shared: Option<&Arc<Forei
 }
 
 fn checks(model: &MeshModel) -> Checks {
-    let check = |(name, service): (&ServiceName, &Arc<_>)| {
-        let service: &ServiceModel = service;
-        Some((name.clone(), service.inbound.health_check.clone()?))
-    };
+    let check = |(name, service)| Some((ServiceName::clone(name), check_of(Some(service))?.clone()));
     model.services.iter().filter_map(check).collect()
+}
+
+fn check_of(service: Option<&Arc<ServiceModel>>) -> Option<&HealthCheckPlan> {
+    service?.inbound.health_check.as_ref()
 }
 
 fn input(world: &World) -> Input<'_> {
     Input { resources: &world.resources.set, catalog: &world.catalog, indexes: &world.indexes }
-}
-
-/// Services whose instances, ports or index are not the same in `next`.
-fn changed_services(last: &World, next: &World) -> BTreeSet<ServiceName> {
-    let mut changed = differing(&last.catalog.services, &next.catalog.services, Arc::ptr_eq);
-    if !Arc::ptr_eq(&last.indexes, &next.indexes) {
-        changed.extend(differing(&last.indexes, &next.indexes, |a, b| a == b));
-    }
-    changed
-}
-
-fn differing<V>(
-    last: &BTreeMap<ServiceName, V>,
-    next: &BTreeMap<ServiceName, V>,
-    same: impl Fn(&V, &V) -> bool,
-) -> BTreeSet<ServiceName> {
-    let new = next.iter().filter(|(name, value)| last.get(*name).is_none_or(|last| !same(last, value)));
-    let gone = last.keys().filter(|name| !next.contains_key(*name));
-    new.map(|(name, _)| name).chain(gone).cloned().collect()
 }
 
 /// A node's own instance, if it is registered.

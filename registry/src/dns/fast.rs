@@ -1,9 +1,9 @@
 //! Answers that are ready as bytes, kept for as long as what they say is so.
 //!
-//! An answer depends on one service as it is registered, and on the resources. Both are shared
-//! snapshots that are replaced when they change: where a new state of the registry holds the very same
-//! ones, the answer still stands. So the cost of a change is that of one service's answers, whoever
-//! else is asked for meanwhile. Names that do not exist are looked for each time, and not kept: there
+//! An answer depends on one service as it is registered, and on the resources. A new state of the
+//! registry tells which services are not what they were in the last one: their answers are dropped, the
+//! others still stand. So the cost of a change is that of one service's answers, whoever else is asked
+//! for meanwhile. Names that do not exist are looked for each time, and not kept: there
 //! is no end of them.
 //!
 //! What depends on who asks (SRV of instances in several zones), and names that are rarely asked for
@@ -21,8 +21,7 @@ use super::names::{Found, Target, find};
 use super::records::{locations, note};
 use super::serving::{Select, Set};
 use super::{Apex, Inner, TTL};
-use crate::catalog::{CatalogService, World};
-use crate::resources::Resources;
+use crate::catalog::World;
 
 /// One thread's answers.
 pub(super) struct Answers {
@@ -31,29 +30,32 @@ pub(super) struct Answers {
     /// What answers without a note say while the store is away.
     stale: Encoded,
     away: bool,
-    /// By name in lower case, with the type behind.
-    kept: HashMap<Box<[u8]>, Kept>,
-    kept_bytes: usize,
+    kept: Keeper,
     key: Vec<u8>,
     text: String,
 }
 
 /// The state in force.
 struct Now {
-    /// How many states were in force before.
-    number: u64,
     view: Arc<World>,
     apex: Arc<Apex>,
     denial: Option<Denial>,
 }
 
-/// An answer, and what it was made of.
+/// Answers that stand in the state in force.
+#[derive(Default)]
+struct Keeper {
+    /// By name in lower case, with the type behind.
+    answers: HashMap<Box<[u8]>, Kept>,
+    /// The names of the answers that depend on a service.
+    of: HashMap<ServiceName, Vec<Box<[u8]>>>,
+    bytes: usize,
+}
+
+/// An answer.
 struct Kept {
-    /// The state for which it was last found to stand.
-    number: u64,
-    resources: Arc<Resources>,
+    /// What it depends on, beside the resources.
     service: ServiceName,
-    catalog: Option<Arc<CatalogService>>,
     /// No records: NODATA.
     records: Option<Records>,
     note: Option<Encoded>,
@@ -75,8 +77,7 @@ impl Answers {
             now: None,
             stale: Encoded::from(&Away::note()),
             away: false,
-            kept: HashMap::new(),
-            kept_bytes: 0,
+            kept: Keeper::default(),
             key: Vec::new(),
             text: String::new(),
         }
@@ -87,14 +88,16 @@ impl Fast for Answers {
     fn refresh(&mut self) {
         self.away = self.inner.away.now();
         let Some(view) = (self.inner.current)() else { return self.now = None };
-        let number = match &self.now {
+        match &self.now {
             Some(now) if Arc::ptr_eq(&now.view, &view) => return,
-            Some(now) => now.number + 1,
-            None => 0,
-        };
+            Some(now) if Arc::ptr_eq(&now.view.resources, &view.resources) => {
+                view.changed_since(&now.view).iter().for_each(|service| self.kept.drop_of(service));
+            }
+            _ => self.kept = Keeper::default(),
+        }
         let apex = self.inner.apex(&view);
         let denial = Denial::new(&apex.zone_name, &apex.soa(), TTL);
-        self.now = Some(Now { number, view, apex, denial });
+        self.now = Some(Now { view, apex, denial });
     }
 
     fn find(&mut self, question: &Plain<'_>) -> Option<Ready<'_>> {
@@ -104,25 +107,15 @@ impl Fast for Answers {
         self.key.clear();
         self.key.extend_from_slice(question.name());
         self.key.extend_from_slice(&u16::from(question.kind()).to_be_bytes());
-        if !self.kept.get_mut(&self.key[..]).is_some_and(|kept| kept.stands(now)) {
-            if let Some(old) = self.kept.remove(&self.key[..]) {
-                self.kept_bytes -= old.bytes();
-            }
+        if !self.kept.answers.contains_key(&self.key[..]) {
             write_text(question.name(), &mut self.text);
             match now.make(&self.inner, &self.text, question.kind()) {
                 Made::Other => return None,
                 Made::Nothing => return Some(Ready::No(ResponseCode::NXDomain, denial, stale)),
-                Made::Kept(kept) => {
-                    if self.kept_bytes > KEPT_BYTES_MAX {
-                        self.kept.clear();
-                        self.kept_bytes = 0;
-                    }
-                    self.kept_bytes += kept.bytes();
-                    self.kept.insert(self.key.as_slice().into(), kept);
-                }
+                Made::Kept(kept) => self.kept.keep(&self.key, kept),
             }
         }
-        let kept = self.kept.get(&self.key[..])?;
+        let kept = self.kept.answers.get(&self.key[..])?;
         let note = kept.note.as_ref().or(stale);
         Some(match &kept.records {
             Some(records) => Ready::Yes(records, note),
@@ -141,10 +134,7 @@ impl Now {
         let rest = name.strip_suffix(&*self.apex.zone).and_then(|rest| rest.strip_suffix('.'));
         let Some(rest) = rest else { return Made::Other };
         let kept = |service: &ServiceName, set: Option<&Set>, records| Kept {
-            number: self.number,
-            resources: Arc::clone(&self.view.resources),
             service: service.clone(),
-            catalog: self.view.catalog.services.get(service).cloned(),
             records,
             note: set.and_then(note).as_ref().map(Encoded::from),
         };
@@ -189,25 +179,24 @@ impl Now {
     }
 }
 
-impl Kept {
-    /// Whether the answer stands in this state, too.
-    fn stands(&mut self, now: &Now) -> bool {
-        if self.number == now.number {
-            return true;
+impl Keeper {
+    fn keep(&mut self, name: &[u8], kept: Kept) {
+        if self.bytes > KEPT_BYTES_MAX {
+            *self = Self::default();
         }
-        let catalog = now.view.catalog.services.get(&self.service);
-        let same = match (&self.catalog, catalog) {
-            (Some(was), Some(is)) => Arc::ptr_eq(was, is),
-            (None, None) => true,
-            _ => false,
-        };
-        let stands = same && Arc::ptr_eq(&self.resources, &now.view.resources);
-        if stands {
-            self.number = now.number;
-        }
-        stands
+        self.bytes += kept.bytes();
+        self.of.entry(kept.service.clone()).or_default().push(name.into());
+        self.answers.insert(name.into(), kept);
     }
 
+    fn drop_of(&mut self, service: &ServiceName) {
+        for name in self.of.remove(service).unwrap_or_default() {
+            self.bytes -= self.answers.remove(&name).map_or(0, |kept| kept.bytes());
+        }
+    }
+}
+
+impl Kept {
     /// About how much memory this takes.
     fn bytes(&self) -> usize {
         ENTRY_BYTES + self.records.as_ref().map_or(0, Records::bytes)
@@ -233,5 +222,5 @@ fn write_text(name: &[u8], text: &mut String) {
 
 /// Memory for answers; beyond, all are made anew.
 const KEPT_BYTES_MAX: usize = 64 << 20;
-/// An answer without its records, with its name.
-const ENTRY_BYTES: usize = 300;
+/// An answer without its records, with its name in both maps.
+const ENTRY_BYTES: usize = 400;

@@ -34,7 +34,7 @@ pub use inbound::{HealthCheckPlan, InboundPolicy, InboundPort, ProbeKind, inboun
 pub use port::PortView;
 pub use resolver::Resolver;
 
-use crate::catalog::{CatalogService, CatalogView};
+use crate::catalog::{ByService, CatalogService, CatalogView};
 
 /// What the model is made of.
 #[derive(Clone, Copy)]
@@ -44,7 +44,7 @@ pub struct Input<'a> {
     /// Every registered instance.
     pub catalog: &'a CatalogView,
     /// The stable index of each service; 0 and absent mean that it has none yet.
-    pub indexes: &'a BTreeMap<ServiceName, u16>,
+    pub indexes: &'a ByService<u16>,
 }
 
 /// The whole mesh, resolved.
@@ -57,9 +57,9 @@ pub struct MeshModel {
     /// Whether destinations outside the mesh may be called.
     pub egress_allowed: bool,
     /// Every service, with a Service resource or registered.
-    pub services: BTreeMap<ServiceName, Arc<ServiceModel>>,
+    pub services: ByService<Arc<ServiceModel>>,
     /// Every DNS name (lower case, no trailing dot) and the service it leads to.
-    pub names: BTreeMap<String, ServiceName>,
+    pub names: Arc<BTreeMap<String, ServiceName>>,
 }
 
 /// One service, resolved.
@@ -80,13 +80,13 @@ pub struct ServiceModel {
 /// Resolves everything.
 pub fn resolve(input: &Input<'_>) -> MeshModel {
     let mesh = input.resources.mesh();
-    let services: BTreeMap<_, _> = input
+    let services: ByService<_> = input
         .services()
         .into_iter()
         .filter_map(|name| Some((name.clone(), Arc::new(resolve_service(input, name)?))))
         .collect();
     MeshModel {
-        names: names(input.resources, services.keys(), &mesh.zone),
+        names: Arc::new(names(input.resources, services.keys(), &mesh.zone)),
         zone: mesh.zone,
         trust_domain: TrustDomain::parse(&mesh.trust_domain).unwrap_or_default(),
         egress_allowed: mesh.egress == pillion_config::mesh::Access::Allow,

@@ -22,42 +22,44 @@ impl Resolver {
     /// Resolves everything, after resources changed. Services that came out the same keep their `Arc`.
     pub fn all(&mut self, input: &Input<'_>) -> &Arc<MeshModel> {
         let mut next = resolve(input);
-        for (name, service) in &mut next.services {
-            if let Some(before) = self.model.services.get(name).filter(|before| *before == service) {
-                *service = Arc::clone(before);
+        for (name, before) in &self.model.services {
+            if next.services.get(name) == Some(before) {
+                next.services.insert_mut(name.clone(), Arc::clone(before));
             }
+        }
+        if next.names == self.model.names {
+            next.names = Arc::clone(&self.model.names);
         }
         self.model = Arc::new(next);
         &self.model
     }
 
     /// Resolves `changed` services and those whose routes send traffic to them, after instances or
-    /// indexes changed and resources did not. The model stays the same if nothing came out different.
-    pub fn some(&mut self, input: &Input<'_>, changed: &BTreeSet<ServiceName>) -> &Arc<MeshModel> {
-        let mut updates = Vec::new();
+    /// indexes changed and resources did not. Returns those that came out different; without any, the
+    /// model stays the same.
+    pub fn some(&mut self, input: &Input<'_>, changed: &BTreeSet<ServiceName>) -> BTreeSet<ServiceName> {
+        let mut next: Option<MeshModel> = None;
+        let (mut different, mut other_names) = (BTreeSet::new(), false);
         for name in changed.union(&dependents(input, changed)) {
-            let service = resolve_service(input, name);
-            if service.as_ref() != self.model.services.get(name).map(|before| &**before) {
-                updates.push((name.clone(), service));
+            let (before, service) = (self.model.services.get(name), resolve_service(input, name));
+            if service.as_ref() == before.map(|before| &**before) {
+                continue;
             }
-        }
-        if updates.is_empty() {
-            return &self.model;
-        }
-        let mut next = (*self.model).clone();
-        let count = next.services.len();
-        let mut is_new = false;
-        for (name, service) in updates {
+            other_names |= service.is_some() != before.is_some();
+            let next = next.get_or_insert_with(|| MeshModel::clone(&self.model));
             match service {
-                Some(service) => is_new |= next.services.insert(name, Arc::new(service)).is_none(),
-                None => _ = next.services.remove(&name),
+                Some(service) => next.services.insert_mut(name.clone(), Arc::new(service)),
+                None => drop(next.services.remove_mut(name)),
             }
+            different.insert(name.clone());
         }
-        if is_new || next.services.len() != count {
-            next.names = names(input.resources, next.services.keys(), &next.zone);
+        if let Some(mut next) = next {
+            if other_names {
+                next.names = Arc::new(names(input.resources, next.services.keys(), &next.zone));
+            }
+            self.model = Arc::new(next);
         }
-        self.model = Arc::new(next);
-        &self.model
+        different
     }
 }
 

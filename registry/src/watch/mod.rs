@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{Catalog, CatalogService, CatalogView, World};
+use crate::catalog::{Catalog, CatalogService, World};
 
 mod encode;
 mod subscription;
@@ -69,18 +69,18 @@ pub struct Hub {
 struct State {
     /// Topics of services that are there, or have left since this process started.
     topics: BTreeMap<ServiceName, Topic>,
+    /// Those with something to tell.
+    pending: BTreeSet<ServiceName>,
     /// The catalog as last looked at.
-    seen: Arc<CatalogView>,
-    epoch: Arc<str>,
-    /// The revision last looked at.
-    revision: u64,
+    seen: World,
     /// Everything up to this revision has been told.
     told_up_to: u64,
-    floor: u64,
-    subscribers: HashMap<u64, Arc<Subscriber>>,
+    /// What left up to this revision has no topic any more.
+    forgotten_up_to: u64,
+    subscribers: BTreeMap<u64, Arc<Subscriber>>,
     /// Subscribers by service; those with a wide interest are in `wide`.
-    by_service: HashMap<ServiceName, BTreeSet<u64>>,
-    wide: BTreeSet<u64>,
+    by_service: HashMap<ServiceName, BTreeMap<u64, Arc<Subscriber>>>,
+    wide: BTreeMap<u64, Arc<Subscriber>>,
     next_id: u64,
 }
 
@@ -118,14 +118,13 @@ impl Hub {
         Arc::new(Self {
             state: Mutex::new(State {
                 topics: Topic::all(world),
-                seen: Arc::clone(&world.catalog),
-                epoch: Arc::clone(&world.epoch),
-                revision: world.revision,
+                pending: BTreeSet::new(),
+                seen: world.clone(),
                 told_up_to: world.revision,
-                floor: world.floor,
-                subscribers: HashMap::new(),
+                forgotten_up_to: world.floor,
+                subscribers: BTreeMap::new(),
                 by_service: HashMap::new(),
-                wide: BTreeSet::new(),
+                wide: BTreeMap::new(),
                 next_id: 0,
             }),
         })
@@ -153,11 +152,7 @@ impl Hub {
     /// Takes in the catalog's state and flushes what is due; says when the rest is.
     pub(crate) fn look(&self, world: &World, now: Instant) -> Option<Instant> {
         let mut state = self.lock();
-        if world.epoch != state.epoch {
-            state.begin_again(world);
-        } else if world.revision > state.revision {
-            state.notice(world);
-        }
+        state.notice(world);
         state.flush(now)
     }
 
@@ -175,39 +170,35 @@ impl Hub {
     ) -> Result<Subscription, TooMany> {
         let mut state = self.lock();
         // What the subscriber may have seen elsewhere already, it must be told here too.
-        if world.epoch != state.epoch {
-            state.begin_again(world);
-        } else if world.revision > state.revision {
-            state.notice(world);
-            state.flush(Instant::now());
-        }
+        state.notice(world);
+        state.flush(Instant::now());
         if state.subscribers.len() >= SUBSCRIBERS_MAX {
             return Err(TooMany);
         }
-        let known = after.filter(|after| (state.floor..=state.revision).contains(after));
-        let behind = state.topics.iter().filter(|(name, topic)| {
-            interest.covers(name)
-                && known.map_or_else(|| topic.told.is_some(), |known| topic.revision > known)
-        });
-        let dirty = behind.map(|(name, _)| name.clone()).collect();
-        let id = state.next_id;
-        state.next_id += 1;
-        match &interest {
-            Interest::Services(services) => {
-                for service in services {
-                    state.by_service.entry(service.clone()).or_default().insert(id);
-                }
-            }
-            Interest::All | Interest::Namespace(_) => {
-                state.wide.insert(id);
-            }
-        }
+        let known = after.filter(|after| (state.seen.floor..=state.seen.revision).contains(after));
+        let behind = |(_, topic): &(&ServiceName, &Topic)| {
+            known.map_or_else(|| topic.told.is_some(), |known| topic.revision > known)
+        };
+        let dirty = state.covered(&interest).filter(behind).map(|(name, _)| name.clone()).collect();
         let subscriber = Arc::new(Subscriber {
             interest,
             dirty: Mutex::new(dirty),
             begins_again: AtomicBool::new(false),
             bell: Notify::new(),
         });
+        let id = state.next_id;
+        state.next_id += 1;
+        match &subscriber.interest {
+            Interest::Services(services) => {
+                for service in services {
+                    let interested = state.by_service.entry(service.clone()).or_default();
+                    interested.insert(id, Arc::clone(&subscriber));
+                }
+            }
+            Interest::All | Interest::Namespace(_) => {
+                state.wide.insert(id, Arc::clone(&subscriber));
+            }
+        }
         state.subscribers.insert(id, Arc::clone(&subscriber));
         let resync = after.is_some() && known.is_none();
         Ok(Subscription::new(Arc::clone(self), subscriber, id, known, resync))
@@ -240,71 +231,95 @@ impl Hub {
 }
 
 impl State {
+    /// The topics that an interest is about.
+    fn covered<'a>(
+        &'a self,
+        interest: &'a Interest,
+    ) -> Box<dyn Iterator<Item = (&'a ServiceName, &'a Topic)> + 'a> {
+        match interest {
+            Interest::Services(services) => {
+                Box::new(services.iter().filter_map(|name| self.topics.get_key_value(name)))
+            }
+            _ => Box::new(self.topics.iter().filter(|(name, _)| interest.covers(name))),
+        }
+    }
+
+    /// Takes in a state of the catalog, unless it is an old one.
+    fn notice(&mut self, world: &World) {
+        if world.epoch != self.seen.epoch {
+            self.begin_again(world);
+        } else if world.revision > self.seen.revision {
+            self.mark(world);
+        }
+    }
+
     /// Another history is in force: everybody has to forget what they were told.
     fn begin_again(&mut self, world: &World) {
         self.topics = Topic::all(world);
-        self.seen = Arc::clone(&world.catalog);
-        self.epoch = Arc::clone(&world.epoch);
-        (self.revision, self.floor) = (world.revision, world.floor);
-        self.told_up_to = world.revision;
+        self.pending.clear();
+        self.seen = world.clone();
+        (self.told_up_to, self.forgotten_up_to) = (world.revision, world.floor);
         for subscriber in self.subscribers.values() {
-            let covered = self.topics.keys().filter(|name| subscriber.interest.covers(name));
-            *subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner) = covered.cloned().collect();
+            let covered = self.covered(&subscriber.interest).map(|(name, _)| name.clone()).collect();
+            *subscriber.dirty() = covered;
             subscriber.begins_again.store(true, Ordering::Relaxed);
             subscriber.bell.notify_one();
         }
     }
 
     /// Marks the topics of services that are not as last looked at.
-    fn notice(&mut self, world: &World) {
-        self.revision = world.revision;
-        self.floor = world.floor;
-        if Arc::ptr_eq(&self.seen, &world.catalog) {
-            return;
-        }
-        let last = std::mem::replace(&mut self.seen, Arc::clone(&world.catalog));
-        for (name, service) in &world.catalog.services {
-            let same = last.services.get(name).is_some_and(|last| Arc::ptr_eq(last, service));
-            if !same {
-                let topic = self.topics.entry(name.clone()).or_insert_with(|| Topic::new(None, 0));
-                topic.pending.get_or_insert(service.revision);
-            }
-        }
-        for name in last.services.keys().filter(|name| !world.catalog.services.contains_key(*name)) {
-            if let Some(topic) = self.topics.get_mut(name) {
-                topic.pending.get_or_insert(world.revision);
-            }
+    fn mark(&mut self, world: &World) {
+        let last = std::mem::replace(&mut self.seen, world.clone());
+        for name in world.changed_since(&last) {
+            let [was, is] = [&last, world].map(|world| world.catalog.services.get(&name));
+            let revision = match (was, is) {
+                (Some(was), Some(is)) if Arc::ptr_eq(was, is) => continue,
+                (None, None) => continue,
+                (_, is) => is.map_or(world.revision, |service| service.revision),
+            };
+            let topic = self.topics.entry(name.clone()).or_insert_with(|| Topic::new(None, 0));
+            topic.pending.get_or_insert(revision);
+            self.pending.insert(name);
         }
     }
 
     /// Tells the pending topics that may be told now; says when the next one may.
     fn flush(&mut self, now: Instant) -> Option<Instant> {
         let mut next: Option<Instant> = None;
-        for (name, topic) in self.topics.iter_mut().filter(|(_, topic)| topic.pending.is_some()) {
+        let (mut later, mut later_from) = (BTreeSet::new(), None);
+        for name in std::mem::take(&mut self.pending) {
+            let Some(topic) = self.topics.get_mut(&name) else { continue };
             let due = topic.flushed_at.map_or(now, |at| at + FLUSH_EVERY);
             if due > now {
                 next = Some(next.map_or(due, |next| next.min(due)));
+                later_from = later_from.into_iter().chain(topic.pending).min();
+                later.insert(name);
                 continue;
             }
-            topic.flush(name, self.seen.services.get(name), self.revision, now);
-            let narrow = self.by_service.get(name).into_iter().flatten();
-            for id in narrow.chain(&self.wide) {
-                if let Some(subscriber) = self.subscribers.get(id)
-                    && subscriber.interest.covers(name)
-                {
-                    subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+            topic.flush(&name, self.seen.catalog.services.get(&name), self.seen.revision, now);
+            let narrow = self.by_service.get(&name).into_iter().flat_map(BTreeMap::values);
+            for subscriber in narrow.chain(self.wide.values()) {
+                if subscriber.interest.covers(&name) {
+                    subscriber.dirty().insert(name.clone());
                     subscriber.bell.notify_one();
                 }
             }
         }
-        // What left before the floor is told by a resync to whoever has not heard it.
-        let floor = self.floor;
-        self.topics
-            .retain(|_, topic| topic.told.is_some() || topic.pending.is_some() || topic.revision > floor);
-        // Once here, and not for each subscriber that asks.
-        let pending = self.topics.values().filter_map(|topic| topic.pending).min();
-        self.told_up_to = pending.map_or(self.revision, |first| first - 1);
+        self.pending = later;
+        self.told_up_to = later_from.map_or(self.seen.revision, |first: u64| first - 1);
+        // What left before the floor is told by a resync to whoever resumes from before.
+        let floor = self.seen.floor;
+        if std::mem::replace(&mut self.forgotten_up_to, floor) != floor {
+            self.topics
+                .retain(|_, topic| topic.told.is_some() || topic.pending.is_some() || topic.revision > floor);
+        }
         next
+    }
+}
+
+impl Subscriber {
+    fn dirty(&self) -> MutexGuard<'_, BTreeSet<ServiceName>> {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

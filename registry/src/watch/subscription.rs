@@ -1,8 +1,8 @@
 //! One who watches: its position per service, and what it is told next.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use pillion_model::name::ServiceName;
@@ -101,13 +101,12 @@ impl Subscription {
 
     /// Whether there is something to tell.
     pub fn is_behind(&self) -> bool {
-        !self.subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.subscriber.dirty().is_empty()
     }
 
     fn take(&mut self) -> Batch {
         let state = self.hub.lock();
-        let dirty =
-            std::mem::take(&mut *self.subscriber.dirty.lock().unwrap_or_else(PoisonError::into_inner));
+        let dirty = std::mem::take(&mut *self.subscriber.dirty());
         let mut events = Vec::new();
         if self.subscriber.begins_again.swap(false, Ordering::Relaxed) {
             self.positions.clear();
@@ -118,7 +117,13 @@ impl Subscription {
         }
         let mut wholes = Vec::new();
         for name in dirty {
-            let Some(topic) = state.topics.get(&name) else { continue };
+            let Some(topic) = state.topics.get(&name) else {
+                // It left, and long enough ago that its topic is gone, too.
+                self.positions.remove(&name);
+                let data = encode::removed(&name, state.seen.revision);
+                events.push(Event { kind: EventKind::Removed, data });
+                continue;
+            };
             let known = self.positions.insert(name.clone(), topic.revision);
             if known == Some(topic.revision) {
                 continue;
@@ -138,7 +143,7 @@ impl Subscription {
                 },
             }
         }
-        let token = format!("{}.{}", state.epoch, state.told_up_to);
+        let token = format!("{}.{}", state.seen.epoch, state.told_up_to);
         drop(state);
         // A big service takes a while to encode: not while others wait for the lock.
         for (name, service, whole) in wholes {

@@ -4,7 +4,7 @@ use pillion_model::name::ServiceName;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::catalog::Registration;
+use crate::catalog::{CatalogView, Registration};
 
 fn name(service: &str) -> ServiceName {
     ServiceName::new("shop", service).expect("valid")
@@ -54,14 +54,16 @@ impl Sim {
                 next.instances.insert(id, Arc::new(instance));
             }
         }
-        catalog.services.insert(name(service), Arc::new(next));
+        catalog.services.insert_mut(name(service), Arc::new(next));
+        self.world.changes.note(name(service));
         self.world.catalog = Arc::new(catalog);
     }
 
     fn forget(&mut self, service: &str) {
         let mut catalog = CatalogView::clone(&self.world.catalog);
         self.world.revision += 1;
-        catalog.services.remove(&name(service));
+        catalog.services.remove_mut(&name(service));
+        self.world.changes.note(name(service));
         self.world.catalog = Arc::new(catalog);
     }
 

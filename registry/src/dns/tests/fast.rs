@@ -321,7 +321,8 @@ fn what_is_ready_says_the_same_as_the_general_way() {
 #[test]
 fn a_change_is_seen_at_once_and_leaves_other_answers_alone() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let server = runtime.block_on(async { Server::start(Some(world())) });
+    let before = world();
+    let server = runtime.block_on(async { Server::start(Some(before.clone())) });
     let asked = Asked::new(server.address);
     let addresses = |name: &str| {
         let answer = asked.ask(&Draft::of(name, vec![])).expect("an answer");
@@ -331,12 +332,14 @@ fn a_change_is_seen_at_once_and_leaves_other_answers_alone() {
     };
     assert_eq!(addresses("web.mesh.internal"), (ResponseCode::NoError, "10.0.1.1".to_owned()));
     assert_eq!(addresses("new.mesh.internal").0, ResponseCode::NXDomain);
-    let mut next = world();
+    // As the catalog makes it: from the state before, noting what changed.
+    let mut next = before;
     let mut services = next.catalog.services.clone();
     let web = service("default", "web");
     for (name, id, address) in [(web, "web-1", "10.0.1.2"), (service("default", "new"), "one", "10.0.1.3")] {
         let made = catalog(vec![instance(&name, id, address)]);
-        services.extend(made.services.clone());
+        services.insert_mut(name.clone(), Arc::clone(&made.services[&name]));
+        next.changes.note(name);
     }
     next.revision = 8;
     next.catalog = Arc::new(CatalogView { revision: 8, services });

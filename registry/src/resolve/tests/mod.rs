@@ -4,7 +4,7 @@ mod callers;
 mod own;
 mod whole;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,14 +23,14 @@ use pillion_model::retry::RetryOn;
 use pillion_model::route::{ClusterChoice, Forward, PathRewrite, RouteAction, RouteTable};
 
 use super::*;
-use crate::catalog::ServicePort;
+use crate::catalog::{ByService, ServicePort};
 
 /// Resources and instances under construction.
 #[derive(Default)]
 pub(crate) struct Mesh {
     resources: ResourceSet,
     catalog: CatalogView,
-    indexes: BTreeMap<ServiceName, u16>,
+    indexes: ByService<u16>,
 }
 
 impl Mesh {
@@ -40,13 +40,15 @@ impl Mesh {
     }
 
     pub(crate) fn with(mut self, instance: Instance) -> Self {
-        let services = &mut self.catalog.services;
-        let service = Arc::make_mut(services.entry(instance.service.clone()).or_default());
+        let service = self.catalog.services.get(&instance.service).cloned();
+        let mut service = service.map(Arc::unwrap_or_clone).unwrap_or_default();
         for (name, port) in instance.ports.iter() {
             let declared = ServicePort { port: port.port, protocol: port.protocol };
             service.ports.entry(name.clone()).or_insert(declared);
         }
+        let name = instance.service.clone();
         service.instances.insert(instance.id.clone(), Arc::new(instance));
+        self.catalog.services.insert_mut(name, Arc::new(service));
         let names: BTreeSet<_> =
             self.resources.services().keys().chain(self.catalog.services.keys()).cloned().collect();
         self.indexes = names.into_iter().zip(1..).collect();
