@@ -169,18 +169,10 @@ pub trait RequestView {
     fn header(&self, name: &str, each: &mut dyn FnMut(&[u8]));
 }
 
-/// How several values of one header are treated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Values {
-    /// Joined with `,` first: route matching.
-    Joined,
-    /// Each tried by itself, one suffices: RBAC.
-    Each,
-}
-
 impl HeaderMatcher {
-    /// Whether `request` matches.
-    pub fn is_match(&self, request: &dyn RequestView, values: Values) -> bool {
+    /// Whether `request` matches: of several values of a header one suffices, in routes and policies
+    /// alike.
+    pub fn is_match(&self, request: &dyn RequestView) -> bool {
         let mut path_and_query;
         let pseudo: Option<&str> = match self.name.as_str() {
             ":authority" | "host" => Some(request.authority()),
@@ -199,43 +191,14 @@ impl HeaderMatcher {
             _ => None,
         };
         if let Some(value) = pseudo {
-            return self.decide(Some(value.as_bytes()));
+            return self.conclude(Some(self.value.is_match(value.as_bytes())));
         }
-        match values {
-            Values::Each => {
-                let (mut any, mut matched) = (false, false);
-                request.header(&self.name, &mut |value| {
-                    any = true;
-                    matched |= self.value.is_match(value);
-                });
-                self.conclude(any.then_some(matched))
-            }
-            Values::Joined => {
-                // One value, the usual case, is compared where it is.
-                let (mut count, mut matched) = (0_usize, false);
-                request.header(&self.name, &mut |value| {
-                    count += 1;
-                    if count == 1 {
-                        matched = self.value.is_match(value);
-                    }
-                });
-                if count <= 1 {
-                    return self.conclude((count == 1).then_some(matched));
-                }
-                let mut joined = Vec::new();
-                request.header(&self.name, &mut |value| {
-                    if !joined.is_empty() {
-                        joined.push(b',');
-                    }
-                    joined.extend_from_slice(value);
-                });
-                self.decide(Some(&joined))
-            }
-        }
-    }
-
-    fn decide(&self, value: Option<&[u8]>) -> bool {
-        self.conclude(value.map(|value| self.value.is_match(value)))
+        let (mut any, mut matched) = (false, false);
+        request.header(&self.name, &mut |value| {
+            any = true;
+            matched |= self.value.is_match(value);
+        });
+        self.conclude(any.then_some(matched))
     }
 
     /// `None`: the header is missing.

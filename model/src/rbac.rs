@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::matcher::{Cidr, HeaderMatcher, RequestView, StringMatcher, Values, cidr_contains};
+use crate::matcher::{Cidr, HeaderMatcher, RequestView, StringMatcher, cidr_contains};
 
 /// The rules of an RBAC filter. Envoy: `config.rbac.v3.RBAC`.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,7 +139,7 @@ impl Permission {
             Self::And(all) => all.iter().all(|one| one.is_match(peer, request)),
             Self::Or(any) => any.iter().any(|one| one.is_match(peer, request)),
             Self::Not(inner) => !inner.is_match(peer, request),
-            Self::Header(matcher) => request.is_some_and(|view| matcher.is_match(view, Values::Each)),
+            Self::Header(matcher) => request.is_some_and(|view| matcher.is_match(view)),
             Self::UrlPath(matcher) => request.is_some_and(|view| matcher.is_match(view.path())),
             Self::DestinationIp(range) => cidr_contains(range, peer.local.ip()),
             Self::DestinationPort(port) => peer.local.port() == *port,
@@ -160,7 +160,7 @@ impl Principal {
             }),
             Self::DirectRemoteIp(range) => cidr_contains(range, peer.direct_remote.ip()),
             Self::RemoteIp(range) => cidr_contains(range, peer.remote.ip()),
-            Self::Header(matcher) => request.is_some_and(|view| matcher.is_match(view, Values::Each)),
+            Self::Header(matcher) => request.is_some_and(|view| matcher.is_match(view)),
             Self::UrlPath(matcher) => request.is_some_and(|view| matcher.is_match(view.path())),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cluster::Destination;
 use crate::endpoint::Fraction;
 use crate::http::{CorsPolicy, FaultPolicy};
-use crate::matcher::{HeaderMatcher, QueryMatcher, Regex, RequestView, Values};
+use crate::matcher::{HeaderMatcher, QueryMatcher, Regex, RequestView};
 use crate::rbac::Rbac;
 use crate::retry::RetryPolicy;
 
@@ -486,7 +486,7 @@ impl RouteMatch {
     pub fn is_match(&self, request: &dyn RequestView, draw: u64) -> bool {
         self.path.is_match(request, self.case_sensitive)
             && (!self.grpc || is_grpc(request))
-            && self.headers.iter().all(|matcher| matcher.is_match(request, Values::Joined))
+            && self.headers.iter().all(|matcher| matcher.is_match(request))
             && self.query.iter().all(|matcher| matcher.is_match(request.query()))
             && self.share.is_none_or(|share| share.hits(draw))
     }

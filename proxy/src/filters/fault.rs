@@ -2,7 +2,6 @@
 
 use http::StatusCode;
 use pillion_model::http::FaultPolicy;
-use pillion_model::matcher::Values;
 
 use crate::chain::Step;
 use crate::exchange::Exchange;
@@ -13,7 +12,7 @@ use crate::local_reply::Cause;
 pub(super) async fn inject(x: &mut Exchange, policy: &FaultPolicy) -> Step {
     let routed = x.record.routed.clone();
     let policy = routed.as_ref().and_then(|routed| routed.overrides().fault()).unwrap_or(policy);
-    if !policy.headers.iter().all(|matcher| matcher.is_match(&x.head, Values::Joined)) {
+    if !policy.headers.iter().all(|matcher| matcher.is_match(&x.head)) {
         return Ok(());
     }
     if let Some((delay, share)) = policy.delay

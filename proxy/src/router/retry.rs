@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, Response};
-use pillion_model::matcher::{HeaderMatcher, RequestView, Values};
+use pillion_model::matcher::{HeaderMatcher, RequestView};
 use pillion_model::retry::{Outcome, Reset, RetryOn, RetryPolicy, is_idempotent};
 
 use crate::body::Body;
@@ -81,7 +81,7 @@ impl<'a> Retries<'a> {
         let Some(policy) = &self.policy else { return Verdict::Keep };
         let headers = response.headers();
         let view = ResponseHeaders(headers);
-        let look = |matcher: &HeaderMatcher| matcher.is_match(&view, Values::Joined);
+        let look = |matcher: &HeaderMatcher| matcher.is_match(&view);
         self.verdict(policy.allows(
             Outcome::Response {
                 status: response.status().as_u16(),
