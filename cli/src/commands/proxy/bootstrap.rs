@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pillion_config::{Diagnostics, document};
+use pillion_net::readiness::Readiness;
 use pillion_proxy::admin::AdminOptions;
 use pillion_proxy::{StaticProxy, static_mode};
 use pillion_xds::bootstrap::{Bootstrap, read_bootstrap};
@@ -54,9 +55,12 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
     let (drain, drained) = (CancellationToken::new(), CancellationToken::new());
+    // Everything is there before a page is served.
+    let readiness = Readiness::new();
     let options = AdminOptions {
         admin: arguments.sidecar.listen.admin.or(bootstrap.admin),
         metrics: arguments.sidecar.listen.metrics,
+        readiness: readiness.clone(),
         drain: drain.clone(),
         drained: drained.clone(),
         set_log_filter: Some(set_log_filter),
@@ -79,6 +83,7 @@ async fn serve(
         _ = interrupt.recv() => {}
         () = drain.cancelled() => {}
     }
+    readiness.leave();
     let left = runtime.drain(GRACE).await;
     if left > 0 {
         note(format_args!("{left} connections are cut after {GRACE:?}"));
