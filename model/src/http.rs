@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::endpoint::Fraction;
-use crate::matcher::{HeaderMatcher, StringMatcher};
+use crate::matcher::{Cidr, HeaderMatcher, StringMatcher};
 use crate::rbac::Rbac;
 use crate::route::RouteConfiguration;
 
@@ -26,6 +26,8 @@ pub struct HttpConnectionManager {
     pub use_remote_address: bool,
     /// Trusted proxies in front.
     pub xff_trusted_hops: u32,
+    /// Clients in these ranges are internal: their `x-envoy-…` headers are believed. Default none.
+    pub internal_addresses: Vec<Cidr>,
     /// Do not append to `x-forwarded-for`.
     pub skip_xff_append: bool,
     /// What happens to `x-forwarded-client-cert`.
@@ -82,6 +84,7 @@ impl HttpConnectionManager {
             access_logs: Vec::new(),
             use_remote_address: false,
             xff_trusted_hops: 0,
+            internal_addresses: Vec::new(),
             skip_xff_append: false,
             client_cert: ForwardClientCert::Sanitize,
             client_cert_details: ClientCertDetails::default(),

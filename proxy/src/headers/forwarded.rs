@@ -3,15 +3,19 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderValue};
+use pillion_model::http::HttpConnectionManager;
+use pillion_model::matcher::cidr_contains;
 
 use super::names;
 use crate::exchange::Exchange;
 
-/// Headers that only the mesh itself may set; removed from requests at the edge.
-static EDGE_ONLY: [&http::HeaderName; 14] = [
-    &names::DECORATOR_OPERATION,
-    &names::DOWNSTREAM_CLUSTER,
-    &names::DOWNSTREAM_NODE,
+/// Removed at the edge: from requests of clients that are neither internal nor proxies.
+static EDGE_ONLY: [&http::HeaderName; 3] =
+    [&names::DECORATOR_OPERATION, &names::DOWNSTREAM_CLUSTER, &names::DOWNSTREAM_NODE];
+
+/// Headers that only internal clients may set.
+static INTERNAL_ONLY: [&http::HeaderName; 12] = [
+    &names::RETRIABLE_CODES,
     &names::RETRY_ON,
     &names::RETRY_GRPC_ON,
     &names::MAX_RETRIES,
@@ -40,12 +44,18 @@ pub(crate) fn apply(x: &mut Exchange) {
         let from_right = if config.use_remote_address { hops - 1 } else { hops };
         client_address(headers, from_right).map_or(peer, |address| SocketAddr::new(address, 0))
     };
-    if config.use_remote_address {
-        for name in EDGE_ONLY {
-            headers.remove(name);
+    let internal = is_internal(config, headers, x.record.remote.ip());
+    if internal {
+        headers.insert(&names::INTERNAL, HeaderValue::from_static("true"));
+    } else if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        INTERNAL_ONLY.iter().for_each(|name| drop(headers.remove(*name)));
+        if config.use_remote_address {
+            EDGE_ONLY.iter().for_each(|name| drop(headers.remove(*name)));
         }
+    }
+    if config.use_remote_address {
         let client = x.record.remote.ip().to_string();
-        if let Ok(client) = HeaderValue::try_from(client) {
+        if !internal && let Ok(client) = HeaderValue::try_from(client) {
             headers.insert(&names::EXTERNAL_ADDRESS, client);
         }
         if !config.skip_xff_append {
@@ -63,6 +73,20 @@ pub(crate) fn apply(x: &mut Exchange) {
         _ => "http",
     };
     x.record.scheme = x.head.scheme;
+}
+
+/// Whether the client at `address` is one of ours: in a range that is, and with no proxy between.
+fn is_internal(config: &HttpConnectionManager, headers: &HeaderMap, address: IpAddr) -> bool {
+    if config.internal_addresses.is_empty() {
+        return false;
+    }
+    let hops: usize = headers
+        .get_all(&names::FORWARDED_FOR)
+        .iter()
+        .map(|value| value.as_bytes().split(|byte| *byte == b',').count())
+        .sum();
+    let alone = hops == usize::from(!config.use_remote_address);
+    alone && config.internal_addresses.iter().any(|range| cidr_contains(range, address))
 }
 
 /// The address `from_right` places from the right; `None` if there is none or it is not valid.

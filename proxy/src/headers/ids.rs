@@ -18,7 +18,11 @@ pub(crate) fn apply(x: &mut Exchange) {
     if config.always_set_request_id_in_response {
         x.request_id = headers.get(&REQUEST_ID).cloned();
     }
-    continue_trace(headers, || fastrand::u128(..));
+    // Between services of a mesh traces go on; a proxy on its own leaves them alone, as Envoy does
+    // without tracing.
+    if !x.connection.worker.own_service_name.is_empty() {
+        continue_trace(headers, || fastrand::u128(..));
+    }
 }
 
 /// A UUIDv4 from 128 random bits.

@@ -70,7 +70,10 @@ async fn tries_are_limited_by_policy_and_by_headers() {
     for (policy_retries, header, seen) in [(1, None, 2), (3, Some("0"), 1), (0, None, 1)] {
         let origin = failing(100).await;
         let forward = retrying("o", RetryOn::SERVER_ERROR, policy_retries);
-        let proxy = Proxy::http(all(forward), vec![cluster("o", &[origin.address])]);
+        let mut manager = manager(all(forward));
+        manager.use_remote_address = true;
+        manager.internal_addresses = vec!["127.0.0.0/8".parse().unwrap()];
+        let proxy = Proxy::manager(manager, vec![cluster("o", &[origin.address])]);
         let mut request = get("/");
         if let Some(header) = header {
             request.headers_mut().insert("x-envoy-max-retries", header.parse().unwrap());

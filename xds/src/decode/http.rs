@@ -11,7 +11,7 @@ use pillion_model::route::RouteConfiguration;
 
 use super::Context;
 use super::context::{ignored, inert, is, type_name};
-use super::matcher::header;
+use super::matcher::{cidr, header};
 use crate::pb;
 use pb::hcm::http_connection_manager as manager;
 
@@ -48,6 +48,13 @@ pub(super) fn connection_manager(
     http.access_logs = access_logs(cx, take(&mut m.access_log));
     http.use_remote_address = m.use_remote_address.take().is_some_and(|on| on.value);
     http.xff_trusted_hops = take(&mut m.xff_num_trusted_hops);
+    let internal =
+        cx.some("internal_address_config", m.internal_address_config.take(), |cx, mut internal| {
+            let ranges = cx.each("cidr_ranges", take(&mut internal.cidr_ranges), cidr);
+            cx.rest(&internal);
+            ranges
+        });
+    http.internal_addresses = internal.unwrap_or_default();
     http.skip_xff_append = take(&mut m.skip_xff_append);
     http.client_cert = client_cert(cx, take(&mut m.forward_client_cert_details));
     http.client_cert_details = cx

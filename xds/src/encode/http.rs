@@ -60,6 +60,12 @@ pub(super) fn connection_manager(
         access_log: access_logs(&http.access_logs),
         use_remote_address: Some(boolean(http.use_remote_address)),
         xff_num_trusted_hops: http.xff_trusted_hops,
+        internal_address_config: (!http.internal_addresses.is_empty()).then(|| {
+            pb::hcm::http_connection_manager::InternalAddressConfig {
+                cidr_ranges: http.internal_addresses.iter().map(super::matcher::cidr).collect(),
+                ..Default::default()
+            }
+        }),
         skip_xff_append: http.skip_xff_append,
         forward_client_cert_details: client_cert.into(),
         set_current_client_cert_details: Some(manager::SetCurrentClientCertDetails {

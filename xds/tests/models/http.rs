@@ -44,14 +44,21 @@ pub(crate) fn connection_manager() -> BoxedStrategy<HttpConnectionManager> {
     let limits = [(); 5].map(|()| maybe(time()));
     (
         (name(), codec, routes, filters(), few(name()), few(access_log())),
-        (client_cert, details, text(), server, slashes),
+        (client_cert, details, text(), server, slashes, few(super::matchers::cidr())),
         (any::<[bool; 9]>(), any::<[u32; 3]>()),
         (limits, duration()),
     )
         .prop_map(
             |(
                 (stat_prefix, codec, routes, filters, upgrades, access_logs),
-                (client_cert, client_cert_details, server_name, server_header, escaped_slashes),
+                (
+                    client_cert,
+                    client_cert_details,
+                    server_name,
+                    server_header,
+                    escaped_slashes,
+                    internal_addresses,
+                ),
                 (on, numbers),
                 ([stream_idle, request, request_headers, idle, connection], drain),
             )| HttpConnectionManager {
@@ -63,6 +70,7 @@ pub(crate) fn connection_manager() -> BoxedStrategy<HttpConnectionManager> {
                 access_logs,
                 use_remote_address: on[0],
                 xff_trusted_hops: numbers[0],
+                internal_addresses,
                 skip_xff_append: on[1],
                 client_cert,
                 client_cert_details,
