@@ -42,7 +42,10 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     client_cert::apply(x);
     ids::apply(x);
     match outbound::resolve(x).await? {
-        Destination::Routes => filters::route::resolve(x)?,
+        Destination::Routes => {
+            filters::route::resolve(x)?;
+            router::choose_cluster(x);
+        }
         Destination::Tcp(cluster) => return outbound::tunnel(x, &cluster).await,
         Destination::Inner(routes) => return Ok(outbound::inner(x, routes)),
         Destination::External(target) => return outbound::external(x, &target).await,
@@ -64,6 +67,9 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
             reply.into_response(&x.record.method, x.head.grpc, x.hcm.config.mark_local_replies)
         }
     };
+    // A client that is still sending would take the rest for its next request.
+    close |= x.progress.complete().is_none();
+    x.record.status = response.status().as_u16();
     filters::cors::annotate(&x, response.headers_mut());
     if let Some(routed) = x.record.routed.clone() {
         let record = &*x.record;

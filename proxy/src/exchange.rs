@@ -179,6 +179,15 @@ impl Exchange {
         }
     }
 
+    /// Remembers the head as it is now: what logs and responses read is what is sent on.
+    pub(crate) fn keep_head(&mut self) {
+        self.record.path = self.head.uri.path_and_query().cloned();
+        if self.record.wants_head() {
+            self.record.authority = HeaderValue::from_str(self.head.authority()).ok();
+        }
+        self.record.keep_request_headers(&self.head.headers);
+    }
+
     /// Header changes of the weighted cluster chosen.
     pub(crate) fn weighted_changes<'a>(&self, routed: &'a Routed) -> Option<&'a Changes> {
         match (&routed.route().action, self.choice) {

@@ -50,6 +50,8 @@ pub(crate) enum Cause {
     DropOverload,
     /// The upstream gave no response headers.
     UpstreamReset { reset: Reset, detail: Cow<'static, str>, retried: bool },
+    /// A timeout of a caller that asked for 204 instead of 504, with these details.
+    TimeoutAccepted(&'static str),
     /// The route's timeout.
     RouteTimeout,
     /// The last try's timeout.
@@ -157,12 +159,12 @@ impl From<Cause> for LocalReply {
             Cause::LowVersion => Self::new(S::UPGRADE_REQUIRED, "", Flags::NONE, "low_version"),
             Cause::MissingHost => Self::new(S::BAD_REQUEST, "", Flags::NONE, "missing_host_header").closing(),
             Cause::BadRequest(details) => {
-                Self::new(S::BAD_REQUEST, "", Flags::DOWNSTREAM_PROTOCOL_ERROR, details).closing()
+                Self::new(S::BAD_REQUEST, "Bad Request", Flags::DOWNSTREAM_PROTOCOL_ERROR, details).closing()
             }
             Cause::MissingPath => Self::new(S::NOT_FOUND, "", Flags::NONE, "missing_path_rejected"),
             Cause::AbsolutePath => Self::new(S::NOT_FOUND, "", Flags::NONE, "absolute_path_rejected"),
             Cause::PathNormalization => {
-                Self::new(S::BAD_REQUEST, "", Flags::NONE, "path_normalization_failed")
+                Self::new(S::BAD_REQUEST, "", Flags::NONE, "path_normalization_failed").closing()
             }
             Cause::PathRedirect(to) => {
                 let reply = Self::new(S::TEMPORARY_REDIRECT, "", Flags::NONE, "path_normalization_failed");
@@ -195,6 +197,9 @@ impl From<Cause> for LocalReply {
                 Self::new(S::SERVICE_UNAVAILABLE, "drop overload", Flags::UPSTREAM_OVERFLOW, "drop_overload")
             }
             Cause::UpstreamReset { reset, detail, retried } => upstream_reset(reset, &detail, retried),
+            Cause::TimeoutAccepted(details) => {
+                Self::new(S::NO_CONTENT, "", Flags::UPSTREAM_REQUEST_TIMEOUT, details)
+            }
             Cause::RouteTimeout => Self::new(
                 S::GATEWAY_TIMEOUT,
                 "upstream request timeout",
@@ -326,7 +331,7 @@ mod tests {
         for (cause, status, body, flags, details, grpc) in [
             (Cause::LowVersion, 426, String::new(), "-", "low_version", 2),
             (Cause::MissingHost, 400, String::new(), "-", "missing_host_header", 13),
-            (Cause::BadRequest("x"), 400, String::new(), "DPE", "x", 13),
+            (Cause::BadRequest("x"), 400, "Bad Request".into(), "DPE", "x", 13),
             (Cause::MissingPath, 404, String::new(), "-", "missing_path_rejected", 12),
             (Cause::AbsolutePath, 404, String::new(), "-", "absolute_path_rejected", 12),
             (Cause::PathNormalization, 400, String::new(), "-", "path_normalization_failed", 13),
@@ -425,6 +430,7 @@ mod tests {
                 "upstream_reset_before_response_started{protocol_error}",
                 14,
             ),
+            (Cause::TimeoutAccepted("response_timeout"), 204, String::new(), "UT", "response_timeout", 2),
             (Cause::RouteTimeout, 504, "upstream request timeout".into(), "UT", "response_timeout", 14),
             (
                 Cause::PerTryTimeout,

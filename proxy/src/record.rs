@@ -48,7 +48,7 @@ pub(crate) struct Record {
     pub(crate) started_at: SystemTime,
     pub(crate) version: Version,
     pub(crate) method: Method,
-    /// As it came: before normalisation and rewrites.
+    /// As far as it was normalised and rewritten.
     pub(crate) path: Option<PathAndQuery>,
     pub(crate) authority: Option<HeaderValue>,
     pub(crate) scheme: &'static str,
@@ -192,8 +192,9 @@ impl Record {
 
 fn keep(into: &mut HeaderMap, from: &HeaderMap, names: &[http::HeaderName]) {
     for name in names {
-        if let Some(value) = from.get(name) {
-            into.insert(name, value.clone());
+        match from.get(name) {
+            Some(value) => drop(into.insert(name, value.clone())),
+            None => drop(into.remove(name)),
         }
     }
 }

@@ -127,7 +127,9 @@ pub(crate) fn path(x: &mut Exchange) -> Step {
         Normalized::Redirect(path) => return Err(Cause::PathRedirect(with_query(&path)).into()),
         Normalized::Reject => return Err(Cause::PathNormalization.into()),
     };
-    x.head.set_path(&normal).map_err(|_error| Cause::PathNormalization.into())
+    x.head.set_path(&normal).map_err(|_error| Cause::PathNormalization)?;
+    x.record.path = x.head.uri.path_and_query().cloned();
+    Ok(())
 }
 
 /// The connection manager and the route allow the protocol asked for.

@@ -30,6 +30,7 @@ names! {
     IP_TAGS = "x-envoy-ip-tags";
     KEEP_ALIVE = "keep-alive";
     MAX_RETRIES = "x-envoy-max-retries";
+    ORIGINAL_HOST = "x-envoy-original-host";
     ORIGINAL_PATH = "x-envoy-original-path";
     OVERLOADED = "x-envoy-overloaded";
     PROXY_CONNECTION = "proxy-connection";

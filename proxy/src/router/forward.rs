@@ -2,6 +2,7 @@
 
 use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use pillion_model::retry::Reset;
 use tokio::time::Instant;
@@ -40,7 +41,10 @@ impl Tried {
 
 /// Forwards by `forward` of the route `routed`.
 pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) -> Step<Response<Body>> {
-    let target = choose(x, &forward.to, forward.cluster_missing_status)?;
+    let target = match x.record.target.clone() {
+        Some(target) => target,
+        None => choose(x, &forward.to, forward.cluster_missing_status)?,
+    };
     x.record.target = Some(target.clone());
     x.timers.follow(forward, &x.head.headers, x.head.grpc);
     let mut retries = Retries::new(forward.retry.as_deref(), &x.head.headers, x.head.method.as_str());
@@ -100,7 +104,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
 }
 
 /// The cluster, as far as it exists.
-fn choose(x: &mut Exchange, to: &ClusterRef, missing: StatusCode) -> Step<Target> {
+pub(super) fn choose(x: &mut Exchange, to: &ClusterRef, missing: StatusCode) -> Step<Target> {
     match to {
         ClusterRef::Ready(target) => Ok(target.clone()),
         ClusterRef::Missing(_) => Err(Cause::NoCluster(missing).into()),
@@ -142,14 +146,15 @@ fn prepare_head(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) -> Step 
     ] {
         x.head.headers.remove(name);
     }
-    if !suppress && let Some(expected) = x.timers.expected() {
-        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+    if !suppress && let Some(millis) = x.timers.expected_ms() {
         x.head.headers.insert(&names::EXPECTED_TIMEOUT_MS, millis.into());
     }
     for changes in routed.changes(x.weighted_changes(routed)) {
         changes.request(&mut x.head.headers, &x.record);
     }
-    rewrite::apply(&mut x.head, forward, suppress)
+    rewrite::apply(&mut x.head, forward, suppress)?;
+    x.keep_head();
+    Ok(())
 }
 
 /// Makes the request of each try.
@@ -186,6 +191,12 @@ impl Requests {
         *request.headers_mut() =
             if more { x.head.headers.clone() } else { std::mem::take(&mut x.head.headers) };
         let headers = request.headers_mut();
+        if made > 0
+            && !x.hcm.suppress_envoy_headers
+            && let Some(millis) = x.timers.expected_ms()
+        {
+            headers.insert(&names::EXPECTED_TIMEOUT_MS, millis.into());
+        }
         if forward.include_attempt_count {
             headers.insert(&names::ATTEMPT_COUNT, (made + 1).into());
         }
@@ -277,6 +288,8 @@ fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, ret
     }
     let upgrade = x.tunnel.as_ref().and_then(|_| response.headers().get(UPGRADE).cloned());
     hop::strip_response(response.headers_mut());
+    // Phrases are of no use to anybody; as in Envoy the status decides which one the client gets.
+    response.extensions_mut().remove::<ReasonPhrase>();
     let headers: &mut HeaderMap = response.headers_mut();
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

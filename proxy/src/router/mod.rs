@@ -17,6 +17,17 @@ use crate::exchange::Exchange;
 use crate::local_reply::Cause;
 use crate::snapshot::Action;
 
+/// Chooses the route's cluster, as far as there is one: whatever happens to the request from here on
+/// is told of this cluster.
+pub(crate) fn choose_cluster(x: &mut Exchange) {
+    if let Some(routed) = x.record.routed.clone()
+        && let Action::Forward(forward) = &routed.route().action
+    {
+        // That there is none is answered when it is needed.
+        x.record.target = forward::choose(x, &forward.to, forward.cluster_missing_status).ok();
+    }
+}
+
 /// Answers by the route's action.
 pub(crate) async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     let routed = x.record.routed.clone().ok_or(Cause::NoRoute)?;

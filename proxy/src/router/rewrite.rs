@@ -6,7 +6,7 @@ use pillion_model::route::{HostRewrite, PathMatch, PathRewrite, RouteMatch};
 
 use crate::chain::Step;
 use crate::exchange::Head;
-use crate::headers::names::ORIGINAL_PATH;
+use crate::headers::names::{ORIGINAL_HOST, ORIGINAL_PATH};
 use crate::local_reply::Cause;
 use crate::snapshot::ForwardTo;
 
@@ -90,7 +90,7 @@ fn substitution_of(text: &str) -> String {
     out
 }
 
-/// Rewrites path and host as the route says. The original path is kept in a header.
+/// Rewrites path and host as the route says. Both originals are kept in headers.
 pub(super) fn apply(head: &mut Head, forward: &ForwardTo, suppress_envoy_headers: bool) -> Step {
     if let Some(rewriter) = &forward.rewrite {
         let old = head.uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
@@ -107,19 +107,19 @@ pub(super) fn apply(head: &mut Head, forward: &ForwardTo, suppress_envoy_headers
         }
         head.set_path(&new).map_err(|_error| Cause::PathNormalization)?;
     }
-    match &forward.host_rewrite {
-        Some(HostRewrite::Literal(host)) => {
-            if let Ok(host) = HeaderValue::from_str(host) {
-                head.set_authority(host);
-            }
-        }
-        Some(HostRewrite::Header(name)) => {
-            if let Some(host) = head.headers.get(name).filter(|host| !host.is_empty()).cloned() {
-                head.set_authority(host);
-            }
-        }
+    let host = match &forward.host_rewrite {
+        Some(HostRewrite::Literal(host)) => HeaderValue::from_str(host).ok(),
+        Some(HostRewrite::Header(name)) => head.headers.get(name).filter(|host| !host.is_empty()).cloned(),
         // Auto is refused when the route is compiled.
-        Some(HostRewrite::Auto) | None => {}
+        Some(HostRewrite::Auto) | None => None,
+    };
+    if let Some(host) = host {
+        if let Ok(original) = HeaderValue::from_str(head.authority())
+            && !suppress_envoy_headers
+        {
+            head.headers.insert(&ORIGINAL_HOST, original);
+        }
+        head.set_authority(host);
     }
     Ok(())
 }

@@ -26,6 +26,8 @@ pub(crate) struct Timers {
     max_stream: Option<Duration>,
     /// `max_stream` is the client's own deadline.
     grpc_deadline: bool,
+    /// The caller takes 204 for a timeout (`x-envoy-upstream-rq-timeout-alt-response`).
+    accepted: bool,
     /// From the start to the end of the request.
     request: Option<Duration>,
 }
@@ -51,6 +53,7 @@ impl Timers {
             idle: config.stream_idle_timeout.filter(|limit| !limit.is_zero()),
             max_stream: None,
             grpc_deadline: false,
+            accepted: false,
             request: config.request_timeout.filter(|limit| !limit.is_zero()),
         }
     }
@@ -61,6 +64,7 @@ impl Timers {
             Some(given) => Some(given).filter(|limit| !limit.is_zero()),
             None => forward.timeout,
         };
+        self.accepted = headers.contains_key(&names::TIMEOUT_ALT_RESPONSE);
         if let Some(idle) = forward.idle_timeout {
             self.idle = Some(idle).filter(|limit| !limit.is_zero());
         }
@@ -79,12 +83,16 @@ impl Timers {
             .filter(|per_try| !per_try.is_zero() && self.route.is_none_or(|route| *per_try < route));
     }
 
-    /// What is left of the route's timeout for the upstream to know, at the start of a try.
-    pub(crate) fn expected(&self) -> Option<Duration> {
-        match (self.route, self.per_try) {
-            (Some(route), Some(per_try)) => Some(route.min(per_try)),
-            (route, per_try) => route.or(per_try),
-        }
+    /// What the upstream is told of the time it has, in milliseconds, at the start of a try.
+    pub(crate) fn expected_ms(&self) -> Option<u64> {
+        let since = self.progress.complete().map_or(Duration::ZERO, |complete| complete.elapsed());
+        let left = match (self.route.map(|route| route.saturating_sub(since)), self.per_try) {
+            (Some(left), Some(per_try)) => left.min(per_try),
+            (left, per_try) => left.or(per_try)?,
+        };
+        // As in Envoy it is never 0, which would say that there is no limit.
+        let millis = left.as_micros().div_ceil(1000).max(1);
+        Some(u64::try_from(millis).unwrap_or(u64::MAX))
     }
 
     /// The limit that passes next, if nothing moves; `try_started` while a try waits for headers.
@@ -138,6 +146,8 @@ impl Timers {
     pub(crate) fn cause(&self, expired: Expired) -> Cause {
         let request_complete = self.progress.complete().is_some();
         match expired {
+            Expired::Route if self.accepted => Cause::TimeoutAccepted("response_timeout"),
+            Expired::PerTry if self.accepted => Cause::TimeoutAccepted("upstream_per_try_timeout"),
             Expired::Route => Cause::RouteTimeout,
             Expired::PerTry => Cause::PerTryTimeout,
             Expired::Idle => Cause::StreamIdle { request_complete },
@@ -200,6 +210,7 @@ mod tests {
             idle: Some(Duration::from_secs(300)),
             max_stream: None,
             grpc_deadline: false,
+            accepted: false,
             request: Some(Duration::from_secs(20)),
         }
     }

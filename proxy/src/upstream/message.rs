@@ -8,8 +8,8 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::ext::Protocol;
 
-/// Makes `request` one for an HTTP/1.1 connection.
-pub(super) fn to_http1<B>(request: &mut Request<B>) {
+/// Makes `request` one for an HTTP/1.1 connection; `from`: the version it came in.
+pub(super) fn to_http1<B>(request: &mut Request<B>, from: Version) {
     *request.version_mut() = Version::HTTP_11;
     if let Some(protocol) = request.extensions_mut().remove::<Protocol>() {
         *request.method_mut() = Method::GET;
@@ -24,7 +24,9 @@ pub(super) fn to_http1<B>(request: &mut Request<B>) {
     if request.method() != Method::CONNECT && request.uri().authority().is_some() {
         *request.uri_mut() = origin_form(request.uri());
     }
-    join_cookies(request.headers_mut());
+    if from == Version::HTTP_2 {
+        join_cookies(request.headers_mut());
+    }
 }
 
 fn upgrade_headers(headers: &mut HeaderMap, protocol: &str) {
@@ -43,7 +45,7 @@ fn origin_form(uri: &Uri) -> Uri {
     uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from)
 }
 
-/// HTTP/2 may split cookies over several fields, HTTP/1 may not (RFC 9113 section 8.2.3).
+/// HTTP/2 may split cookies over several fields, which HTTP/1 has in one (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let mut values = headers.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (values.next(), values.next()) else { return };

@@ -248,7 +248,7 @@ async fn send_http1(
     attempt: &Attempt,
     mut request: Request<Body>,
 ) -> Result<Sent, Failed> {
-    message::to_http1(&mut request);
+    message::to_http1(&mut request, attempt.downstream);
     let reused = connection.served > 0;
     let tunnel = message::is_tunnel(&request);
     let safe = reused && is_idempotent(request.method().as_str());
