@@ -4,6 +4,7 @@
 pub mod ads;
 #[expect(deprecated, reason = "older configurations have the older forms of fields")]
 pub mod bootstrap;
+pub mod codec;
 #[expect(deprecated, reason = "older configurations have the older forms of fields")]
 pub mod decode;
 pub mod encode;

@@ -30,6 +30,7 @@ fn mesh(root: &Path) -> anyhow::Result<()> {
     config.type_name_domain(["."], "type.googleapis.com");
     config.btree_map(["."]);
     tonic_prost_build::configure()
+        .codec_path("crate::codec::LeanCodec")
         .out_dir(root.join("xds/src/generated"))
         .compile_fds_with_config(files, config)
         .context("generate code from xds/proto")

@@ -4,7 +4,9 @@
 //! `ConnectInfo<SocketAddr>`; and with a client certificate `Arc<PeerCertificate>` and, if it names
 //! a mesh identity, [`SpiffeId`].
 
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +19,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulConnection;
 use pillion_model::name::SpiffeId;
 use rustix::process::{Resource, getrlimit};
 use rustls::ServerConfig;
@@ -24,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::TcpConnectInfo;
@@ -119,7 +123,7 @@ impl Serve {
         let config = match &self.security {
             ServerSecurity::Plaintext => {
                 let incoming = Incoming { local, remote, tls: false };
-                return self.http(stream, incoming, None, place, stop).await;
+                return self.http(stream, Versions::Both, incoming, None, place, stop).await;
             }
             ServerSecurity::Fixed(config) => Arc::clone(config),
             ServerSecurity::Mesh(tls) => match tls.current() {
@@ -129,37 +133,55 @@ impl Serve {
                 }
             },
         };
-        let accepted = stop
-            .run_until_cancelled(timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)))
-            .await;
-        let stream = match accepted {
-            Some(Ok(Ok(stream))) => stream,
-            Some(Ok(Err(error))) => {
-                let reason = tls::explain(&error);
-                return tracing::info!(server = self.name, %remote, reason, "no TLS with a client");
-            }
-            Some(Err(_)) | None => return,
+        // In a box that is gone when connections that last begin: there are many of them.
+        let Some((stream, peer)) = Box::pin(self.handshake(config, stream, remote, &stop)).await else {
+            return;
         };
-        let peer = match stream.get_ref().1.peer_certificates() {
-            None => None,
-            Some(chain) => match PeerCertificate::parse(chain) {
-                Ok(peer) => Some(Arc::new(peer)),
-                Err(error) => {
-                    return tracing::info!(server = self.name, %remote, %error, "client certificate refused");
-                }
-            },
+        let versions = match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Versions::Two,
+            _ => Versions::Both,
         };
-        self.http(stream, Incoming { local, remote, tls: true }, peer, place, stop).await;
+        self.http(stream, versions, Incoming { local, remote, tls: true }, peer, place, stop).await;
     }
 
-    async fn http<S>(
+    async fn handshake(
+        &self,
+        config: Arc<ServerConfig>,
+        stream: TcpStream,
+        remote: SocketAddr,
+        stop: &CancellationToken,
+    ) -> Option<(Box<TlsStream<TcpStream>>, Option<Arc<PeerCertificate>>)> {
+        let accept = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream));
+        let stream = match stop.run_until_cancelled(accept).await?.ok()? {
+            Ok(stream) => stream,
+            Err(error) => {
+                let reason = tls::explain(&error);
+                tracing::info!(server = self.name, %remote, reason, "no TLS with a client");
+                return None;
+            }
+        };
+        let peer = match stream.get_ref().1.peer_certificates().map(PeerCertificate::parse) {
+            None => None,
+            Some(Ok(peer)) => Some(Arc::new(peer)),
+            Some(Err(error)) => {
+                tracing::info!(server = self.name, %remote, %error, "client certificate refused");
+                return None;
+            }
+        };
+        Some((Box::new(stream), peer))
+    }
+
+    /// What serves a connection. It is made outside of the future, which would have room for it twice.
+    fn http<S>(
         &self,
         stream: S,
+        versions: Versions,
         incoming: Incoming,
         peer: Option<Arc<PeerCertificate>>,
         place: Place,
         stop: CancellationToken,
-    ) where
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>
+    where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let ends_in = peer.as_ref().map(|peer| peer.not_after);
@@ -176,17 +198,35 @@ impl Serve {
                 answer.map(|answer| answer.map(|body| Answering { body, _busy: busy }))
             }
         });
-        let builder = http_builder();
-        let stream = Impatient::new(stream, STALL_MAX);
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        let finish = async {
+        let stream = TokioIo::new(Impatient::new(stream, STALL_MAX));
+        let finish = async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = certificate_end(ends_in) => {}
                 () = never_asks(&place) => {}
             }
         };
+        match versions {
+            Versions::Two => {
+                let connection = http_builder().http2_only().serve_connection(stream, service).into_owned();
+                Box::pin(self.serve(Box::pin(connection), finish, incoming.remote))
+            }
+            Versions::Both => {
+                let connection = http_builder().serve_connection_with_upgrades(stream, service).into_owned();
+                Box::pin(self.serve(Box::pin(connection), finish, incoming.remote))
+            }
+        }
+    }
+
+    /// Serves a connection until its end, which `finish` asks for.
+    async fn serve<C>(
+        &self,
+        mut connection: Pin<Box<C>>,
+        finish: impl Future<Output = ()>,
+        remote: SocketAddr,
+    ) where
+        C: GracefulConnection<Error: Display>,
+    {
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = finish => {
@@ -199,9 +239,18 @@ impl Serve {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(server = self.name, remote = %incoming.remote, %error, "connection ended");
+            tracing::debug!(server = self.name, %remote, %error, "connection ended");
         }
     }
+}
+
+/// The versions of HTTP that a connection may speak.
+#[derive(Clone, Copy)]
+enum Versions {
+    /// HTTP/2 alone, as agreed in TLS: it is not looked for in what arrives.
+    Two,
+    /// HTTP/1.1 or HTTP/2, whatever arrives.
+    Both,
 }
 
 /// Refuses requests without a mesh identity: 401, and for gRPC status UNAUTHENTICATED.
