@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +45,9 @@ use table::Table;
 
 /// How long a commit waits to be seen. The embedded engine tells at once.
 const REACH_MAX: Duration = Duration::from_secs(10);
+/// Writes under way that the view does not have yet, at most: half of what the store keeps for
+/// followers, so that no flood of changes makes the view fall behind and load everything again.
+const WRITES_UNDER_WAY: usize = 4096;
 
 /// The catalog of one registry process.
 pub struct Catalog {
@@ -52,6 +55,8 @@ pub struct Catalog {
     table: RwLock<Table>,
     world: ArcSwap<World>,
     applied: watch::Sender<u64>,
+    /// Room for further writes.
+    room: Semaphore,
     leases: Leases,
     damping: Damping,
     stats: KeeperStats,
@@ -77,6 +82,7 @@ impl Catalog {
             table: RwLock::new(table),
             applied: watch::Sender::new(world.revision),
             world: ArcSwap::from_pointee(world),
+            room: Semaphore::new(WRITES_UNDER_WAY),
             leases,
             damping: Damping::default(),
             stats: KeeperStats::default(),
@@ -122,6 +128,9 @@ impl Catalog {
     /// As [`Store::commit`]; [`StoreError::Unavailable`] too if it was committed, and the store does not
     /// tell us.
     pub async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
+        let writes = transaction.ops.len().min(WRITES_UNDER_WAY);
+        // Nobody closes it: there is always room in the end.
+        let _taken = self.room.acquire_many(u32::try_from(writes).unwrap_or(u32::MAX)).await;
         let revision = self.store.commit(transaction).await?;
         self.reach(revision).await?;
         Ok(revision)
