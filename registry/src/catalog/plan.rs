@@ -14,9 +14,13 @@ use super::record::{
 };
 use super::registrar::RegisterError;
 use super::registration::Registration;
-use super::table::{Known, Table};
+use super::table::{FLOOR, Known, Table};
 use crate::lease::Damping;
-use crate::store::{Op, Transaction};
+use crate::store::{Key, Op, Space, Transaction};
+
+/// Writes, and conditions, of one registration at most: the instance, its service, the service's index,
+/// and that no service was forgotten.
+const OPS_EACH: usize = 4;
 
 /// How an instance that is not there is shown.
 const NOT_YET: HealthInputs = HealthInputs {
@@ -37,6 +41,8 @@ pub(super) struct Plan<'a> {
     services: HashMap<ServiceName, ServiceRecord>,
     instances: HashMap<(ServiceName, InstanceId), Arc<Instance>>,
     indexes: BTreeSet<u16>,
+    /// Whether it demands already that no service is forgotten meanwhile.
+    all_stay: bool,
     /// What is to be written so far.
     pub(super) transaction: Transaction,
 }
@@ -51,8 +57,14 @@ impl<'a> Plan<'a> {
             services: HashMap::new(),
             instances: HashMap::new(),
             indexes: BTreeSet::new(),
+            all_stay: false,
             transaction: Transaction::default(),
         }
+    }
+
+    /// Whether another registration fits into a transaction of so many writes, and conditions.
+    pub(super) fn fits_another(&self, ops_max: usize) -> bool {
+        self.transaction.ops.len().max(self.transaction.preconditions.len()) + OPS_EACH <= ops_max
     }
 
     /// Adds a registration, and says what it makes of the instance.
@@ -93,22 +105,24 @@ impl<'a> Plan<'a> {
         Ok(instance)
     }
 
-    /// Writes the service's record if it is another one than before. With `needed` it must at least be
+    /// Writes the service's record if it is another one than before. With `needed` it must at least still be
     /// there, or an instance would belong to nothing.
     fn put_service(&mut self, service: &ServiceName, record: ServiceRecord, needed: bool) {
         let stored = self.table.services.get(service);
         let planned = self.services.get(service);
-        let changes = planned.or_else(|| stored.map(|(_, have)| have)) != Some(&record);
-        if !changes && (!needed || planned.is_some()) {
+        if planned.or_else(|| stored.map(|(_, have)| have)) == Some(&record) {
+            if needed && planned.is_none() && !self.all_stay {
+                // Whoever forgets a service moves the floor: one condition for all services.
+                self.transaction.require(Key::new(Space::Meta, FLOOR), self.table.floor_written);
+                self.all_stay = true;
+            }
             return;
         }
         let key = service_key(service);
         if planned.is_none() {
             self.transaction.require(key.clone(), stored.map(|(revision, _)| *revision));
         }
-        if changes {
-            self.transaction.push(Op::put(key, encode(&record)));
-        }
+        self.transaction.push(Op::put(key, encode(&record)));
         if stored.is_none() && planned.is_none() {
             take_index(&mut self.transaction, self.table, record.index, service);
             self.indexes.insert(record.index);

@@ -1,9 +1,10 @@
 //! Changes that somebody asked for: register, report, leave.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::{StreamExt as _, stream};
 use pillion_config::{Kind, ResourceKey};
 use pillion_model::health::{Administrative, HealthInputs, Lease as LeaseState, Probe, Reported};
 use pillion_model::instance::Instance;
@@ -22,8 +23,8 @@ use crate::store::{Op, StoreError, Transaction};
 const TRIES: usize = 16;
 /// The same for changes that are written together, before each is tried by itself.
 const TRIES_TOGETHER: usize = 4;
-/// Writes of one registration at most: the instance, its service, the service's index.
-const OPS_EACH: usize = 3;
+/// Parts of what is registered with one call that are written at the same time.
+const PARTS_AT_ONCE: usize = 8;
 /// Instances of all services at most.
 pub(super) const INSTANCES_MAX: usize = 500_000;
 
@@ -121,30 +122,39 @@ impl Catalog {
         one.into_iter().next().expect("one outcome for each registration")
     }
 
-    /// Registers or replaces many instances, in order, each with its own outcome; returns when every
+    /// Registers or replaces many instances, each with its own outcome, in their order; returns when every
     /// reader of the view sees them. They are written together, as many at a time as the store takes.
     pub async fn register_many(
         &self,
         registrations: &[Registration],
     ) -> Vec<Result<Registered, RegisterError>> {
+        let parts = registrations.len().div_ceil(self.store.ops_max()).max(1);
+        let each = registrations.len().div_ceil(parts).max(1);
+        // Of two registrations of one instance the later one stands: they are not written at the same time.
+        let at_once = if parts > 1 && are_distinct(registrations) { PARTS_AT_ONCE } else { 1 };
+        let parts: Vec<_> = registrations.chunks(each).map(|part| self.register_part(part)).collect();
+        stream::iter(parts).buffered(at_once).concat().await
+    }
+
+    /// Registers what may fit into one transaction.
+    async fn register_part(&self, registrations: &[Registration]) -> Vec<Result<Registered, RegisterError>> {
         let mut outcomes = Vec::with_capacity(registrations.len());
-        let at_once = (self.store.ops_max() / OPS_EACH).max(1);
-        for some in registrations.chunks(at_once) {
-            match self.register_together(some, TRIES_TOGETHER).await {
+        while let rest @ [_, ..] = &registrations[outcomes.len()..] {
+            match self.register_together(rest, TRIES_TOGETHER).await {
                 Ok(some) => outcomes.extend(some),
                 // One of them keeps changing, or all are too much: the others need not suffer.
                 Err(StoreError::Conflict { .. } | StoreError::TooLarge(_)) => {
-                    for registration in some {
+                    for registration in rest {
                         outcomes.push(self.register(registration).await);
                     }
                 }
-                Err(error) => outcomes.extend(some.iter().map(|_| Err(error.clone().into()))),
+                Err(error) => outcomes.extend(rest.iter().map(|_| Err(error.clone().into()))),
             }
         }
         outcomes
     }
 
-    /// Registers what fits into one transaction.
+    /// Registers as many as fit into one transaction, from the first on.
     ///
     /// # Errors
     ///
@@ -177,7 +187,8 @@ impl Catalog {
         Err(conflict.unwrap_or_else(|| StoreError::Unavailable(format!("{names} keeps changing"))))
     }
 
-    /// What to write for registrations, given what is known now, and what each becomes by it.
+    /// What to write for registrations, given what is known now, and what each becomes by it: at least the
+    /// first, and those after it that fit.
     fn plan(
         &self,
         registrations: &[Registration],
@@ -185,7 +196,13 @@ impl Catalog {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let room = INSTANCES_MAX.saturating_sub(self.leases.len());
         let mut plan = Plan::new(&table, &self.damping, room, self.now());
-        let planned = registrations.iter().map(|registration| plan.register(registration)).collect();
+        let mut planned = Vec::with_capacity(registrations.len());
+        for registration in registrations {
+            if !planned.is_empty() && !plan.fits_another(self.store.ops_max()) {
+                break;
+            }
+            planned.push(plan.register(registration));
+        }
         (plan.transaction, planned)
     }
 
@@ -371,6 +388,12 @@ impl Catalog {
         let unknown = || ReportError::Unknown(service.clone(), id.clone());
         table.instances.get(&(service.clone(), id.clone())).cloned().ok_or_else(unknown)
     }
+}
+
+/// Whether no instance is there twice.
+fn are_distinct(registrations: &[Registration]) -> bool {
+    let mut seen = HashSet::with_capacity(registrations.len());
+    registrations.iter().all(|registration| seen.insert((&registration.service, &registration.id)))
 }
 
 pub(super) fn unix_seconds() -> u64 {

@@ -39,6 +39,8 @@ pub(super) struct Table {
     trust_domain: Option<Arc<str>>,
     operators: Arc<BTreeSet<String>>,
     floor: u64,
+    /// The revision that last moved the floor.
+    pub(super) floor_written: Option<u64>,
     touched: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
     /// Revision of the last change to each touched service.
     revisions: HashMap<ServiceName, u64>,
@@ -199,7 +201,9 @@ impl Table {
             Space::Meta => {
                 let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
                 match key.name.as_str() {
-                    FLOOR => self.floor = text.parse().unwrap_or(revision),
+                    FLOOR => {
+                        (self.floor, self.floor_written) = (text.parse().unwrap_or(revision), Some(revision));
+                    }
                     name if name.starts_with(OPERATOR) => {
                         Arc::make_mut(&mut self.operators).insert(text.to_owned());
                     }

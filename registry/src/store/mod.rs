@@ -67,7 +67,7 @@ pub trait Store: Send + Sync + 'static {
         ""
     }
 
-    /// Writes of one transaction at most.
+    /// Writes of one transaction at most, and conditions.
     fn ops_max(&self) -> usize {
         OPS_MAX
     }

@@ -325,10 +325,9 @@ impl TxnRequest {
         self.0.success.push(pb::RequestOp { request: Some(write) });
     }
 
-    /// Read if a condition does not hold.
-    pub(super) fn otherwise_read(&mut self, key: Bytes) {
+    pub(super) fn read(&mut self, key: Bytes) {
         let read = Write::RequestRange(pb::RangeRequest { key, ..Default::default() });
-        self.0.failure.push(pb::RequestOp { request: Some(read) });
+        self.0.success.push(pb::RequestOp { request: Some(read) });
     }
 }
 

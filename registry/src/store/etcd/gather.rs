@@ -2,7 +2,7 @@
 //!
 //! A commit is sent at once while few are under way; those that come meanwhile are gathered and go
 //! together. Only what does not touch each other's keys does: etcd checks every condition before the
-//! first write. If a condition does not hold, etcd carries out nothing and tells what it found: whose
+//! first write. If a condition does not hold, etcd carries out nothing, and is asked what it has: whose
 //! condition it was learns of its conflict, and the others are sent again without it. Those that went
 //! together have one revision.
 
@@ -20,7 +20,7 @@ use super::{EtcdStore, Key, Op, StoreError, Transaction};
 
 /// Writes, and conditions, of those that go together: etcd takes 128 unless it is told otherwise, and
 /// one condition names the history.
-const OPERATIONS_MAX: usize = 127;
+pub(super) const OPERATIONS_MAX: usize = 127;
 /// Their keys and values, in bytes: etcd takes 1.5 MiB.
 const BYTES_MAX: usize = 1 << 20;
 /// Transactions of etcd under way at the same time.
@@ -117,7 +117,11 @@ impl EtcdStore {
                 true => answer.revision(),
                 false => self.log.latest().revision,
             }),
-            Ok(answer) => batch.part(&answer, &epoch),
+            // Every transaction would carry these questions through etcd's log; few need an answer.
+            Ok(_) => match self.client.txn(batch.question(&self.keys)).await {
+                Ok(answer) => batch.part(&answer, &epoch),
+                Err(error) => batch.fail(&error.into()),
+            },
             Err(ClientError::TooLarge(_)) if batch.members.len() > 1 => batch.separate(),
             Err(error) => batch.fail(&error.into()),
         }
@@ -189,16 +193,22 @@ impl Batch {
         self.members.push(next);
     }
 
-    /// As etcd takes it: on the condition that the history is ours, and with answers that tell which
-    /// conditions failed, in the order of `required`.
+    /// What the history is called, and what there is of each condition's key, in the order of `required`.
+    fn question(&self, keys: &Keys) -> TxnRequest {
+        let mut request = TxnRequest::default();
+        request.read(keys.epoch());
+        for key in self.required.keys() {
+            request.read(keys.encode(key));
+        }
+        request
+    }
+
+    /// As etcd takes it: on the condition that the history is ours.
     fn request(&self, keys: &Keys, epoch: &str) -> TxnRequest {
         let mut request = TxnRequest::default();
         request.require_value(keys.epoch(), epoch);
-        request.otherwise_read(keys.epoch());
         for (key, revision) in &self.required {
-            let key = keys.encode(key);
-            request.require_revision(key.clone(), *revision);
-            request.otherwise_read(key);
+            request.require_revision(keys.encode(key), *revision);
         }
         for member in &self.members {
             // etcd refuses two writes to one key: the last one stands.
@@ -233,7 +243,8 @@ impl Batch {
         self.members
     }
 
-    /// A condition did not hold: tells those whose it was, and returns the others.
+    /// A condition did not hold: tells those whose it was, and returns the others. That is everybody where
+    /// it holds again by now.
     fn part(self, answer: &TxnAnswer, epoch: &str) -> Vec<Waiting> {
         let mut read = answer.read().into_iter();
         if read.next().flatten().is_none_or(|(_, value)| *value != *epoch.as_bytes()) {
@@ -242,7 +253,7 @@ impl Batch {
         }
         let found: BTreeMap<&Key, Option<u64>> =
             self.required.keys().zip(read.map(|found| found.map(|(revision, _)| revision))).collect();
-        let (all, mut again) = (self.members.len(), Vec::new());
+        let mut again = Vec::new();
         for member in self.members {
             let conditions = &member.transaction.preconditions;
             let at = |key: &Key| found.get(key).copied().flatten();
@@ -256,10 +267,6 @@ impl Batch {
             let known = conditions.iter().map(|condition| (condition.key.clone(), at(&condition.key)));
             let found = Some(Found { keys: known.collect(), revision: answer.revision() });
             drop(member.done.send(Err(Failure { error, found })));
-        }
-        if again.len() == all {
-            let error = StoreError::Unavailable("etcd refused a transaction without a reason".to_owned());
-            again.drain(..).for_each(|member| drop(member.done.send(Err(error.clone().into()))));
         }
         again
     }

@@ -54,9 +54,6 @@ mod pb {
 /// How long a commit waits for the copy to have what it was in conflict with.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// Writes of one transaction: etcd takes 128 operations and as many conditions, some of which are ours.
-const OPS_MAX: usize = 120;
-
 /// Where etcd is, and who we are.
 #[derive(Clone)]
 pub struct EtcdOptions {
@@ -229,7 +226,7 @@ impl Store for EtcdStore {
     }
 
     fn ops_max(&self) -> usize {
-        OPS_MAX
+        gather::OPERATIONS_MAX
     }
 
     fn trouble(&self) -> Option<String> {
