@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use pillion_model::health::Lease as LeaseState;
 use pillion_model::name::{InstanceId, ServiceName};
 
+use super::agenda::{Agenda, NOT_PUT};
 use super::brake::{Brake, BrakeState};
 use super::{ASLEEP_AFTER, Lease, PROTECT_MAX, millis};
 
@@ -44,6 +45,9 @@ type Shard = RwLock<HashMap<(ServiceName, InstanceId), Arc<Lease>>>;
 struct Judge {
     seen: Option<Duration>,
     brake: Brake,
+    agenda: Agenda,
+    /// How many leases each service has.
+    alive: HashMap<ServiceName, usize>,
 }
 
 impl Default for Leases {
@@ -89,37 +93,45 @@ impl Leases {
         heard: Duration,
         met: bool,
     ) -> Arc<Lease> {
+        // Always the judge before a shard.
+        let mut judge = self.judging();
         let key = (service.clone(), id.clone());
         let mut shard = self.shard(&key).write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lease) = shard.get(&key) {
-            lease.ttl.store(millis(ttl), Ordering::Relaxed);
-            lease.settle(state);
-            return Arc::clone(lease);
-        }
-        let lease = Arc::new(Lease {
-            service: service.clone(),
-            id: id.clone(),
-            ttl: AtomicU64::new(millis(ttl)),
-            heard: AtomicU64::new(millis(heard)),
-            met: AtomicBool::new(met),
-            protected_since: AtomicU64::new(millis(heard)),
-            state: AtomicU8::new(state as u8),
-            ours: AtomicBool::new(true),
-            held_back: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-        });
-        shard.insert(key, Arc::clone(&lease));
+        let lease = match shard.get(&key) {
+            Some(lease) => {
+                lease.ttl.store(millis(ttl), Ordering::Relaxed);
+                lease.settle(state);
+                Arc::clone(lease)
+            }
+            None => {
+                let lease = Arc::new(Lease {
+                    service: service.clone(),
+                    id: id.clone(),
+                    ttl: AtomicU64::new(millis(ttl)),
+                    heard: AtomicU64::new(millis(heard)),
+                    met: AtomicBool::new(met),
+                    protected_since: AtomicU64::new(millis(heard)),
+                    state: AtomicU8::new(state as u8),
+                    ours: AtomicBool::new(true),
+                    held_back: AtomicBool::new(false),
+                    ended: AtomicBool::new(false),
+                    look: AtomicU64::new(NOT_PUT),
+                });
+                shard.insert(key, Arc::clone(&lease));
+                *judge.alive.entry(service.clone()).or_default() += 1;
+                lease
+            }
+        };
+        judge.agenda.put(&lease, 0, heard);
         lease
     }
 
     /// Ends a lease; says whether there was one.
     pub fn remove(&self, service: &ServiceName, id: &InstanceId) -> bool {
+        let mut judge = self.judging();
         let key = (service.clone(), id.clone());
         let ended = self.shard(&key).write().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        if let Some(lease) = &ended {
-            lease.ended.store(true, Ordering::Release);
-        }
-        ended.is_some()
+        ended.inspect(|lease| judge.end(lease)).is_some()
     }
 
     /// The lease of an instance, if it is registered.
@@ -130,11 +142,12 @@ impl Leases {
 
     /// Ends the leases of those that `keep` refuses.
     pub fn retain(&self, keep: impl Fn(&ServiceName, &InstanceId) -> bool) {
+        let mut judge = self.judging();
         for shard in &self.shards {
             shard.write().unwrap_or_else(PoisonError::into_inner).retain(|(service, id), lease| {
                 let kept = keep(service, id);
                 if !kept {
-                    lease.ended.store(true, Ordering::Release);
+                    judge.end(lease);
                 }
                 kept
             });
@@ -154,29 +167,29 @@ impl Leases {
     /// Tells the judge that time passes; says how much of it this process slept through. To be
     /// called at least every [`JUDGE_EVERY`], also while a judgement is being written.
     pub fn pulse(&self, now: Duration) -> Duration {
-        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
-        self.wake(&mut judge, now)
+        self.wake(&mut self.judging(), now)
     }
 
-    /// Judges every lease. The outcomes are proposals: a lease keeps its state until the caller
-    /// has committed them and [`Leases::insert`] notes it.
+    /// Judges the leases that may be due. The outcomes are proposals: a lease keeps its state until the
+    /// caller has committed them and [`Leases::insert`] notes it.
     pub fn judge(&self, now: Duration) -> Vec<Verdict> {
-        let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut judge = self.judging();
         self.wake(&mut judge, now);
         let (mut verdicts, mut silent) = (Vec::new(), Vec::new());
-        let mut alive: HashMap<ServiceName, usize> = HashMap::new();
-        for shard in &self.shards {
-            for lease in shard.read().unwrap_or_else(PoisonError::into_inner).values() {
-                if !lease.is_ours() {
-                    continue;
-                }
-                match lease.judge(now) {
-                    LeaseState::Silent => silent.push(Arc::clone(lease)),
-                    next if next != lease.state() => {
-                        verdicts.push(Verdict { lease: Arc::clone(lease), outcome: Outcome::Becomes(next) })
-                    }
-                    _ => {}
-                }
+        for lease in judge.agenda.take(now) {
+            let (state, next) = (lease.state(), lease.judge(now));
+            // One that is not well is looked at each time: a beat may end that.
+            let at = match state {
+                LeaseState::Heard if !lease.is_ours() => u64::MAX,
+                LeaseState::Heard if next == state => lease.late_at(),
+                _ => 0,
+            };
+            judge.agenda.put(&lease, at.max(millis(now) + 1), now);
+            match next {
+                _ if !lease.is_ours() => {}
+                LeaseState::Silent => silent.push(lease),
+                next if next != state => verdicts.push(Verdict { lease, outcome: Outcome::Becomes(next) }),
+                _ => {}
             }
         }
         // Leases are found in no order; what is written has one.
@@ -184,25 +197,22 @@ impl Leases {
         if silent.is_empty() {
             return verdicts;
         }
-        let mut overall = 0;
-        for shard in &self.shards {
-            for (service, _) in shard.read().unwrap_or_else(PoisonError::into_inner).keys() {
-                overall += 1;
-                *alive.entry(service.clone()).or_default() += 1;
-            }
-        }
+        let Judge { alive, brake, .. } = &mut *judge;
+        let mut overall: usize = alive.values().sum();
+        let mut leaving: HashMap<ServiceName, usize> = HashMap::new();
         // The longest silent leave first; ties in a stable order.
         silent.sort_by(|a, b| {
             let key = |lease: &Arc<Lease>| std::cmp::Reverse(lease.silence(now).saturating_sub(lease.ttl()));
             (key(a), a.service(), a.id()).cmp(&(key(b), b.service(), b.id()))
         });
         for lease in silent {
-            let of_service = alive.entry(lease.service.clone()).or_default();
+            let left = leaving.get(&lease.service).copied().unwrap_or_default();
+            let of_service = alive.get(&lease.service).map_or(0, |count| count.saturating_sub(left));
             let outcome = if lease.protected_for(now) >= PROTECT_MAX
-                || judge.brake.admit(&lease.service, *of_service, overall, now)
+                || brake.admit(&lease.service, of_service, overall, now)
             {
-                *of_service -= 1;
-                overall -= 1;
+                *leaving.entry(lease.service.clone()).or_default() += 1;
+                overall = overall.saturating_sub(1);
                 Outcome::Expires
             } else if lease.state() == LeaseState::Protected {
                 continue;
@@ -217,7 +227,7 @@ impl Leases {
 
     /// Notes that an instance left for silence by another registry's verdict: it counts for the brake.
     pub fn departed(&self, service: &ServiceName, now: Duration) {
-        self.judge.lock().unwrap_or_else(PoisonError::into_inner).brake.note(service, now);
+        self.judging().brake.note(service, now);
     }
 
     /// The brake overall, and of each service from which instances left for silence or are held.
@@ -230,7 +240,7 @@ impl Leases {
                 *protected += usize::from(lease.state() == LeaseState::Protected);
             }
         }
-        let judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+        let judge = self.judging();
         let sum = counts.values().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
         let overall = judge.brake.overall(sum.0, sum.1, now);
         let services = counts.into_iter().map(|(service, (instances, protected))| {
@@ -272,11 +282,34 @@ impl Leases {
         gap
     }
 
+    /// How many would be looked at.
+    #[cfg(test)]
+    pub(super) fn due(&self, now: Duration) -> usize {
+        self.judging().agenda.due(now)
+    }
+
+    fn judging(&self) -> MutexGuard<'_, Judge> {
+        self.judge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn shard(&self, key: &(ServiceName, InstanceId)) -> &Shard {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(key.0.namespace().as_bytes());
         hash.update(key.0.service().as_bytes());
         hash.update(key.1.as_str().as_bytes());
         &self.shards[(hash.digest() % SHARDS as u64) as usize]
+    }
+}
+
+impl Judge {
+    /// A lease is not there any more.
+    fn end(&mut self, lease: &Lease) {
+        lease.ended.store(true, Ordering::Release);
+        if let Some(count) = self.alive.get_mut(&lease.service) {
+            *count -= 1;
+            if *count == 0 {
+                self.alive.remove(&lease.service);
+            }
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Leases: who was heard when, and what silence means.
 //!
 //! A beat is one atomic store; no lock is shared by beats of different instances, and nothing is
-//! written to disk. A judge looks at all leases a few times a second and says what changed: late
-//! after two missed beats, silent after three. Silence alone takes only so many instances per
+//! written to disk. A judge looks a few times a second at the leases that may be due, and says what
+//! changed: late after two missed beats, silent after three. Silence alone takes only so many instances per
 //! minute ([`brake`]); the others are protected. Time is monotonic and passed in; time that this
 //! process slept through counts against nobody.
 
@@ -13,6 +13,7 @@ use pillion_model::health::Lease as LeaseState;
 pub use pillion_model::instance::TTL_NEVER;
 use pillion_model::name::{InstanceId, ServiceName};
 
+mod agenda;
 mod brake;
 mod damping;
 mod leases;
@@ -66,6 +67,8 @@ pub struct Lease {
     /// Whether it is held back for flapping.
     held_back: AtomicBool,
     ended: AtomicBool,
+    /// When the judge looks at it next, in milliseconds.
+    look: AtomicU64,
 }
 
 impl Lease {
@@ -152,6 +155,11 @@ impl Lease {
 }
 
 impl Lease {
+    /// When it is late if it is not heard, in milliseconds.
+    fn late_at(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed).saturating_add(millis(beat_interval(self.ttl()) * 2))
+    }
+
     fn protected_for(&self, now: Duration) -> Duration {
         match self.state() {
             LeaseState::Protected => Duration::from_millis(

@@ -185,3 +185,35 @@ fn a_beat_is_noted_however_late_the_judge_is() {
     lease.beat(S * 10); // out of order
     assert_eq!(lease.silence(S * 21), S);
 }
+
+#[test]
+fn who_is_well_is_looked_at_only_when_it_may_be_late() {
+    let mut sim = Sim::new();
+    sim.add("orders", 10);
+    sim.add_at("forever", 1, TTL_NEVER, Duration::ZERO);
+    let mut looks = 0;
+    while sim.now < S * 300 {
+        sim.now += JUDGE_EVERY;
+        sim.beat("orders", 0..10);
+        looks += sim.leases.due(sim.now);
+        sim.judge();
+    }
+    assert_eq!(sim.log, []);
+    assert!((100..300).contains(&looks), "11 leases, looked at every 20 to 30 s: {looks}");
+}
+
+#[test]
+fn a_shorter_lease_counts_at_once() {
+    let mut sim = Sim::new();
+    sim.add_at("orders", 1, S * 3600, Duration::ZERO);
+    sim.run(S * 2, |_| {});
+    sim.add_at("orders", 1, S * 6, Duration::ZERO);
+    sim.run(S * 5, |_| {});
+    assert_eq!(
+        sim.log,
+        [
+            (4, "orders/i0".to_owned(), Outcome::Becomes(State::Late)),
+            (6, "orders/i0".to_owned(), Outcome::Expires),
+        ]
+    );
+}
