@@ -1,7 +1,7 @@
 //! Changes of services as server-sent events.
 //!
 //! `service` (whole state), `change` (to a state known), `removed`, `resync`, `progress`. Only
-//! `progress` carries an id, after every batch and at least every 15 seconds: whoever resumes from
+//! `progress` carries an id, after every batch and at least every 30 seconds: whoever resumes from
 //! it misses nothing.
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ use super::{Api, Problem};
 use crate::watch::{Batch, Event, Interest, Subscription};
 
 /// A stream says at least this often how far it is.
-const PROGRESS_EVERY: Duration = Duration::from_secs(15);
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 /// Services one stream may name.
 const SERVICES_MAX: usize = 1000;
 /// How long a client is asked to wait before it reconnects.

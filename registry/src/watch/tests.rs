@@ -171,6 +171,18 @@ async fn a_departed_service_is_told_and_one_too_far_behind_begins_again() {
 }
 
 #[tokio::test]
+async fn a_service_that_leaves_without_a_trace_is_told() {
+    let mut sim = Sim::new();
+    sim.set("orders", "a", Some("10.0.0.1"));
+    sim.look_after(FLUSHED);
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, Some(1)).expect("room");
+    sim.forget("orders");
+    sim.world.floor = sim.world.revision;
+    sim.look_after(FLUSHED);
+    assert_eq!(told(&watch.next().await), [("removed", "orders".into(), 2)]);
+}
+
+#[tokio::test]
 async fn a_slow_subscriber_gets_the_current_state_once() {
     let mut sim = Sim::new();
     let mut watch = sim.hub.subscribe(&sim.world, Interest::All, None).expect("room");
