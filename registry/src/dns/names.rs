@@ -51,12 +51,13 @@ pub(super) fn find(view: &World, rest: &str) -> Found {
     if ["all", "svc"].contains(&rest) {
         return Found::Parent;
     }
-    let mut labels: Vec<&str> = rest.split('.').collect();
-    let kubernetes = labels.last() == Some(&"svc");
-    if kubernetes {
-        labels.pop();
+    let (mut labels, mut count) = ([""; LABELS_MAX], 0);
+    for label in rest.split('.') {
+        let Some(place) = labels.get_mut(count) else { return Found::Nothing };
+        (*place, count) = (label, count + 1);
     }
-    match labels[..] {
+    let kubernetes = labels[count - 1] == "svc"; // `rest` is not empty
+    match labels[..count - usize::from(kubernetes)] {
         [namespace] if kubernetes => parent_if(namespace_exists(view, namespace)),
         [one] => match ServiceName::new(DEFAULT_NAMESPACE, one).ok().and_then(|name| known(view, name)) {
             Some(target) => Found::Set(target),
@@ -72,6 +73,9 @@ pub(super) fn find(view: &World, rest: &str) -> Found {
         [] => Found::Nothing,
     }
 }
+
+/// Labels of the longest name there is: `_port._tcp.<subset>.sub.<service>.<namespace>.svc`.
+const LABELS_MAX: usize = 7;
 
 /// Whether a label can stand before a service but can be none.
 fn is_prefix(label: &str) -> bool {
