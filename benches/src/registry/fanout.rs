@@ -5,15 +5,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
-use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Arguments;
+use super::door::Door;
 use super::http::{Client, find};
 use super::latency::Latencies;
 use super::server::Registry;
 use super::stream::address;
+use super::watch::{Events, Version};
 use crate::report::{Budget, Report};
 
 /// Subscribers that connect at the same time.
@@ -26,69 +27,109 @@ const HOT_CHANGES: usize = 5;
 const ISOLATED: usize = 50;
 /// Time between those: longer than any gathering.
 const ISOLATED_EVERY: Duration = Duration::from_millis(250);
+/// How long steady states are measured at most.
+const WINDOW_MAX: Duration = Duration::from_secs(30);
 /// How long stragglers are waited for.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
     let data = tempfile::tempdir()?;
     let registry = Registry::start(arguments, data.path()).await?;
-    let mut changer = Changer::new(&registry, arguments.services).await?;
-    changer.once_each().await?;
-    // The same changes without anybody who listens: what a delivery costs is what comes on top.
-    let before = registry.usage()?;
-    let made = changer.churn(arguments, SETTLE).await?;
-    let alone = registry.usage()?.cpu_since(before);
-    report.row("CPU of one change that nobody watches", micros(alone, made), "µs", None);
+    let door = Door::open(registry.api);
+    let mut ground = Ground::new(arguments, &registry, door, "a change that nobody watches", report).await?;
+    ground.watched("HTTP/2", Version::Http2, report).await?;
+    ground.watched("HTTP/1.1", Version::Http1, report).await?;
+    registry.kill().await?;
+    let data = tempfile::tempdir()?;
+    let (registry, door) = Registry::start_secure(arguments, data.path()).await?;
+    let what = "a change over TLS that nobody watches";
+    let mut ground = Ground::new(arguments, &registry, door, what, report).await?;
+    ground.watched("HTTP/2 over TLS", Version::Http2, report).await
+}
 
-    let board = Arc::clone(&changer.board);
-    let memory = registry.memory()?;
-    let mut subscribers = Subscribers::connect(arguments, &registry, &board).await?;
-    let each = (registry.memory()? - memory) / arguments.subscribers as f64;
-    report.row("memory per subscriber", each / 1024.0, "KiB", None);
+/// A registry with services that change.
+struct Ground<'a> {
+    arguments: &'a Arguments,
+    registry: &'a Registry,
+    door: Door,
+    changer: Changer,
+    /// CPU of one change that nobody watches.
+    alone: Duration,
+}
 
-    board.reset();
-    for _ in 0..ISOLATED.min(arguments.services) {
-        changer.change_next().await?;
-        sleep(ISOLATED_EVERY).await;
+impl<'a> Ground<'a> {
+    async fn new(
+        arguments: &'a Arguments,
+        registry: &'a Registry,
+        door: Door,
+        what: &str,
+        report: &mut Report,
+    ) -> anyhow::Result<Self> {
+        let mut changer = Changer::new(&door, arguments.services).await?;
+        changer.once_each().await?;
+        let before = registry.usage()?;
+        let made = changer.churn(arguments, SETTLE).await?;
+        let alone = registry.usage()?.cpu_since(before) / u32::try_from(made.max(1))?;
+        report.row(format!("CPU of {what}"), micros(alone, 1), "µs", None);
+        Ok(Self { arguments, registry, door, changer, alone })
     }
-    sleep(SETTLE).await;
-    let (mut isolated, delivered) = board.take();
-    ensure!(delivered > 0, "no change was delivered");
-    report.row(
-        "isolated change to its subscribers, p99",
-        isolated.quantile_ms(0.99),
-        "ms",
-        Some(Budget::AtMost(100.0)),
-    );
 
-    let before = registry.usage()?;
-    let changes = changer.churn(arguments, SETTLE).await?;
-    let cpu = registry.usage()?.cpu_since(before);
-    let (mut churn, delivered) = board.take();
-    // Both windows are as long; the changes of the first one may have been a few more or less.
-    let on_top = cpu.saturating_sub(alone.mul_f64(changes as f64 / made.max(1) as f64));
-    report.row("CPU of one delivered event", micros(on_top, delivered), "µs", Some(Budget::AtMost(15.0)));
-    report.row("CPU of one delivered event, its change included", micros(cpu, delivered), "µs", None);
-    report.row("events delivered per change", delivered as f64 / changes as f64, "events", None);
-    report.row(
-        "change under churn to its subscribers, p99",
-        churn.quantile_ms(0.99),
-        "ms",
-        Some(Budget::AtMost(250.0)),
-    );
-    let foreign = board.foreign.load(Ordering::Relaxed) as f64;
-    report.row("events about services not asked for", foreign, "events", Some(Budget::AtMost(0.0)));
+    /// Everybody watches, while services change. The budgets are those of watchers over plain HTTP/2.
+    async fn watched(&mut self, name: &str, version: Version, report: &mut Report) -> anyhow::Result<()> {
+        let Self { arguments, registry, door, changer, alone } = self;
+        let mut row = |what: &str, value: f64, unit: &'static str, most: Option<f64>| {
+            report.row(format!("{name}: {what}"), value, unit, most.map(Budget::AtMost));
+        };
+        let budget = |most: f64| (version == Version::Http2).then_some(most);
+        let board = Arc::clone(&changer.board);
+        let memory = registry.memory()?;
+        let mut subscribers = Subscribers::connect(arguments, door, &board, version).await?;
+        let each = (registry.memory()? - memory) / arguments.subscribers as f64;
+        row("memory per subscriber", each / 1024.0, "KiB", None);
 
-    for _ in 0..HOT_CHANGES {
-        changer.change(HOT).await?;
         sleep(SETTLE).await;
+        let before = registry.usage()?;
+        sleep(arguments.window.min(WINDOW_MAX)).await;
+        let idle = registry.usage()?.cores_since(before);
+        row("all subscribers, nothing changes", idle, "cores", None);
+
+        board.reset();
+        for _ in 0..ISOLATED.min(arguments.services) {
+            changer.change_next().await?;
+            sleep(ISOLATED_EVERY).await;
+        }
+        sleep(SETTLE).await;
+        let (mut isolated, delivered) = board.take();
+        ensure!(delivered > 0, "no change was delivered");
+        row("isolated change to its subscribers, p99", isolated.quantile_ms(0.99), "ms", budget(100.0));
+
+        let before = registry.usage()?;
+        let changes = changer.churn(arguments, SETTLE).await?;
+        let after = registry.usage()?;
+        let cpu = after.cpu_since(before);
+        let (mut churn, delivered) = board.take();
+        // What the changes cost by themselves, and what watchers cost to whom nothing is told.
+        let apart = *alone * u32::try_from(changes)? + after.since(before).mul_f64(idle);
+        let each = micros(cpu.saturating_sub(apart), delivered);
+        let most = Some(15.0).filter(|_| version == Version::Http2 && !door.is_secure());
+        row("CPU of one delivered event", each, "µs", most);
+        row("CPU of one delivered event, everything included", micros(cpu, delivered), "µs", None);
+        row("events delivered per change", delivered as f64 / changes as f64, "events", None);
+        row("change under churn to its subscribers, p99", churn.quantile_ms(0.99), "ms", budget(250.0));
+
+        for _ in 0..HOT_CHANGES {
+            changer.change(HOT).await?;
+            sleep(SETTLE).await;
+        }
+        let (mut hot, delivered) = board.take();
+        row("a service that all watch, p99", hot.quantile_ms(0.99), "ms", budget(500.0));
+        let missed = (HOT_CHANGES * arguments.subscribers).saturating_sub(delivered) as f64;
+        row("a service that all watch, events missed", missed, "events", Some(0.0));
+        let foreign = board.foreign_bytes.load(Ordering::Relaxed) as f64;
+        row("bytes about services not asked for", foreign, "bytes", Some(0.0));
+        subscribers.tasks.shutdown().await;
+        Ok(())
     }
-    let (mut hot, delivered) = board.take();
-    report.row("a service that all watch, p99", hot.quantile_ms(0.99), "ms", Some(Budget::AtMost(500.0)));
-    let share = delivered as f64 / (HOT_CHANGES * arguments.subscribers) as f64;
-    report.row("a service that all watch, told to", share * 100.0, "% of them", Some(Budget::AtLeast(100.0)));
-    subscribers.tasks.shutdown().await;
-    Ok(())
 }
 
 fn micros(cpu: Duration, count: usize) -> f64 {
@@ -102,7 +143,8 @@ struct Board {
     made: Vec<AtomicU64>,
     arrived: std::sync::Mutex<Latencies>,
     delivered: AtomicUsize,
-    foreign: AtomicUsize,
+    /// Of events that are about none of the services that somebody asked for, and of what is no event.
+    foreign_bytes: AtomicUsize,
     next: AtomicUsize,
 }
 
@@ -114,7 +156,7 @@ impl Board {
             made,
             arrived: std::sync::Mutex::default(),
             delivered: AtomicUsize::new(0),
-            foreign: AtomicUsize::new(0),
+            foreign_bytes: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
         })
     }
@@ -138,7 +180,7 @@ impl Board {
 
     fn reset(&self) {
         drop(self.take());
-        self.foreign.store(0, Ordering::Relaxed);
+        self.foreign_bytes.store(0, Ordering::Relaxed);
     }
 
     fn take(&self) -> (Latencies, usize) {
@@ -159,8 +201,8 @@ struct Changer {
 }
 
 impl Changer {
-    async fn new(registry: &Registry, services: usize) -> anyhow::Result<Self> {
-        let client = Client::connect(registry.api).await?;
+    async fn new(door: &Door, services: usize) -> anyhow::Result<Self> {
+        let client = Client::through(door).await?;
         Ok(Self { client, services, next: 0, board: Board::new(1 << 20) })
     }
 
@@ -191,7 +233,7 @@ impl Changer {
 
     /// Changes services in turn at the rate asked for; returns how many, some time after the last.
     async fn churn(&mut self, arguments: &Arguments, settle: Duration) -> anyhow::Result<usize> {
-        let window = arguments.window.min(Duration::from_secs(30));
+        let window = arguments.window.min(WINDOW_MAX);
         let (start, every) = (Instant::now(), Duration::from_secs(1) / arguments.changes as u32);
         let (mut made, mut next) = (0, start);
         while next < start + window {
@@ -210,7 +252,12 @@ struct Subscribers {
 }
 
 impl Subscribers {
-    async fn connect(arguments: &Arguments, registry: &Registry, board: &Arc<Board>) -> anyhow::Result<Self> {
+    async fn connect(
+        arguments: &Arguments,
+        door: &Door,
+        board: &Arc<Board>,
+        version: Version,
+    ) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
         let all: Vec<usize> = (0..arguments.subscribers).collect();
         for some in all.chunks(CONNECTING) {
@@ -218,8 +265,8 @@ impl Subscribers {
                 .iter()
                 .map(|number| {
                     let service = format!("s{}", number % arguments.services);
-                    let (api, board) = (registry.api, Arc::clone(board));
-                    async move { Subscriber::connect(api, service, board).await }
+                    let (door, board) = (door.clone(), Arc::clone(board));
+                    async move { Subscriber::connect(&door, service, board, version).await }
                 })
                 .collect();
             for subscriber in connecting.join_all().await {
@@ -232,25 +279,30 @@ impl Subscribers {
 
 struct Subscriber {
     service: String,
-    stream: tokio::net::TcpStream,
+    events: Events,
     board: Arc<Board>,
 }
 
 impl Subscriber {
     /// Connects and reads the state at the beginning.
-    async fn connect(api: std::net::SocketAddr, service: String, board: Arc<Board>) -> anyhow::Result<Self> {
+    async fn connect(
+        door: &Door,
+        service: String,
+        board: Arc<Board>,
+        version: Version,
+    ) -> anyhow::Result<Self> {
         let path = format!("/v1/watch?service={service}.bench&service={HOT}.bench");
-        let mut stream = Client::connect(api).await?.stream(&path).await?;
+        let mut events = Events::open(door, &path, version).await?;
         let mut seen = Vec::new();
-        while find(&seen, b"event: progress").is_none() {
-            ensure!(stream.read_buf(&mut seen).await? > 0, "a watch ended at once");
+        while find(&seen, PROGRESS).is_none() {
+            ensure!(events.more(&mut seen).await? > 0, "a watch ended at once");
         }
-        Ok(Self { service: format!("\"service\":\"{service}\""), stream, board })
+        Ok(Self { service: format!("\"service\":\"{service}\""), events, board })
     }
 
     async fn run(mut self) {
         let mut buffer = Vec::with_capacity(2048);
-        while let Ok(1..) = self.stream.read_buf(&mut buffer).await {
+        while let Ok(1..) = self.events.more(&mut buffer).await {
             // Events end with an empty line; what came of the next one stays.
             while let Some(end) = find(&buffer, b"\n\n") {
                 self.event(&buffer[..end]);
@@ -261,14 +313,17 @@ impl Subscriber {
 
     fn event(&self, event: &[u8]) {
         const NUMBER: &[u8] = b"\"number\":\"";
-        let Some(at) = find(event, NUMBER) else { return };
-        let digits = event[at + NUMBER.len()..].iter().take_while(|byte| byte.is_ascii_digit());
-        let number = digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'));
         let ours = find(event, self.service.as_bytes()).is_some();
         if ours || find(event, br#""service":"hot""#).is_some() {
+            let Some(at) = find(event, NUMBER) else { return };
+            let digits = event[at + NUMBER.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+            let number = digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'));
             self.board.arrive(number);
-        } else {
-            self.board.foreign.fetch_add(1, Ordering::Relaxed);
+        } else if find(event, PROGRESS).is_none() {
+            self.board.foreign_bytes.fetch_add(event.len(), Ordering::Relaxed);
         }
     }
 }
+
+/// What tells a watcher how far it is.
+const PROGRESS: &[u8] = b"event: progress";

@@ -4,23 +4,32 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use super::door::{Door, Io};
 
 /// Largest answer read.
 const ANSWER_MAX: usize = 64 << 20;
 
 /// One connection that is kept open.
 pub(super) struct Client {
-    stream: TcpStream,
-    host: String,
+    stream: Box<dyn Io>,
+    /// Lines that every request has.
+    always: String,
     buffer: Vec<u8>,
 }
 
 impl Client {
     pub(super) async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, host: address.to_string(), buffer: Vec::new() })
+        Self::through(&Door::open(address)).await
+    }
+
+    pub(super) async fn through(door: &Door) -> anyhow::Result<Self> {
+        let stream = door.connect("http/1.1").await?;
+        let mut always = format!("host: {}\r\ncontent-type: application/json\r\n", door.address);
+        if let Some(authorization) = door.authorization() {
+            always += &format!("authorization: {authorization}\r\n");
+        }
+        Ok(Self { stream, always, buffer: Vec::new() })
     }
 
     /// Sends a request and reads the answer: status and body.
@@ -51,18 +60,16 @@ impl Client {
     }
 
     /// Sends a request whose answer is a stream, and hands over the connection.
-    pub(super) async fn stream(mut self, path: &str) -> anyhow::Result<TcpStream> {
+    pub(super) async fn stream(mut self, path: &str) -> anyhow::Result<Box<dyn Io>> {
         self.send("GET", path, "").await?;
         Ok(self.stream)
     }
 
     async fn send(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<()> {
-        let (host, length) = (&self.host, body.len());
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
-             content-length: {length}\r\n\r\n{body}"
-        );
-        Ok(self.stream.write_all(request.as_bytes()).await?)
+        let (always, length) = (&self.always, body.len());
+        let request = format!("{method} {path} HTTP/1.1\r\n{always}content-length: {length}\r\n\r\n{body}");
+        self.stream.write_all(request.as_bytes()).await?;
+        Ok(self.stream.flush().await?)
     }
 
     async fn read_more(&mut self) -> anyhow::Result<usize> {

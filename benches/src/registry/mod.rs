@@ -11,6 +11,7 @@ use anyhow::ensure;
 use crate::report::Report;
 
 mod dns;
+mod door;
 mod etcd;
 mod fanout;
 mod heartbeats;
@@ -20,6 +21,7 @@ mod registration;
 mod restart;
 mod server;
 mod stream;
+mod watch;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::Arguments;
+use super::door::Door;
 use super::http::Client;
 use crate::usage;
 
@@ -42,6 +43,11 @@ impl Usage {
         (self.cpu - then.cpu).as_secs_f64() / (self.at - then.at).as_secs_f64()
     }
 
+    /// Time since.
+    pub(super) fn since(self, then: Self) -> Duration {
+        self.at - then.at
+    }
+
     /// CPU time used since.
     pub(super) fn cpu_since(self, then: Self) -> Duration {
         self.cpu - then.cpu
@@ -54,17 +60,35 @@ impl Registry {
         Self::start_at(arguments, data, [SocketAddr::from(([127, 0, 0, 1], 0)); 3]).await
     }
 
+    /// Starts one whose API is behind TLS, as it is off this machine.
+    pub(super) async fn start_secure(arguments: &Arguments, data: &Path) -> anyhow::Result<(Self, Door)> {
+        let [any, loopback] = [[0, 0, 0, 0], [127, 0, 0, 1]].map(|ip| SocketAddr::from((ip, 0)));
+        let registry = Self::start_with(arguments, data, [any, loopback, loopback], &[]).await?;
+        let door = Door::secure(SocketAddr::from(([127, 0, 0, 1], registry.api.port())), data)?;
+        Ok((registry, door))
+    }
+
     /// Starts one on these addresses: API, mesh, DNS. Returns when it has told what it is bound to.
     pub(super) async fn start_at(
         arguments: &Arguments,
         data: &Path,
         at: [SocketAddr; 3],
     ) -> anyhow::Result<Self> {
+        Self::start_with(arguments, data, at, &["--open"]).await
+    }
+
+    async fn start_with(
+        arguments: &Arguments,
+        data: &Path,
+        at: [SocketAddr; 3],
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
         let binary = binary(arguments)?;
         let [api, mesh, dns] = at.map(|address| address.to_string());
         let started = Instant::now();
         let mut child = Command::new(&binary)
-            .args(["registry", "--open", "--log", "warn", "--api", &api, "--mesh", &mesh])
+            .args(["registry", "--log", "warn", "--api", &api, "--mesh", &mesh])
+            .args(more)
             .args(["--dns", &dns, "--data-dir"])
             .arg(data)
             .stdout(Stdio::piped())
