@@ -133,7 +133,7 @@ fn what_is_not_supported_is_refused_by_its_path() {
         ),
         (
             with(FILTER, "internal_address_config", json!({"unix_sockets": true})),
-            format!("{hcm}.internal_address_config: is not supported"),
+            format!("{hcm}.internal_address_config.unix_sockets: is not supported"),
         ),
         (with(FILTER, "via", json!("proxy")), format!("{hcm}.via: is not supported")),
         (
