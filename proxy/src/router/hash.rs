@@ -39,8 +39,9 @@ fn one(x: &Exchange, source: &HashSource, set_cookie: &mut Option<HeaderValue>) 
                 let mut values: Vec<&[u8]> =
                     x.head.headers.get_all(name).iter().map(|value| value.as_bytes()).collect();
                 values.sort_unstable();
-                let first = *values.first()?;
-                Some(if values.len() == 1 { xxh64(first, 0) } else { xxh64(&values.concat(), 0) })
+                values.first()?;
+                // Of several values each is the seed of the next.
+                Some(values.iter().fold(0, |seed, value| xxh64(value, seed)))
             }
         },
         HashSource::Query(name) => {

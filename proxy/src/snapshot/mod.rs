@@ -16,7 +16,7 @@ use pillion_model::mesh::{MeshService, Resources};
 
 pub(crate) use hcm::{Filter, Hcm, Routes};
 pub(crate) use listener::{Chain, Listener, TcpProxy, Terminal};
-pub(crate) use routes::{Action, ClusterRef, ForwardTo, RouteConfig, Routed, Target};
+pub(crate) use routes::{Action, ClusterRef, ForwardTo, Overrides, RouteConfig, Routed, Target};
 
 use crate::access_log::Writers;
 use crate::metrics::Symbols;

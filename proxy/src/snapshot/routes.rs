@@ -434,7 +434,8 @@ impl<'a> Overrides<'a> {
     }
 
     /// The CORS policy.
-    pub(crate) fn cors(&self) -> Option<&'a pillion_model::http::CorsPolicy> {
-        self.route.cors.as_ref().or(self.host.cors.as_ref())
+    /// What the first of them leaves out the next may say.
+    pub(crate) fn cors(&self) -> impl Iterator<Item = &'a pillion_model::http::CorsPolicy> + use<'a> {
+        [self.route.cors.as_ref(), self.host.cors.as_ref()].into_iter().flatten()
     }
 }
