@@ -6,8 +6,9 @@
 use std::rc::Rc;
 
 use http::header::{CONNECTION, HeaderValue, SERVER};
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use pillion_model::http::ServerHeader;
 
 use crate::body::Body;
@@ -33,9 +34,11 @@ pub(crate) async fn handle(connection: Rc<Connection>, request: Request<Incoming
 /// The request path.
 async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     filters::validate::version(x)?;
+    filters::validate::coding(x)?;
     filters::validate::upgrade_form(x)?;
     filters::validate::host(x)?;
     filters::validate::path(x)?;
+    filters::validate::query_type(x)?;
     hop::strip_request(&mut x.head.headers)
         .map_err(|_bad| Cause::BadRequest("http1.connection_header_rejected"))?;
     forwarded::apply(x);
@@ -69,6 +72,8 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     };
     // A client that is still sending would take the rest for its next request.
     close |= x.progress.complete().is_none();
+    // Nor is anything known of what follows a CONNECT that failed.
+    close |= x.record.method == Method::CONNECT;
     x.record.status = response.status().as_u16();
     filters::cors::annotate(&x, response.headers_mut());
     if let Some(routed) = x.record.routed.clone() {
@@ -95,5 +100,17 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     if close && x.record.version < Version::HTTP_2 && x.tunnel.is_none() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if let Some(phrase) = phrase(response.status()) {
+        response.extensions_mut().insert(ReasonPhrase::from_static(phrase));
+    }
     x.respond(response)
+}
+
+/// Envoy's phrase, where `http` has another or none.
+fn phrase(status: StatusCode) -> Option<&'static [u8]> {
+    match (status.as_u16(), status.canonical_reason()) {
+        (203, _) => Some(b"Non-Authoritative Information"),
+        (418 | 451, _) | (_, None) => Some(b"Unknown"),
+        _ => None,
+    }
 }

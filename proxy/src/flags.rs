@@ -1,4 +1,5 @@
-//! Response flags: why a request did not simply succeed. Envoy's names and order.
+//! Response flags: why a request did not simply succeed. Envoy's names, in
+//! the order in which Envoy comes to them.
 
 /// A set of response flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -14,6 +15,10 @@ macro_rules! flags {
 }
 
 flags! {
+    /// Every retry allowed was used.
+    RETRY_LIMIT = 14, "URX";
+    /// A limit of ours was reached.
+    UPSTREAM_OVERFLOW = 7, "UO";
     /// No healthy upstream endpoint.
     NO_HEALTHY_UPSTREAM = 1, "UH";
     /// The route's timeout, or the last try's.
@@ -26,8 +31,6 @@ flags! {
     UPSTREAM_CONNECTION_FAILURE = 5, "UF";
     /// The upstream closed the connection.
     UPSTREAM_CONNECTION_TERMINATION = 6, "UC";
-    /// A limit of ours was reached.
-    UPSTREAM_OVERFLOW = 7, "UO";
     /// No route, or no filter chain.
     NO_ROUTE = 8, "NR";
     /// A delay was injected.
@@ -36,16 +39,12 @@ flags! {
     FAULT_INJECTED = 10, "FI";
     /// The client went away.
     DOWNSTREAM_TERMINATION = 13, "DC";
-    /// Every retry allowed was used.
-    RETRY_LIMIT = 14, "URX";
     /// Nothing moved for too long.
     STREAM_IDLE = 15, "SI";
     /// The client broke the protocol.
     DOWNSTREAM_PROTOCOL_ERROR = 17, "DPE";
     /// The upstream broke the protocol.
     UPSTREAM_PROTOCOL_ERROR = 18, "UPE";
-    /// The stream lived as long as it may.
-    MAX_DURATION = 19, "UMSDR";
     /// The cluster does not exist.
     NO_CLUSTER = 22, "NC";
     /// The connection lived as long as it may.
@@ -68,7 +67,7 @@ impl Flags {
         self.0 & other.0 != 0
     }
 
-    /// `UF,URX`, or `-` for none.
+    /// `URX,UF`, or `-` for none.
     pub(crate) fn text(self) -> std::borrow::Cow<'static, str> {
         let mut names = Self::ALL.iter().filter(|(flag, _)| self.has(*flag)).map(|&(_, name)| name);
         match (names.next(), names.next()) {
@@ -94,7 +93,7 @@ mod tests {
     fn flags_are_joined_in_their_order() {
         let mut flags = Flags::RETRY_LIMIT;
         flags.add(Flags::UPSTREAM_CONNECTION_FAILURE);
-        assert_eq!(flags.text(), "UF,URX");
+        assert_eq!(flags.text(), "URX,UF");
         assert_eq!(Flags::NONE.text(), "-");
     }
 }

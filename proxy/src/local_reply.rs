@@ -18,6 +18,10 @@ use crate::upstream::reset_reason;
 /// Why the proxy answers itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
+    /// A body in a coding other than `chunked`.
+    TransferCoding,
+    /// A QUERY without content type.
+    QueryWithoutType,
     /// HTTP/1.0.
     LowVersion,
     /// No `Host`, or two, or one that names no host.
@@ -156,7 +160,23 @@ impl From<Cause> for LocalReply {
         let timed_out =
             |request_complete| if request_complete { S::GATEWAY_TIMEOUT } else { S::REQUEST_TIMEOUT };
         match cause {
-            Cause::LowVersion => Self::new(S::UPGRADE_REQUIRED, "", Flags::NONE, "low_version"),
+            Cause::LowVersion => Self::new(
+                S::UPGRADE_REQUIRED,
+                "Upgrade Required",
+                Flags::DOWNSTREAM_PROTOCOL_ERROR,
+                "low_version",
+            )
+            .closing(),
+            Cause::TransferCoding => Self::new(
+                S::NOT_IMPLEMENTED,
+                "Not Implemented",
+                Flags::DOWNSTREAM_PROTOCOL_ERROR,
+                "http1.invalid_transfer_encoding",
+            )
+            .closing(),
+            Cause::QueryWithoutType => {
+                Self::new(S::BAD_REQUEST, "", Flags::NONE, "query_missing_content_type").closing()
+            }
             Cause::MissingHost => Self::new(S::BAD_REQUEST, "", Flags::NONE, "missing_host_header").closing(),
             Cause::BadRequest(details) => {
                 Self::new(S::BAD_REQUEST, "Bad Request", Flags::DOWNSTREAM_PROTOCOL_ERROR, details).closing()
@@ -215,9 +235,9 @@ impl From<Cause> for LocalReply {
             Cause::MaxStreamDuration { request_complete, grpc_deadline } => {
                 let mut reply = Self::new(
                     timed_out(request_complete),
-                    "upstream max stream duration reached",
-                    Flags::MAX_DURATION,
-                    "upstream_max_stream_duration_reached",
+                    "downstream duration timeout",
+                    Flags::NONE,
+                    "max_duration_timeout",
                 );
                 reply.grpc_status = grpc_deadline.then_some(4);
                 reply
@@ -258,17 +278,13 @@ impl From<Cause> for LocalReply {
 
 fn upstream_reset(reset: Reset, detail: &str, retried: bool) -> LocalReply {
     let reason = reset_reason(reset);
-    let mut body = if retried {
+    let body = if retried {
         format!(
             "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: {reason}"
         )
     } else {
         format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}")
     };
-    if !detail.is_empty() {
-        body.push_str(", transport failure reason: ");
-        body.push_str(detail);
-    }
     let (status, flags) = match reset {
         Reset::ConnectFailure | Reset::ConnectTimeout => {
             (StatusCode::SERVICE_UNAVAILABLE, Flags::UPSTREAM_CONNECTION_FAILURE)
@@ -329,7 +345,16 @@ mod tests {
     fn the_table() {
         let before = "upstream connect error or disconnect/reset before headers.";
         for (cause, status, body, flags, details, grpc) in [
-            (Cause::LowVersion, 426, String::new(), "-", "low_version", 2),
+            (Cause::LowVersion, 426, "Upgrade Required".into(), "DPE", "low_version", 2),
+            (
+                Cause::TransferCoding,
+                501,
+                "Not Implemented".into(),
+                "DPE",
+                "http1.invalid_transfer_encoding",
+                2,
+            ),
+            (Cause::QueryWithoutType, 400, String::new(), "-", "query_missing_content_type", 13),
             (Cause::MissingHost, 400, String::new(), "-", "missing_host_header", 13),
             (Cause::BadRequest("x"), 400, "Bad Request".into(), "DPE", "x", 13),
             (Cause::MissingPath, 404, String::new(), "-", "missing_path_rejected", 12),
@@ -383,9 +408,7 @@ mod tests {
             (
                 reset(Reset::ConnectFailure, "Connection refused", false),
                 503,
-                format!(
-                    "{before} reset reason: remote connection failure, transport failure reason: Connection refused"
-                ),
+                format!("{before} reset reason: remote connection failure"),
                 "UF",
                 "upstream_reset_before_response_started{remote_connection_failure|Connection_refused}",
                 14,
@@ -443,9 +466,9 @@ mod tests {
             (
                 Cause::MaxStreamDuration { request_complete: true, grpc_deadline: true },
                 504,
-                "upstream max stream duration reached".into(),
-                "UMSDR",
-                "upstream_max_stream_duration_reached",
+                "downstream duration timeout".into(),
+                "-",
+                "max_duration_timeout",
                 4,
             ),
             (

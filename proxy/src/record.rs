@@ -76,6 +76,8 @@ pub(crate) struct Record {
     /// Response headers and trailers the access logs want.
     pub(crate) response_headers: HeaderMap,
     pub(crate) trailers: HeaderMap,
+    /// The client left before it could be answered.
+    pub(crate) gone: bool,
     /// The response was handed over completely.
     pub(crate) complete: bool,
 }
@@ -116,6 +118,7 @@ impl Record {
             request_headers: HeaderMap::new(),
             response_headers: HeaderMap::new(),
             trailers: HeaderMap::new(),
+            gone: false,
             complete: false,
         }
     }
@@ -201,7 +204,10 @@ fn keep(into: &mut HeaderMap, from: &HeaderMap, names: &[http::HeaderName]) {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.complete {
+        if self.gone {
+            self.status = 0;
+            self.flags.add(Flags::DOWNSTREAM_TERMINATION);
+        } else if !self.complete {
             if self.flags == Flags::NONE {
                 self.flags.add(Flags::DOWNSTREAM_TERMINATION);
             }

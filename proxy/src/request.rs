@@ -1,6 +1,7 @@
 //! The body of a request on its way in: counts bytes, and tells when it is complete.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -18,6 +19,31 @@ pub(crate) struct Progress {
     complete: Cell<Option<Instant>>,
     last: Cell<Instant>,
     waiting: RefCell<Option<Waker>>,
+    broken: Cell<Option<Broken>>,
+}
+
+/// Why a request's body will never be whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// It is not what HTTP/1 allows.
+    Malformed,
+    /// The client has left.
+    Gone,
+}
+
+impl Broken {
+    fn of(error: &hyper::Error) -> Self {
+        let mut source = std::error::Error::source(error);
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                let malformed =
+                    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
+                return if malformed { Self::Malformed } else { Self::Gone };
+            }
+            source = error.source();
+        }
+        Self::Gone
+    }
 }
 
 impl Progress {
@@ -28,6 +54,7 @@ impl Progress {
             complete: Cell::new(complete.then_some(now)),
             last: Cell::new(now),
             waiting: RefCell::default(),
+            broken: Cell::new(None),
         })
     }
 
@@ -39,6 +66,11 @@ impl Progress {
     /// When the request was complete.
     pub(crate) fn complete(&self) -> Option<Instant> {
         self.complete.get()
+    }
+
+    /// Why the request will never be complete, once that is known.
+    pub(crate) fn broken(&self) -> Option<Broken> {
+        self.broken.get()
     }
 
     /// When something moved last.
@@ -91,7 +123,7 @@ impl RequestBody {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         match &frame {
             None => self.progress.end(),
-            Some(Err(_)) => {}
+            Some(Err(error)) => self.progress.broken.set(Some(Broken::of(error))),
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.progress.bytes.set(self.progress.bytes.get() + data.len() as u64);

@@ -95,7 +95,8 @@ impl http_body::Body for ResponseBody {
                 if let Some(tail) = &mut this.tail {
                     tail.note(&frame);
                 }
-                if this.body.is_end_stream() {
+                // Nothing follows trailers, and a client of HTTP/1 may not want them.
+                if frame.is_trailers() || this.body.is_end_stream() {
                     this.end();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -148,7 +149,7 @@ impl Record {
     fn cut(&mut self, expired: Expired) {
         let (flag, details) = match expired {
             Expired::Route | Expired::PerTry => (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout"),
-            Expired::MaxStream { .. } => (Flags::MAX_DURATION, "upstream_max_stream_duration_reached"),
+            Expired::MaxStream { .. } => (Flags::NONE, "max_duration_timeout"),
             Expired::Idle | Expired::Request => (Flags::STREAM_IDLE, "stream_idle_timeout"),
         };
         self.flags.add(flag);

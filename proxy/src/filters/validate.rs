@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Uri, Version};
 use pillion_model::matcher::RequestView;
 use pillion_model::path::{Normalized, normalize};
@@ -16,6 +16,25 @@ use crate::snapshot::Action;
 pub(crate) fn version(x: &Exchange) -> Step {
     if x.version < Version::HTTP_11 {
         return Err(Cause::LowVersion.into());
+    }
+    Ok(())
+}
+
+/// The only coding of a body between hops is `chunked`, named once: of any other nobody could tell
+/// where it ends.
+pub(crate) fn coding(x: &Exchange) -> Step {
+    let mut codings = x.head.headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Cause::TransferCoding.into()),
+    }
+}
+
+/// QUERY says what it asks with (RFC 10008 section 2.1).
+pub(crate) fn query_type(x: &Exchange) -> Step {
+    if x.head.method.as_str() == "QUERY" && !x.head.headers.contains_key(CONTENT_TYPE) {
+        return Err(Cause::QueryWithoutType.into());
     }
     Ok(())
 }
@@ -34,6 +53,11 @@ pub(crate) fn upgrade_form(x: &Exchange) -> Step {
 
 /// There is one host, it can be one, and all places that name it agree.
 pub(crate) fn host(x: &mut Exchange) -> Step {
+    let uri = &x.head.uri;
+    if uri.authority().is_some() && uri.scheme().is_none() && x.head.method != Method::CONNECT {
+        // `GET a`: neither a path nor a URI.
+        return Err(Cause::BadRequest("http1.codec_error").into());
+    }
     let headers = &mut x.head.headers;
     let mut hosts = headers.get_all(HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
@@ -44,12 +68,12 @@ pub(crate) fn host(x: &mut Exchange) -> Step {
         (None, None) => return Err(Cause::MissingHost.into()),
         (None, Some(host)) => {
             if !is_host(host.as_bytes()) {
-                return Err(Cause::MissingHost.into());
+                return Err(Cause::BadRequest("http.invalid_authority").into());
             }
         }
         (Some(authority), host) => {
             if !is_host(authority.as_str().as_bytes()) {
-                return Err(Cause::MissingHost.into());
+                return Err(Cause::BadRequest("http.invalid_authority").into());
             }
             if host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())) {
                 return Err(Cause::BadRequest("host_and_authority_differ").into());

@@ -1,6 +1,6 @@
 //! Hop-by-hop headers: what must not cross a proxy.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue};
 
 use super::names::{HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION};
@@ -35,7 +35,10 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) -> Result<(), BadConnection
     }
     strip_common(headers);
     headers.remove(&HTTP2_SETTINGS);
-    headers.remove(http::header::EXPECT);
+    // Answered by ourselves.
+    if headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        headers.remove(EXPECT);
+    }
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! Sends a request upstream: chooses the cluster, prepares the head, tries until an outcome stands.
 
+use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use pillion_model::retry::Reset;
@@ -19,6 +20,7 @@ use crate::flags::Flags;
 use crate::headers::{hop, names};
 use crate::local_reply::{Cause, LocalReply};
 use crate::metrics::{Family, Symbol};
+use crate::request::Broken;
 use crate::snapshot::{ClusterRef, ForwardTo, Routed, Target};
 use crate::upstream::{Attempt, Cause as Failed, Failure, Priority, Sent, StaleReplay};
 
@@ -66,8 +68,9 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         let started = Instant::now();
         let tried = try_once(x, &target, &mut attempt, request, started).await;
         drop(permit.take());
-        x.record.upstream_host =
-            attempt.endpoint.as_ref().map(|endpoint| endpoint.address.to_string().into());
+        let unasked = matches!(&tried, Tried::Failed(failure) if failure.endpoint.is_none());
+        let asked = attempt.endpoint.as_ref().filter(|_| !unasked);
+        x.record.upstream_host = asked.map(|endpoint| endpoint.address.to_string().into());
         let verdict = judge(x, &retries, &tried, &requests);
         let allowed = verdict == Verdict::Retry;
         if allowed {
@@ -85,7 +88,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
             }
             continue;
         }
-        if verdict == Verdict::LimitReached && retries.made() > 0 {
+        if verdict == Verdict::LimitReached {
             x.record.flags.add(Flags::RETRY_LIMIT);
             count(x, &target, Symbol::LIMIT);
         } else if allowed {
@@ -257,6 +260,15 @@ fn count(x: &Exchange, target: &Target, outcome: Symbol) {
 }
 
 fn failed(x: &mut Exchange, failure: Failure, retries: u32) -> LocalReply {
+    match x.progress.broken() {
+        Some(Broken::Malformed) => return Cause::BadRequest("http1.codec_error").into(),
+        Some(Broken::Gone) => {
+            // Nobody will read the answer.
+            x.record.gone = true;
+            return LocalReply::direct(StatusCode::BAD_REQUEST, Bytes::new(), "downstream_remote_disconnect");
+        }
+        None => {}
+    }
     if !failure.detail.is_empty() {
         x.record.upstream_failure = Some(failure.detail.clone());
     }
@@ -297,8 +309,12 @@ fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, ret
     }
     // Between sidecars only: an application neither sees it nor may say it.
     headers.remove(&names::LOCAL_REPLY);
-    if !x.hcm.suppress_envoy_headers {
-        let since = x.progress.complete().unwrap_or(x.record.started);
+    // HTTP/1.0 is the upstream's own affair.
+    *response.version_mut() = Version::HTTP_11;
+    let headers = response.headers_mut();
+    if !x.hcm.suppress_envoy_headers
+        && let Some(since) = x.progress.complete()
+    {
         let millis = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         headers.insert(&names::UPSTREAM_SERVICE_TIME, millis.into());
     }

@@ -62,6 +62,8 @@ impl Timers {
     pub(crate) fn follow(&mut self, forward: &ForwardTo, headers: &HeaderMap, grpc: bool) {
         self.route = match millis(headers, &names::TIMEOUT_MS) {
             Some(given) => Some(given).filter(|limit| !limit.is_zero()),
+            // One limit or the other, as in Envoy.
+            None if forward.max_stream_duration.is_some() || forward.grpc_timeout_max.is_some() => None,
             None => forward.timeout,
         };
         self.accepted = headers.contains_key(&names::TIMEOUT_ALT_RESPONSE);

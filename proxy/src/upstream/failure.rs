@@ -100,7 +100,12 @@ pub fn reset_reason(reset: Reset) -> &'static str {
 /// Why a response body ended early.
 pub fn body_reset(error: &crate::body::BodyError) -> Reset {
     match error {
-        crate::body::BodyError::Connection(error) => classify(error),
+        crate::body::BodyError::Connection(error) => match find::<h2::Error>(error) {
+            Some(h2) => classify_h2(h2),
+            None if error.is_user() => Reset::LocalReset,
+            // An HTTP/1 message that is not whole breaks the protocol, however it was cut.
+            None => Reset::ProtocolError,
+        },
         crate::body::BodyError::Source | crate::body::BodyError::NotKept => Reset::LocalReset,
     }
 }

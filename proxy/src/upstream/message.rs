@@ -3,13 +3,16 @@
 //! A caller gives requests in either form: HTTP/1 (`host`, `upgrade`) or HTTP/2 (authority in the
 //! URI, extended CONNECT). Responses to upgrades come back in HTTP/1 form, 101 with `upgrade`.
 
-use http::header::{CONNECTION, COOKIE, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING, UPGRADE,
+};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::ext::Protocol;
 
 /// Makes `request` one for an HTTP/1.1 connection; `from`: the version it came in.
-pub(super) fn to_http1<B>(request: &mut Request<B>, from: Version) {
+pub(super) fn to_http1<B: http_body::Body>(request: &mut Request<B>, from: Version) {
     *request.version_mut() = Version::HTTP_11;
     if let Some(protocol) = request.extensions_mut().remove::<Protocol>() {
         *request.method_mut() = Method::GET;
@@ -24,8 +27,28 @@ pub(super) fn to_http1<B>(request: &mut Request<B>, from: Version) {
     if request.method() != Method::CONNECT && request.uri().authority().is_some() {
         *request.uri_mut() = origin_form(request.uri());
     }
+    if wants_length(request) {
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     if from == Version::HTTP_2 {
         join_cookies(request.headers_mut());
+    }
+}
+
+/// Whether there is no body where one is usual, so that a length of 0 says more than none (RFC 9110
+/// section 8.6).
+fn wants_length<B: http_body::Body>(request: &Request<B>) -> bool {
+    let usual = !matches!(request.method().as_str(), "GET" | "HEAD" | "DELETE" | "TRACE" | "CONNECT");
+    usual && request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH)
+}
+
+/// Whether a message's body has no coding between hops but `chunked`.
+pub(super) fn is_decodable(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
     }
 }
 

@@ -197,7 +197,14 @@ async fn try_pool(
                     attempt.started = Some(Instant::now());
                     connection
                 }
-                Err(refusal) => return Err(refused(refusal).at(&pool.endpoint).hand_back(request)),
+                // Nobody was asked.
+                Err(Refusal::Overflow) => {
+                    return Err(Failure::reset(Reset::Overflow).hand_back(request));
+                }
+                Err(Refusal::Connect(error)) => {
+                    let failure = Failure::reset(error.reset).detail(error.detail);
+                    return Err(failure.at(&pool.endpoint).hand_back(request));
+                }
             },
         };
         let Some(guard) = RequestGuard::acquire(pool, attempt.priority) else {
@@ -232,13 +239,6 @@ async fn try_pool(
     }
 }
 
-fn refused(refusal: Refusal) -> Failure {
-    match refusal {
-        Refusal::Overflow => Failure::reset(Reset::Overflow),
-        Refusal::Connect(error) => Failure::reset(error.reset).detail(error.detail),
-    }
-}
-
 /// What failed, and the request if it may be sent once more.
 type Failed = (Failure, Option<Request<Body>>);
 
@@ -254,6 +254,12 @@ async fn send_http1(
     let safe = reused && is_idempotent(request.method().as_str());
     let copy = (safe && attempt.stale == StaleReplay::Pool).then(|| repeat(&request)).flatten();
     match connection.send.try_send_request(request).await {
+        Ok(response) if !message::is_decodable(response.headers()) => {
+            let mut failure =
+                Failure::reset(Reset::ProtocolError).detail("a transfer coding other than chunked");
+            failure.request_sent = true;
+            Err((failure, None))
+        }
         Ok(response) => {
             Ok(answered(response, Lease::new(Connection::Http1(connection), guard), tunnel, None))
         }

@@ -105,8 +105,7 @@ async fn replies_of_our_own_have_envoys_form() {
         proxy.get("/").await,
         (
             503,
-            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, \
-             transport failure reason: delayed connect error: Connection refused"
+            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
                 .to_owned()
         )
     );
