@@ -30,6 +30,8 @@ pub(crate) struct Fixture {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Protocol {
     Http1,
+    /// HTTP/1, one request on each connection.
+    Once,
     Http2,
     /// Sends back what it gets.
     Echo,

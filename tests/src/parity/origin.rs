@@ -111,14 +111,18 @@ pub(crate) async fn start(
     let (name, scripts) = (name.to_owned(), scripts.clone());
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut buffer = Vec::new();
             let (name, scripts) = (name.clone(), scripts.clone());
             let _ = stream.set_nodelay(true);
             connections.spawn(async move {
                 match protocol {
-                    Protocol::Http1 => serve(stream, &name, &scripts).await,
+                    Protocol::Http1 => while serve(&mut stream, &mut buffer, &name, &scripts, "").await {},
+                    Protocol::Once => {
+                        serve(&mut stream, &mut buffer, &name, &scripts, "connection: close\r\n").await;
+                    }
                     Protocol::Http2 => origin_http2::serve(stream, &name, &scripts).await,
-                    Protocol::Echo => echo(stream).await,
+                    Protocol::Echo => echo(&mut stream).await,
                 }
             });
             while connections.try_join_next().is_some() {}
@@ -127,55 +131,54 @@ pub(crate) async fn start(
     Ok(port)
 }
 
-async fn echo(mut stream: TcpStream) {
+async fn echo(stream: &mut TcpStream) {
     let (mut read, mut write) = stream.split();
     let _ = tokio::io::copy(&mut read, &mut write).await;
 }
 
-/// HTTP/1: one request after another until somebody ends the connection.
-async fn serve(mut stream: TcpStream, name: &str, scripts: &Scripts) {
-    let mut buffer = Vec::new();
-    loop {
-        let head = loop {
-            if let Some(head) = Head::parse(&buffer) {
-                break head;
-            }
-            if !more(&mut stream, &mut buffer).await {
-                return;
-            }
-        };
-        buffer.drain(..head.bytes);
-        let tag = head.header("x-case").unwrap_or_default().to_owned();
-        let (number, reply) = scripts.attempt(&tag, name);
-        scripts.add(&tag, number, [head.first.clone()].into_iter().chain(header_lines(&head.headers)));
-        if reply.early {
-            let _ = stream.write_all(&head_bytes(&reply, name)).await;
-            let _ = stream.write_all(&body_bytes(&reply, name)).await;
+/// One request over HTTP/1; whether another may follow. `more_headers` are sent with the answer.
+async fn serve(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    name: &str,
+    scripts: &Scripts,
+    more_headers: &str,
+) -> bool {
+    let head = loop {
+        if let Some(head) = Head::parse(buffer) {
+            break head;
         }
-        let whole = read_body(&mut stream, &mut buffer, &head, |line| scripts.add(&tag, number, line)).await;
-        let bodiless = head.first.starts_with("HEAD ");
-        let goes_on = if whole && !reply.early {
-            answer(&mut stream, &reply, name, bodiless).await
-        } else {
-            whole && reply.end == End::Keep
-        };
-        if reply.end == End::Hang && whole {
-            let gone = timeout(HANG_MAX, more(&mut stream, &mut buffer)).await;
-            let what = if gone.is_ok_and(|more| !more) { "  then the proxy closed" } else { "  then more" };
-            scripts.add(&tag, number, [what.to_owned()]);
+        if !more(stream, buffer).await {
+            return false;
         }
-        if goes_on && reply.echo {
-            scripts.done(&tag, number);
-            return echo(stream).await;
-        }
-        if reply.end == End::Reset {
-            reset(&stream);
-        }
-        scripts.done(&tag, number);
-        if !goes_on || reply.end != End::Keep {
-            return;
-        }
+    };
+    buffer.drain(..head.bytes);
+    let tag = head.header("x-case").unwrap_or_default().to_owned();
+    let (number, reply) = scripts.attempt(&tag, name);
+    scripts.add(&tag, number, [head.first.clone()].into_iter().chain(header_lines(&head.headers)));
+    let bodiless = head.first.starts_with("HEAD ");
+    let mut goes_on = true;
+    if reply.early {
+        goes_on = answer(stream, &reply, name, bodiless, more_headers).await;
     }
+    let whole = read_body(stream, buffer, &head, |line| scripts.add(&tag, number, line)).await;
+    if whole && !reply.early {
+        goes_on = answer(stream, &reply, name, bodiless, more_headers).await;
+    }
+    if reply.end == End::Hang && whole {
+        let gone = timeout(HANG_MAX, more(stream, buffer)).await;
+        let what = if gone.is_ok_and(|more| !more) { "  then the proxy closed" } else { "  then more" };
+        scripts.add(&tag, number, [what.to_owned()]);
+    }
+    scripts.done(&tag, number);
+    if whole && goes_on && reply.echo {
+        echo(stream).await;
+        return false;
+    }
+    if reply.end == End::Reset {
+        reset(stream);
+    }
+    whole && goes_on && reply.end == End::Keep
 }
 
 /// Dropping the stream now sends RST.
@@ -209,12 +212,18 @@ async fn read_body(
 }
 
 /// Sends an answer; whether the connection can go on.
-async fn answer(stream: &mut TcpStream, reply: &Reply, name: &str, bodiless: bool) -> bool {
+async fn answer(
+    stream: &mut TcpStream,
+    reply: &Reply,
+    name: &str,
+    bodiless: bool,
+    more_headers: &str,
+) -> bool {
     sleep(Duration::from_millis(reply.after)).await;
     if reply.nothing {
         return false;
     }
-    let mut sent = stream.write_all(&head_bytes(reply, name)).await;
+    let mut sent = stream.write_all(&head_bytes(reply, name, more_headers)).await;
     if reply.body_after > 0 {
         sleep(Duration::from_millis(reply.body_after)).await;
     }
@@ -235,12 +244,12 @@ fn is_bodiless(status: u16) -> bool {
     matches!(status, 100..=199 | 204 | 304)
 }
 
-fn head_bytes(reply: &Reply, name: &str) -> Vec<u8> {
+fn head_bytes(reply: &Reply, name: &str, more_headers: &str) -> Vec<u8> {
     if let Some(raw) = &reply.raw {
         return raw.clone().into_bytes();
     }
     let status = reply.status.unwrap_or(200);
-    let mut head = format!("HTTP/1.1 {status} Scripted\r\n");
+    let mut head = format!("HTTP/1.1 {status} Scripted\r\n{more_headers}");
     for header in &reply.headers {
         head += &format!("{header}\r\n");
     }

@@ -26,6 +26,8 @@ use crate::support::ports::free_port;
 const FILES: usize = 3;
 /// Cases of one file at once.
 const CASES: usize = 8;
+/// Repeated requests on one connection.
+const REQUESTS: usize = 25;
 /// The first look, and the second at what differed.
 const PACES: [Pace; 2] = [
     Pace { answer: Duration::from_millis(2500), settle: Duration::from_millis(60) },
@@ -240,10 +242,11 @@ impl Running {
         let requests = case.all_requests();
         if let Some(times) = case.times {
             let quick = Pace { settle: Duration::ZERO, ..self.pace };
+            let all: Vec<Request> =
+                (0..times).flat_map(|n| requests.iter().map(move |request| request.numbered(n))).collect();
             let mut given = Vec::new();
-            for n in 0..times {
-                let numbered: Vec<Request> = requests.iter().map(|request| request.numbered(n)).collect();
-                given.push(client::requests(to, &numbered, tag, quick).await);
+            for part in all.chunks(REQUESTS) {
+                given.push(client::requests(to, part, tag, quick).await);
             }
             return given;
         }
@@ -266,10 +269,16 @@ impl Running {
 
 /// What repeated requests were answered with: each, or only how often which.
 fn count(case: &Case, given: Vec<Given>, seen: &mut Seen) {
-    for (n, given) in given.into_iter().enumerate() {
-        let short = |line: &String| line.contains(" HTTP/1.1 ") || line.contains("  body ");
-        let lines: Vec<String> = given.lines.into_iter().filter(short).collect();
-        let answer = lines.join("; ").replace("client got", "");
+    let short = |line: &String| line.contains(" HTTP/1.1 ") || line.contains("  body ");
+    let mut answers: Vec<String> = Vec::new();
+    for line in given.into_iter().flat_map(|given| given.lines).filter(short) {
+        let line = line.replace("client got", "");
+        match answers.last_mut() {
+            Some(answer) if !line.contains(" HTTP/1.1 ") => *answer += &line,
+            _ => answers.push(line),
+        }
+    }
+    for (n, answer) in answers.into_iter().enumerate() {
         match case.tally {
             Tally::Each => seen.lines.push(format!("request {n} gave {answer}")),
             Tally::Chance => *seen.tally.entry(answer).or_default() += 1,
