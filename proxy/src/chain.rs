@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use http::header::{CONNECTION, HeaderValue, SERVER};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use pillion_model::http::ServerHeader;
@@ -72,8 +72,8 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     };
     // A client that is still sending would take the rest for its next request.
     close |= x.progress.complete().is_none();
-    // Nor is anything known of what follows a CONNECT that failed.
-    close |= x.record.method == Method::CONNECT;
+    // Nor is anything known of what follows a change of protocol that failed.
+    close |= x.head.upgrade.is_some();
     x.record.status = response.status().as_u16();
     filters::cors::annotate(&x, response.headers_mut());
     if let Some(routed) = x.record.routed.clone() {

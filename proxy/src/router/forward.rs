@@ -313,6 +313,7 @@ fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, ret
     *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();
     if !x.hcm.suppress_envoy_headers
+        && x.head.upgrade.is_none()
         && let Some(since) = x.progress.complete()
     {
         let millis = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
