@@ -240,7 +240,7 @@ impl Answer {
 }
 
 impl Fixture {
-    /// Reads a file.
+    /// Reads a file, or the example of a page.
     ///
     /// # Panics
     ///
@@ -248,8 +248,10 @@ impl Fixture {
     pub(crate) fn read(file: &Path) -> Self {
         let text =
             std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let fixture: Self =
-            serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        // Of a page, the example.
+        let example = text.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let fixture: Self = serde_saphyr::from_str(example.unwrap_or(&text))
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let mut names: Vec<&str> = fixture.cases.iter().map(|case| &*case.name).collect();
         names.sort_unstable();
         let twice = names.windows(2).find(|pair| pair[0] == pair[1]);

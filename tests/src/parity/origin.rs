@@ -73,7 +73,8 @@ impl Scripts {
     }
 
     /// The case ends: what the origins saw, once they have seen all of it, at most `limit` from now.
-    pub(crate) async fn end(&self, tag: &str, limit: Duration) -> Vec<String> {
+    /// `at_once`: whose order means nothing.
+    pub(crate) async fn end(&self, tag: &str, limit: Duration, at_once: bool) -> Vec<String> {
         let deadline = Instant::now() + limit;
         let is_done =
             |script: Option<&Script>| script.is_none_or(|script| script.attempts.iter().all(|one| one.done));
@@ -86,7 +87,10 @@ impl Scripts {
             by_origin.entry(attempt.origin.clone()).or_default().push(attempt);
         }
         let mut lines = Vec::new();
-        for (origin, attempts) in by_origin {
+        for (origin, mut attempts) in by_origin {
+            if at_once {
+                attempts.sort_by(|a, b| a.lines.cmp(&b.lines));
+            }
             for (index, attempt) in attempts.into_iter().enumerate() {
                 let number = index + 1;
                 lines.extend(attempt.lines.into_iter().map(|line| format!("{origin} #{number} got {line}")));

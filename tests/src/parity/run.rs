@@ -75,6 +75,7 @@ fn fixtures() -> Vec<PathBuf> {
     let files = entries.map(|entry| entry.expect("a folder can be listed").path());
     let mut files: Vec<PathBuf> =
         files.filter(|file| file.extension().is_some_and(|end| end == "yaml")).collect();
+    files.push(repository().join("docs/parity.md"));
     files.sort();
     files
 }
@@ -217,7 +218,7 @@ impl Running {
         };
         let clients: Vec<u16> = given.iter().map(|given| given.port).collect();
         if case.times.is_some() {
-            self.scripts.end(&tag, Duration::ZERO).await;
+            self.scripts.end(&tag, Duration::ZERO, false).await;
             count(case, given, &mut seen);
             return seen;
         }
@@ -227,9 +228,14 @@ impl Running {
             seen.lines.extend(given.lines.into_iter().map(|line| which.clone() + &line));
         }
         let listener = case.to.as_ref().unwrap_or(&self.default_listener);
-        seen.lines.extend(self.scripts.end(&tag, self.pace.settle * 4).await);
+        let mut at_origins = self.scripts.end(&tag, self.pace.settle * 4, case.at_once).await;
+        seen.lines.append(&mut at_origins);
         let wanted = answers.max(case.all_requests().len());
-        seen.lines.extend(self.side.log(listener, &clients, wanted, self.pace.settle * 6).await);
+        let mut logged = self.side.log(listener, &clients, wanted, self.pace.settle * 6).await;
+        if case.at_once {
+            logged.sort();
+        }
+        seen.lines.append(&mut logged);
         named(&mut seen.lines, &self.side.ports, &clients, if tag.is_empty() { "{case}" } else { &tag });
         seen
     }
