@@ -19,6 +19,12 @@ use crate::report::{Budget, Report};
 
 /// Subscribers that connect at the same time.
 const CONNECTING: usize = 64;
+/// Names of services that are watched begin with this.
+const WATCHED: &str = "s";
+/// Names of services that nobody watches begin with this.
+const QUIET: &str = "q";
+/// Times that changes of the one kind and of the other are measured.
+const TURNS: u32 = 4;
 /// The service that everybody watches.
 const HOT: &str = "hot";
 /// Changes of it.
@@ -36,15 +42,35 @@ pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> anyhow::R
     let data = tempfile::tempdir()?;
     let registry = Registry::start(arguments, data.path()).await?;
     let door = Door::open(registry.api);
-    let mut ground = Ground::new(arguments, &registry, door, "a change that nobody watches", report).await?;
+    let mut ground = Ground::new(arguments, &registry, door).await?;
+    let alone = ground.churn(QUIET, arguments.window.min(WINDOW_MAX)).await?;
+    report.row("CPU of a change, without watchers", alone.each(), "µs", None);
     ground.watched("HTTP/2", Version::Http2, report).await?;
     ground.watched("HTTP/1.1", Version::Http1, report).await?;
     registry.kill().await?;
     let data = tempfile::tempdir()?;
     let (registry, door) = Registry::start_secure(arguments, data.path()).await?;
-    let what = "a change over TLS that nobody watches";
-    let mut ground = Ground::new(arguments, &registry, door, what, report).await?;
+    let mut ground = Ground::new(arguments, &registry, door).await?;
     ground.watched("HTTP/2 over TLS", Version::Http2, report).await
+}
+
+/// What changes cost.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    cpu: Duration,
+    changes: usize,
+}
+
+impl Cost {
+    /// Of one, in microseconds.
+    fn each(self) -> f64 {
+        micros(self.cpu, self.changes)
+    }
+
+    fn add(&mut self, other: Self) {
+        self.cpu += other.cpu;
+        self.changes += other.changes;
+    }
 }
 
 /// A registry with services that change.
@@ -53,37 +79,32 @@ struct Ground<'a> {
     registry: &'a Registry,
     door: Door,
     changer: Changer,
-    /// CPU of one change that nobody watches.
-    alone: Duration,
 }
 
 impl<'a> Ground<'a> {
-    async fn new(
-        arguments: &'a Arguments,
-        registry: &'a Registry,
-        door: Door,
-        what: &str,
-        report: &mut Report,
-    ) -> anyhow::Result<Self> {
+    async fn new(arguments: &'a Arguments, registry: &'a Registry, door: Door) -> anyhow::Result<Self> {
         let mut changer = Changer::new(&door, arguments.services).await?;
         changer.once_each().await?;
-        let before = registry.usage()?;
-        let made = changer.churn(arguments, SETTLE).await?;
-        let alone = registry.usage()?.cpu_since(before) / u32::try_from(made.max(1))?;
-        report.row(format!("CPU of {what}"), micros(alone, 1), "µs", None);
-        Ok(Self { arguments, registry, door, changer, alone })
+        Ok(Self { arguments, registry, door, changer })
+    }
+
+    /// Changes services of a kind for a while.
+    async fn churn(&mut self, kind: &str, time: Duration) -> anyhow::Result<Cost> {
+        let before = self.registry.usage()?;
+        let changes = self.changer.churn(kind, self.arguments.changes, time).await?;
+        Ok(Cost { cpu: self.registry.usage()?.cpu_since(before), changes })
     }
 
     /// Everybody watches, while services change. The budgets are those of watchers over plain HTTP/2.
     async fn watched(&mut self, name: &str, version: Version, report: &mut Report) -> anyhow::Result<()> {
-        let Self { arguments, registry, door, changer, alone } = self;
+        let (arguments, registry) = (self.arguments, self.registry);
         let mut row = |what: &str, value: f64, unit: &'static str, most: Option<f64>| {
             report.row(format!("{name}: {what}"), value, unit, most.map(Budget::AtMost));
         };
         let budget = |most: f64| (version == Version::Http2).then_some(most);
-        let board = Arc::clone(&changer.board);
+        let board = Arc::clone(&self.changer.board);
         let memory = registry.memory()?;
-        let mut subscribers = Subscribers::connect(arguments, door, &board, version).await?;
+        let mut subscribers = Subscribers::connect(arguments, &self.door, &board, version).await?;
         let each = (registry.memory()? - memory) / arguments.subscribers as f64;
         row("memory per subscriber", each / 1024.0, "KiB", None);
 
@@ -94,8 +115,10 @@ impl<'a> Ground<'a> {
         row("all subscribers, nothing changes", idle, "cores", None);
 
         board.reset();
+        // The registry closes connections over which nothing has been asked for this long.
+        self.changer.client = Client::through(&self.door).await?;
         for _ in 0..ISOLATED.min(arguments.services) {
-            changer.change_next().await?;
+            self.changer.change_next(WATCHED).await?;
             sleep(ISOLATED_EVERY).await;
         }
         sleep(SETTLE).await;
@@ -103,25 +126,31 @@ impl<'a> Ground<'a> {
         ensure!(delivered > 0, "no change was delivered");
         row("isolated change to its subscribers, p99", isolated.quantile_ms(0.99), "ms", budget(100.0));
 
-        let before = registry.usage()?;
-        let changes = changer.churn(arguments, SETTLE).await?;
-        let after = registry.usage()?;
-        let cpu = after.cpu_since(before);
+        // In turns: changes that somebody watches, and others. The difference is what delivery costs.
+        let (mut watched, mut quiet) = (Cost::default(), Cost::default());
+        let turn = arguments.window.min(WINDOW_MAX) / TURNS;
+        for _ in 0..TURNS {
+            quiet.add(self.churn(QUIET, turn).await?);
+            watched.add(self.churn(WATCHED, turn).await?);
+        }
+        sleep(SETTLE).await;
         let (mut churn, delivered) = board.take();
-        // What the changes cost by themselves, and what watchers cost to whom nothing is told.
-        let apart = *alone * u32::try_from(changes)? + after.since(before).mul_f64(idle);
-        let each = micros(cpu.saturating_sub(apart), delivered);
-        let most = Some(15.0).filter(|_| version == Version::Http2 && !door.is_secure());
-        row("CPU of one delivered event", each, "µs", most);
-        row("CPU of one delivered event, everything included", micros(cpu, delivered), "µs", None);
-        row("events delivered per change", delivered as f64 / changes as f64, "events", None);
+        let events = delivered as f64 / watched.changes as f64;
+        let most = Some(15.0).filter(|_| version == Version::Http2 && !self.door.is_secure());
+        row("CPU of one delivered event", (watched.each() - quiet.each()) / events, "µs", most);
+        row("CPU of a change that nobody watches", quiet.each(), "µs", None);
+        row("events delivered per change", events, "events", None);
         row("change under churn to its subscribers, p99", churn.quantile_ms(0.99), "ms", budget(250.0));
 
+        let before = registry.usage()?;
         for _ in 0..HOT_CHANGES {
-            changer.change(HOT).await?;
+            self.changer.change(HOT).await?;
             sleep(SETTLE).await;
         }
+        let after = registry.usage()?;
+        let cpu = after.cpu_since(before).saturating_sub(after.since(before).mul_f64(idle));
         let (mut hot, delivered) = board.take();
+        row("a service that all watch, CPU of one event", micros(cpu, delivered), "µs", None);
         row("a service that all watch, p99", hot.quantile_ms(0.99), "ms", budget(500.0));
         let missed = (HOT_CHANGES * arguments.subscribers).saturating_sub(delivered) as f64;
         row("a service that all watch, events missed", missed, "events", Some(0.0));
@@ -208,14 +237,16 @@ impl Changer {
 
     async fn once_each(&mut self) -> anyhow::Result<()> {
         self.change(HOT).await?;
-        for _ in 0..self.services {
-            self.change_next().await?;
+        for kind in [WATCHED, QUIET] {
+            for _ in 0..self.services {
+                self.change_next(kind).await?;
+            }
         }
         Ok(())
     }
 
-    async fn change_next(&mut self) -> anyhow::Result<()> {
-        let service = format!("s{}", self.next % self.services);
+    async fn change_next(&mut self, kind: &str) -> anyhow::Result<()> {
+        let service = format!("{kind}{}", self.next % self.services);
         self.next += 1;
         self.change(&service).await
     }
@@ -231,17 +262,15 @@ impl Changer {
         Ok(())
     }
 
-    /// Changes services in turn at the rate asked for; returns how many, some time after the last.
-    async fn churn(&mut self, arguments: &Arguments, settle: Duration) -> anyhow::Result<usize> {
-        let window = arguments.window.min(WINDOW_MAX);
-        let (start, every) = (Instant::now(), Duration::from_secs(1) / arguments.changes as u32);
+    /// Changes services in turn, so many a second; returns how many.
+    async fn churn(&mut self, kind: &str, per_second: usize, time: Duration) -> anyhow::Result<usize> {
+        let (start, every) = (Instant::now(), Duration::from_secs(1) / per_second as u32);
         let (mut made, mut next) = (0, start);
-        while next < start + window {
+        while next < start + time {
             sleep_until(next).await;
-            self.change_next().await?;
+            self.change_next(kind).await?;
             (made, next) = (made + 1, next + every);
         }
-        sleep(settle).await;
         Ok(made)
     }
 }
@@ -264,7 +293,7 @@ impl Subscribers {
             let connecting: JoinSet<_> = some
                 .iter()
                 .map(|number| {
-                    let service = format!("s{}", number % arguments.services);
+                    let service = format!("{WATCHED}{}", number % arguments.services);
                     let (door, board) = (door.clone(), Arc::clone(board));
                     async move { Subscriber::connect(&door, service, board, version).await }
                 })
