@@ -325,6 +325,25 @@ pub enum StoreError {
         /// What is not understood.
         detail: String,
     },
+    /// Something is kept beside ours that is not ours, or not of this version.
+    #[error(
+        "`{key}` is of no known family: a newer version wrote it (start that one), or something else uses \
+         the prefix (move it, or choose another prefix with --store)"
+    )]
+    Foreign {
+        /// The whole key, as the engine has it.
+        key: String,
+    },
+    /// Another mesh is kept where ours would be.
+    #[error(
+        "prefix `{prefix}` lies within `{other}`, where another mesh is kept; choose another with --store"
+    )]
+    Overlap {
+        /// The prefix that was wanted.
+        prefix: String,
+        /// The one that is taken.
+        other: String,
+    },
     /// The environment refused.
     #[error("{what} {}: {source}", .path.display())]
     Io {

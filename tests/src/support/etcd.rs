@@ -20,6 +20,8 @@ pub struct Etcd {
     /// All members, as etcd wants them.
     cluster: String,
     tls: Option<EtcdTls>,
+    /// Of its file, in bytes.
+    quota: Option<u64>,
     process: Option<Process>,
 }
 
@@ -46,6 +48,14 @@ impl Etcd {
         Some(etcd)
     }
 
+    /// Starts one that takes no more writes when its file has so many bytes.
+    pub async fn start_with_quota(bytes: u64) -> Option<Self> {
+        let mut etcd = Self::members(1)?.pop()?;
+        etcd.quota = Some(bytes);
+        etcd.resume_from_disk().await;
+        Some(etcd)
+    }
+
     /// Starts so many members of one cluster.
     pub async fn cluster(count: usize) -> Option<Vec<Self>> {
         let mut members = Self::members(count)?;
@@ -66,6 +76,7 @@ impl Etcd {
             peer: free_address(),
             cluster: String::new(),
             tls: None,
+            quota: None,
             process: None,
         };
         let mut members: Vec<_> = (0..count).map(member).collect();
@@ -115,6 +126,8 @@ impl Etcd {
             ["--initial-cluster", &self.cluster],
             ["--log-level", "error"],
         ];
+        let quota = self.quota.map(|bytes| bytes.to_string());
+        arguments.extend(quota.iter().map(|bytes| ["--quota-backend-bytes", bytes]));
         let files = self.tls.as_ref().map(EtcdTls::files);
         if let Some([ca, certificate, key]) = &files {
             arguments.extend([

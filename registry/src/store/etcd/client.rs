@@ -51,6 +51,8 @@ pub(super) struct Client {
     calls: AtomicUsize,
     /// Why the last call failed, until one succeeds.
     trouble: Mutex<Option<String>>,
+    /// Why etcd takes no writes although it answers, until it takes one.
+    full: Mutex<Option<String>>,
 }
 
 impl Client {
@@ -68,12 +70,22 @@ impl Client {
             current: watch::Sender::new(first),
             calls: AtomicUsize::new(0),
             trouble: Mutex::default(),
+            full: Mutex::default(),
         }
     }
 
-    /// Why etcd cannot be asked, as far as the last call knows.
+    /// Why etcd cannot be asked, or takes no writes, as far as the last calls know.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone().or_else(|| self.full())
+    }
+
+    /// Why etcd takes no writes although it answers: its space is used up.
+    pub(super) fn full(&self) -> Option<String> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_full(&self, full: Option<String>) {
+        *self.full.lock().unwrap_or_else(PoisonError::into_inner) = full;
     }
 
     /// Rings when another member is asked from now on.
@@ -122,9 +134,21 @@ impl Client {
         for _ in 0..self.members.len() {
             let request = request.0.clone();
             match self.call(|member| async move { kv(member).txn(request).await }).await {
-                Ok(answer) => return Ok(TxnAnswer(answer)),
+                Ok(answer) => {
+                    let answer = TxnAnswer(answer);
+                    if answer.succeeded() && answer.changed() {
+                        self.set_full(None);
+                    }
+                    return Ok(answer);
+                }
                 Err(status) if never_sent(&status) => last = Some(status),
-                Err(status) => return Err(status.into()),
+                Err(status) => {
+                    if status.code() == Code::ResourceExhausted && status.message().contains("space exceeded")
+                    {
+                        self.set_full(Some(detail(&status)));
+                    }
+                    return Err(status.into());
+                }
             }
         }
         Err(last.map_or_else(|| ClientError::Unavailable("no member is configured".to_owned()), Into::into))

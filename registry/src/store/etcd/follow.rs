@@ -32,18 +32,23 @@ pub(super) async fn first(client: &Client, keys: &Keys) -> Result<Mirror, StoreE
     loop {
         match found(client, keys).await? {
             Some(mirror) => return Ok(mirror),
-            None => rename(client, keys, None).await?,
+            None => {
+                check_above(client, keys).await?;
+                rename(client, keys, None).await?;
+            }
         }
     }
 }
 
 /// Everything under the prefix; `None` if no store was made there.
 pub(super) async fn found(client: &Client, keys: &Keys) -> Result<Option<Mirror>, StoreError> {
-    let found = read(client, keys).await?;
-    let entries = found.entries.map_err(|(key, detail)| StoreError::Unreadable { key, detail })?;
-    match found.epoch {
+    let Found { revision, epoch, entries, foreign } = read(client, keys).await?;
+    if let Some(key) = foreign {
+        return Err(StoreError::Foreign { key });
+    }
+    match epoch {
         Some((_, epoch)) => {
-            let at = Position { epoch: epoch.as_str().into(), revision: found.revision };
+            let at = Position { epoch: epoch.as_str().into(), revision };
             Ok(Some(Mirror { at, entries }))
         }
         None if entries.is_empty() => Ok(None),
@@ -69,23 +74,35 @@ struct Found {
     revision: u64,
     /// The name of the history, and which revision wrote it.
     epoch: Option<(u64, String)>,
-    entries: Result<BTreeMap<Key, Entry>, (Key, String)>,
+    entries: BTreeMap<Key, Entry>,
+    /// A key that this version does not know.
+    foreign: Option<String>,
 }
 
 async fn read(client: &Client, keys: &Keys) -> Result<Found, ClientError> {
     let (first, end) = keys.all();
     let (revision, found) = client.range(first, end).await?;
     let (mut epoch, mut entries) = (None, BTreeMap::new());
-    let mut unknown = None;
+    let mut foreign = None;
     for pb::KeyValue { key, value, mod_revision, .. } in found {
         let written = unsigned(mod_revision);
         match keys.decode(&key) {
             Ok(Some(key)) => drop(entries.insert(key, Entry { revision: written, value })),
             Ok(None) => epoch = Some((written, text(&value))),
-            Err(error) => unknown = Some((super::epoch_key(), error.to_string())),
+            Err(_) => foreign = Some(text(&key)),
         }
     }
-    Ok(Found { revision, epoch, entries: unknown.map_or(Ok(entries), Err) })
+    Ok(Found { revision, epoch, entries, foreign })
+}
+
+/// Refuses to make a store within another mesh's: what one of them writes, the other would read.
+async fn check_above(client: &Client, keys: &Keys) -> Result<(), StoreError> {
+    for (above, epoch) in keys.epochs_above() {
+        if client.get(epoch).await?.1.is_some() {
+            return Err(StoreError::Overlap { prefix: keys.prefix().to_owned(), other: above.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 impl EtcdStore {
@@ -167,8 +184,8 @@ impl EtcdStore {
                 Ok(Some(key)) => key,
                 Ok(None) if kv.value == *copy.mirror.at.epoch.as_bytes() && !deleted => continue,
                 Ok(None) => return Err(Ended::Position("its history has another name".to_owned())),
-                Err(error) => {
-                    tracing::error!(%error, "etcd: a newer version wrote a key");
+                Err(_) => {
+                    tell_foreign(&text(&kv.key));
                     continue;
                 }
             };
@@ -185,9 +202,11 @@ impl EtcdStore {
     /// Reads everything and goes on from there: with the differences if it is the same history, anew
     /// if it is another. An etcd without our history changes nothing, and nothing is written to it.
     async fn resync(&self) -> Result<(), Ended> {
-        let found = read(&self.client, &self.keys).await?;
-        let entries = found.entries.map_err(|(_, detail)| Ended::Stream(detail))?;
-        let Some((written, epoch)) = found.epoch else { return Err(self.detach("it was emptied")) };
+        let Found { revision, epoch, entries, foreign } = read(&self.client, &self.keys).await?;
+        if let Some(key) = foreign {
+            tell_foreign(&key);
+        }
+        let Some((written, epoch)) = epoch else { return Err(self.detach("it was emptied")) };
         let rewritten = {
             let mut copy = self.copy();
             if !copy.mirror.is_of_one_mesh_with(&entries) {
@@ -196,17 +215,17 @@ impl EtcdStore {
             }
             copy.detached = None;
             if *epoch == *copy.mirror.at.epoch {
-                match copy.mirror.difference(&entries, found.revision) {
+                match copy.mirror.difference(&entries, revision) {
                     Ok(commits) => {
                         self.log.append(copy.mirror.apply(commits));
-                        copy.mirror.at.revision = found.revision;
-                        self.log.advance(found.revision);
+                        copy.mirror.at.revision = revision;
+                        self.log.advance(revision);
                         return Ok(());
                     }
                     Err(Rewritten) => true,
                 }
             } else {
-                let at = Position { epoch: Arc::from(epoch), revision: found.revision };
+                let at = Position { epoch: Arc::from(epoch), revision };
                 tracing::warn!(%at, entries = entries.len(), "etcd: another history is there, it is in force now");
                 copy.mirror = Mirror { at: at.clone(), entries };
                 self.log.reset(at);
@@ -232,6 +251,12 @@ impl EtcdStore {
         self.copy().detached = Some(reason.clone());
         Ended::Stream(reason)
     }
+}
+
+/// Whoever runs goes on with what it knows.
+fn tell_foreign(key: &str) {
+    let error = StoreError::Foreign { key: key.to_owned() };
+    tracing::error!(%error, "etcd: a key is left alone");
 }
 
 impl From<tonic::Status> for Ended {

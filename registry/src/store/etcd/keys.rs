@@ -17,6 +17,11 @@ impl Keys {
         Self { prefix: format!("{prefix}{slash}") }
     }
 
+    /// With a slash at its end.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     pub(super) fn encode(&self, key: &Key) -> Bytes {
         format!("{}{key}", self.prefix).into()
     }
@@ -24,6 +29,13 @@ impl Keys {
     /// The key that names the history.
     pub(super) fn epoch(&self) -> Bytes {
         self.encode(&epoch_key())
+    }
+
+    /// The keys that name the histories of meshes whose prefix is the beginning of ours.
+    pub(super) fn epochs_above(&self) -> impl Iterator<Item = (&str, Bytes)> {
+        let slashes = self.prefix.match_indices('/').map(|(at, _)| &self.prefix[..=at]);
+        let above = slashes.filter(|above| above.len() < self.prefix.len());
+        above.map(|above| (above, format!("{above}{}", epoch_key()).into()))
     }
 
     /// From the first key of the prefix to the first after it.
@@ -47,6 +59,18 @@ impl Keys {
 mod tests {
     use super::*;
     use crate::store::Space;
+
+    #[test]
+    fn a_prefix_may_be_within_another() {
+        let above = |prefix: &str| {
+            Keys::new(prefix).epochs_above().map(|(above, _)| above.to_owned()).collect::<Vec<_>>()
+        };
+        assert!(above("pillion/").is_empty());
+        assert_eq!(above("pillion/staging/"), ["pillion/"]);
+        assert_eq!(above("/a/b/"), ["/", "/a/"]);
+        let keys = Keys::new("/a/b/");
+        assert_eq!(keys.epochs_above().last().expect("two").1, "/a/meta/epoch");
+    }
 
     #[test]
     fn keys_are_under_the_prefix_and_come_back() {

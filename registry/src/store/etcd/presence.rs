@@ -43,6 +43,8 @@ impl EtcdStore {
         if let Some(id) = *lease
             && self.client.renew(id).await?
             && self.is_shown()
+            && self.client.full().is_none()
+        // else a write tells whether there is space again
         {
             return Ok(());
         }

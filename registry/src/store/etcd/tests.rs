@@ -296,6 +296,48 @@ async fn what_is_too_large_for_etcd_is_told_with_the_remedy() {
 }
 
 #[tokio::test]
+async fn an_etcd_without_space_is_told_and_noticed_when_it_has_some_again() {
+    let Some(etcd) = Etcd::start_with_quota(300_000).await else { return };
+    let a = Replica::open(&etcd, "a").await.expect("opens");
+    let fill = async {
+        loop {
+            if let Err(error) = a.store.commit(put("x", &"x".repeat(10_000))).await {
+                return error.to_string();
+            }
+        }
+    };
+    let error = tokio::time::timeout(DEADLINE, fill).await.expect("is full soon");
+    assert!(error.contains("space exceeded"), "{error}");
+    assert!(a.store.trouble().is_some_and(|trouble| trouble.contains("space exceeded")));
+    etcd.compact().await;
+    for command in [&["defrag"][..], &["alarm", "disarm"]] {
+        let finished = etcd.ctl(command).await;
+        assert_eq!(finished.code, 0, "{finished:?}");
+    }
+    eventually("it is no trouble any more", DEADLINE, || async { a.store.trouble().map_or(Ok(()), Err) })
+        .await;
+    a.writes("x", "1").await;
+}
+
+#[tokio::test]
+async fn a_mesh_is_not_made_within_another_and_what_is_not_ours_is_named() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let a = Replica::open_at(&etcd, "one/", "a").await.expect("opens");
+    let error = Replica::open_at(&etcd, "one/two/", "b").await.err().expect("within").to_string();
+    assert!(error.contains("`one/two/` lies within `one/`"), "{error}");
+    let put = etcd.ctl(&["put", "one/hello", "world"]).await;
+    assert_eq!(put.code, 0, "{put:?}");
+    a.writes("x", "1").await;
+    a.has("x", Some("1")).await; // whoever runs goes on
+    let error = Replica::open_at(&etcd, "one/", "b").await.err().expect("foreign").to_string();
+    assert!(error.contains("`one/hello` is of no known family"), "{error}");
+    let Some(other) = Etcd::start().await else { return };
+    let _inner = Replica::open_at(&other, "one/two/", "a").await.expect("opens");
+    let error = Replica::open_at(&other, "one/", "b").await.err().expect("around it").to_string();
+    assert!(error.contains("one/two/"), "{error}");
+}
+
+#[tokio::test]
 async fn an_etcd_that_is_not_there_is_told_by_name() {
     let Some(mut etcd) = Etcd::start().await else { return };
     etcd.stop().await;
