@@ -66,8 +66,9 @@ pub(super) async fn register_many(
     query: Query,
     body: Bytes,
 ) -> Result<Json<RegisteredMany>, Problem> {
+    const WANT: &str = "want a list of {namespace, service, id, address, …}";
     query.only(&[])?;
-    let list = list(json(&body)?)?;
+    let list = take_list(json(&body)?, "instances", INSTANCES_MAX, WANT)?;
     drop(body);
     let world = api.catalog.world();
     let (mut results, mut registrations) = (Vec::with_capacity(list.len()), Vec::with_capacity(list.len()));
@@ -105,23 +106,26 @@ pub(super) async fn register_many(
     Ok(Json(RegisteredMany { results }))
 }
 
-fn list(body: Value) -> Result<Vec<Value>, Problem> {
-    const WANT: &str = "want a list of {namespace, service, id, address, …}";
+/// The list that is all that a request holds.
+pub(super) fn take_list(body: Value, name: &str, max: usize, want: &str) -> Result<Vec<Value>, Problem> {
     let Value::Object(mut body) = body else {
-        return Err(Problem::field("", format!("want an object with `instances`: {WANT}")));
+        return Err(Problem::field("", format!("want an object with `{name}`: {want}")));
     };
-    let list = body.remove("instances");
+    let list = body.remove(name);
     if let Some(unknown) = body.keys().next() {
-        return Err(Problem::field(&format!("/{unknown}"), "is not a field; the only one is instances"));
+        return Err(Problem::field(
+            &format!("/{unknown}"),
+            format!("is not a field; the only one is {name}"),
+        ));
     }
     match list {
-        Some(Value::Array(list)) if list.len() <= INSTANCES_MAX => Ok(list),
+        Some(Value::Array(list)) if list.len() <= max => Ok(list),
         Some(Value::Array(list)) => {
-            let detail = format!("got {} instances, want at most {INSTANCES_MAX}", list.len());
-            let fields = vec![ProblemField::new("/instances", detail)];
+            let detail = format!("got {} {name}, want at most {max}", list.len());
+            let fields = vec![ProblemField::new(format!("/{name}"), detail)];
             Err(Problem::fields(StatusCode::PAYLOAD_TOO_LARGE, fields))
         }
-        _ => Err(Problem::field("/instances", WANT)),
+        _ => Err(Problem::field(&format!("/{name}"), want)),
     }
 }
 
@@ -149,26 +153,31 @@ impl RegisteredOne {
         Self { status: status.as_u16(), generation: None, beat_interval: None, problem: None }
     }
 
-    fn refused(at: usize, mut problem: Problem) -> Self {
-        for error in &mut problem.errors {
-            error.field = pointer(at, &error.field);
-        }
-        if let [one] = &problem.errors[..] {
-            problem.detail = format!("{}: {}", one.field, one.detail);
-        }
+    fn refused(at: usize, problem: Problem) -> Self {
+        let problem = pointed_at(problem, &format!("/instances/{at}"));
         Self { status: problem.status, generation: None, beat_interval: None, problem: Some(problem) }
     }
 }
 
-/// The field of one registration as a JSON pointer (RFC 6901) into the whole request.
-fn pointer(at: usize, field: &str) -> String {
+/// A problem of one part of a request, with its fields as JSON pointers (RFC 6901) into the whole.
+pub(super) fn pointed_at(mut problem: Problem, part: &str) -> Problem {
+    for error in &mut problem.errors {
+        error.field = pointer(part, &error.field);
+    }
+    if let [one] = &problem.errors[..] {
+        problem.detail = format!("{}: {}", one.field, one.detail);
+    }
+    problem
+}
+
+fn pointer(part: &str, field: &str) -> String {
     let escape = |part: &str| part.replace('~', "~0").replace('/', "~1");
     let parts: Vec<String> = match field.split_once('.') {
         // Names of labels may have dots.
         Some((map @ ("labels" | "metadata"), name)) => vec![map.to_owned(), escape(name)],
         _ => field.split('.').filter(|part| !part.is_empty()).map(escape).collect(),
     };
-    parts.iter().fold(format!("/instances/{at}"), |pointer, part| format!("{pointer}/{part}"))
+    parts.iter().fold(part.to_owned(), |pointer, part| format!("{pointer}/{part}"))
 }
 
 #[cfg(test)]
@@ -183,7 +192,7 @@ mod tests {
             ("address", "/instances/17/address"),
             ("", "/instances/17"),
         ] {
-            assert_eq!(pointer(17, field), want, "{field}");
+            assert_eq!(pointer("/instances/17", field), want, "{field}");
         }
     }
 }

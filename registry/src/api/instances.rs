@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::problem::ProblemField;
+use super::batch::{pointed_at, take_list};
 use super::request::{Query, instance_id, json, service_name};
 use super::{Api, BeatView, InstanceView, Problem};
 use crate::catalog::{Changes, Registration, ReportError, World, parse_reported};
@@ -69,11 +69,15 @@ pub(super) struct HeartbeatsView {
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct HeartbeatResult {
-    /// `ok`, `unknown` (register again), `older` (a newer instance has this id) or `failed`.
+    /// `ok`, `unknown` (register again), `older` (a newer instance has this id), `failed`, or `invalid`
+    /// as `problem` says.
     status: &'static str,
     /// How often to send a heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
     beat_interval: Option<String>,
+    /// What is wrong; its fields are JSON pointers into the request, such as `/heartbeats/17/id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Problem>,
 }
 
 type Names = Path<(String, String, String)>;
@@ -154,50 +158,45 @@ pub(super) async fn heartbeat(
     let (service, id) = names(path)?;
     let beat = match body.is_empty() {
         true => Beat::default(),
-        false => Beat::parse(&json(&body)?, "", &["generation", "health"])?,
+        false => Beat::parse(&json(&body)?, &["generation", "health"])?,
     };
     Ok(Json(beat.send(&api, &service, &id).await?))
 }
 
+/// `POST /v1/heartbeats`. What is wrong with one heartbeat does not keep the others out.
 pub(super) async fn heartbeats(State(api): State<Api>, body: Bytes) -> Result<Json<HeartbeatsView>, Problem> {
-    let body = json(&body)?;
-    let Some(list) = body.get("heartbeats").and_then(Value::as_array) else {
-        return Err(Problem::field("heartbeats", "got nothing, want a list of {namespace, service, id}"));
-    };
-    if list.len() > HEARTBEATS_MAX {
-        let detail = format!("got {} heartbeats, want at most {HEARTBEATS_MAX}", list.len());
-        return Err(Problem::field("heartbeats", detail));
-    }
-    // All are read before the first is counted, so that a wrong one changes nothing.
-    let mut beats = Vec::with_capacity(list.len());
+    const WANT: &str = "want a list of {namespace, service, id}";
+    let list = take_list(json(&body)?, "heartbeats", HEARTBEATS_MAX, WANT)?;
+    drop(body);
+    let mut results = Vec::with_capacity(list.len());
     for (at, item) in list.iter().enumerate() {
-        let at = format!("heartbeats[{at}].");
-        let beat = Beat::parse(item, &at, &["namespace", "service", "id", "generation", "health"])?;
-        let text = |field: &str| item.get(field).and_then(Value::as_str);
-        let namespace = text("namespace").unwrap_or(pillion_model::name::DEFAULT_NAMESPACE);
-        let at_field = |problem: Problem| Problem {
-            errors: problem
-                .errors
-                .into_iter()
-                .map(|error| ProblemField { field: format!("{at}{}", error.field), ..error })
-                .collect(),
-            ..problem
-        };
-        let service = service_name(namespace, text("service").unwrap_or_default()).map_err(at_field)?;
-        let id = instance_id(text("id").unwrap_or_default()).map_err(at_field)?;
-        beats.push((service, id, beat));
-    }
-    let mut results = Vec::with_capacity(beats.len());
-    for (service, id, beat) in beats {
-        let (status, beat_interval) = match beat.report(&api, &service, &id).await {
-            Ok(view) => ("ok", Some(view.beat_interval)),
-            Err(ReportError::Unknown(..)) => ("unknown", None),
-            Err(ReportError::Older { .. }) => ("older", None),
-            Err(ReportError::Store(_)) => ("failed", None),
-        };
-        results.push(HeartbeatResult { status, beat_interval });
+        let result = |status| HeartbeatResult { status, beat_interval: None, problem: None };
+        results.push(match read_heartbeat(item) {
+            Err(problem) => HeartbeatResult {
+                problem: Some(pointed_at(problem, &format!("/heartbeats/{at}"))),
+                ..result("invalid")
+            },
+            Ok((service, id, beat)) => match beat.report(&api, &service, &id).await {
+                Ok(view) => HeartbeatResult { beat_interval: Some(view.beat_interval), ..result("ok") },
+                Err(ReportError::Unknown(..)) => result("unknown"),
+                Err(ReportError::Older { .. }) => result("older"),
+                Err(ReportError::Store(_)) => result("failed"),
+            },
+        });
     }
     Ok(Json(HeartbeatsView { results }))
+}
+
+fn read_heartbeat(item: &Value) -> Result<(ServiceName, InstanceId, Beat), Problem> {
+    let beat = Beat::parse(item, &["namespace", "service", "id", "generation", "health"])?;
+    let text = |field: &str| match item.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(other) => Err(Problem::field(field, format!("got {other}, want a text"))),
+    };
+    let needed = |field: &str| text(field)?.ok_or_else(|| Problem::field(field, "is missing"));
+    let namespace = text("namespace")?.unwrap_or(pillion_model::name::DEFAULT_NAMESPACE);
+    Ok((service_name(namespace, needed("service")?)?, instance_id(needed("id")?)?, beat))
 }
 
 pub(super) async fn begin_maintenance(state: State<Api>, path: Names) -> Result<Json<InstanceView>, Problem> {
@@ -227,27 +226,26 @@ struct Beat {
 }
 
 impl Beat {
-    fn parse(body: &Value, at: &str, known: &[&str]) -> Result<Self, Problem> {
+    fn parse(body: &Value, known: &[&str]) -> Result<Self, Problem> {
         let Some(map) = body.as_object() else {
-            return Err(Problem::field(at.trim_end_matches('.'), "want an object"));
+            return Err(Problem::field("", "want an object"));
         };
         if let Some(unknown) = map.keys().find(|key| !known.contains(&key.as_str())) {
             let detail = format!("is not a field; the fields are {}", known.join(", "));
-            return Err(Problem::field(&format!("{at}{unknown}"), detail));
+            return Err(Problem::field(unknown, detail));
         }
         let given = |field: &str| map.get(field).filter(|value| !value.is_null());
         let generation = match given("generation") {
             None => None,
-            Some(value) => Some(value.as_u64().ok_or_else(|| {
-                let detail = format!("got {value}, want a whole number");
-                Problem::field(&format!("{at}generation"), detail)
-            })?),
+            Some(value) => {
+                let wrong = || Problem::field("generation", format!("got {value}, want a whole number"));
+                Some(value.as_u64().ok_or_else(wrong)?)
+            }
         };
         let reported = match given("health") {
             None => None,
             Some(value) => Some(value.as_str().and_then(parse_reported).ok_or_else(|| {
-                let detail = format!("got {value}, want ready, starting, notReady or draining");
-                Problem::field(&format!("{at}health"), detail)
+                Problem::field("health", format!("got {value}, want ready, starting, notReady or draining"))
             })?),
         };
         Ok(Self { generation, reported })
