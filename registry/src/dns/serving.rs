@@ -1,5 +1,6 @@
 //! The instances that answers name, prepared once per state of a service.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,15 +58,19 @@ impl Set {
         if instances.is_empty() {
             instances = of(|health| health == Health::Stale); // silent but protected: better than none
         }
-        let weights = Weights::new(instances.iter().map(|instance| instance.weight));
+        let weights = match select {
+            Select::V4 | Select::V6 => merge_by_address(&mut instances),
+            Select::Port(_) => instances.iter().map(|instance| instance.weight).collect(),
+        };
         let stale = instances.first().is_some_and(|instance| health(instance) == Health::Stale);
         let several_zones = instances.iter().any(|instance| instance.zone != instances[0].zone);
         let mut others = service.instances.values().filter(labelled);
-        let out_of_service = match others.clone().any(|instance| health(instance).takes_traffic()) {
+        let serves = |instance: &Arc<Instance>| instance.weight > 0 && health(instance).takes_traffic();
+        let out_of_service = match others.clone().any(serves) {
             true => 0,
             false => others.by_ref().count(),
         };
-        Self { instances, weights, stale, out_of_service, several_zones }
+        Self { instances, weights: Weights::new(weights), stale, out_of_service, several_zones }
     }
 
     pub(super) fn instances(&self) -> &[Arc<Instance>] {
@@ -104,6 +109,25 @@ impl Set {
         }
         drawn
     }
+}
+
+/// Keeps one instance of those that share an address, as records that say the same are one (RFC 2181
+/// section 5); the weights of what is left.
+fn merge_by_address(instances: &mut Vec<Arc<Instance>>) -> Vec<u32> {
+    let (mut places, mut weights) = (HashMap::<_, usize>::new(), Vec::<u32>::new());
+    instances.retain(|instance| match places.entry(instance.address.to_canonical()) {
+        Entry::Occupied(place) => {
+            let weight = &mut weights[*place.get()];
+            *weight = weight.saturating_add(instance.weight);
+            false
+        }
+        Entry::Vacant(place) => {
+            place.insert(weights.len());
+            weights.push(instance.weight);
+            true
+        }
+    });
+    weights
 }
 
 /// Sets by service, kept for as long as the service is unchanged.

@@ -318,6 +318,25 @@ async fn flags_case_and_edns_are_as_the_rules_want_them() {
     server.end().await;
 }
 
+#[tokio::test]
+async fn instances_on_one_address_are_one_record_with_their_weights_together() {
+    let orders = service("shop", "orders");
+    let instances = ["10.0.0.1", "10.0.0.1", "10.0.0.2"];
+    let instances = instances.iter().zip(["a", "b", "c"]).map(|(address, id)| instance(&orders, id, address));
+    let catalog = catalog(instances.collect());
+    let cache = super::serving::Cache::default();
+    let set = |select| cache.set(&orders, catalog.services.get(&orders), None, select);
+    let addresses = set(super::serving::Select::V4);
+    assert_eq!(addresses.instances().iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+    let mut first = [0; 2];
+    for _ in 0..3000 {
+        let [one, ..] = addresses.draw(1, None)[..] else { panic!("nobody") };
+        first[usize::from(one.0.id.as_str() == "c")] += 1;
+    }
+    assert!((1800..2200).contains(&first[0]), "2 of 3 at the shared address: {first:?}");
+    assert_eq!(set(super::serving::Select::Port("http".to_owned())).len(), 3, "SRV names each");
+}
+
 /// A thousand instances of one service.
 fn crowd() -> World {
     let crowd = service("shop", "crowd");
