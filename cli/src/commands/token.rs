@@ -1,5 +1,6 @@
 //! `pillion token`: join tokens, with which sidecars obtain their first identity.
 
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -83,24 +84,33 @@ async fn create(arguments: CreateArguments) -> anyhow::Result<()> {
             body.insert(field.to_owned(), value.into());
         }
     }
+    // Before the token is made: one that nobody can read is good for nobody, but valid.
+    let out = arguments
+        .out
+        .as_deref()
+        .map(|file| Ok::<_, anyhow::Error>((file, open_secret(file)?)))
+        .transpose()?;
     let headers = [("content-type", "application/json")];
     let client = arguments.api.client()?;
     let answer =
         client.request(Method::POST, "/v1/tokens", &headers, Value::Object(body).to_string()).await?;
     let created = api::json(&answer)?;
     let token = created["token"].as_str().context("the answer holds no token")?;
-    match (&arguments.out, arguments.output.format) {
-        (Some(file), _) => write_secret(file, token),
+    match (out, arguments.output.format) {
+        (Some((path, mut file)), _) => file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{token}"))
+            .with_context(|| format!("write {}", path.display())),
         (None, Format::Table) => line(token), // alone, so that it can be assigned in a shell
         (None, format) => output::print(format, &created, || Rows::new([])),
     }
 }
 
-fn write_secret(file: &Path, token: &str) -> anyhow::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    let opened = options.write(true).create(true).truncate(true).mode(0o600).open(file);
-    let written = opened.and_then(|mut file| writeln!(file, "{token}"));
-    written.with_context(|| format!("write {}", file.display()))
+/// What the file held before stays until there is a token.
+fn open_secret(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(false).mode(0o600).open(path);
+    opened.with_context(|| format!("write {}", path.display()))
 }
 
 async fn list(arguments: ListArguments) -> anyhow::Result<()> {
