@@ -69,7 +69,8 @@ fn the_outcome_says_what_the_proxies_would_do() {
             "canary[0]",
             "refused: the port demands mutual TLS, and the caller has no identity",
         ),
-        ("web.shop", "GET", "/../x", "", "refused with 400: the path \"/../x\" has no normal form"),
+        ("web.shop", "GET", "/../x", "default", "refused: there are allow policies, and none matches"),
+        ("web.shop", "GET", "/x%00", "", "refused with 400: the path \"/x%00\" has no normal form"),
     ] {
         let answer = ask(caller, method, path);
         assert_eq!(answer.outcome, want, "{caller} {method} {path}\n{answer}");
