@@ -53,7 +53,8 @@ fn steady(name: &str, value: &str) -> String {
         // What is left of a timeout, but for the time it took.
         "x-envoy-expected-rq-timeout-ms" => match value.parse::<u64>() {
             Ok(left) if left > 1000 => (left.div_ceil(250) * 250).to_string(),
-            _ => value.to_owned(),
+            Ok(left) => (left.div_ceil(50) * 50).to_string(),
+            Err(_) => value.to_owned(),
         },
         _ => value.to_owned(),
     }
