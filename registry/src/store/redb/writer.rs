@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::redb::{Database, ReadableTable};
 use tokio::sync::mpsc::Receiver;
@@ -17,10 +17,10 @@ use crate::store::{Commit, Op, Precondition};
 /// Transactions made durable together at most, and writes of theirs after which no further one is added.
 const BATCH_MAX: usize = 4096;
 const BATCH_OPS: usize = 8192;
-/// Between two attempts to write again after the disk refused: at first, and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-/// How long those wait for their refusal who came while the disk was refusing.
-const REFUSE_EVERY: Duration = Duration::from_millis(20);
+/// While the disk refuses: how long those wait for their refusal who came meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// After how many of these looks the file is opened again: at first, and at most.
+const RETRY_LOOKS: (u32, u32) = (25, 250);
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -120,22 +120,24 @@ impl Writer {
     /// Opens the file again and again until it can be written, and refuses whoever comes meanwhile.
     /// `false`: nobody can come any more.
     fn recover(&mut self, waiting: &mut Receiver<Queued>) -> bool {
-        let mut pause = RETRY.0;
+        let mut looks = RETRY_LOOKS.0;
         loop {
-            let next = Instant::now() + pause;
             let trouble = StoreError::Unavailable(self.shared.trouble().unwrap_or_default());
-            while Instant::now() < next {
-                match waiting.try_recv() {
-                    Ok(queued) => queued.refuse(&trouble),
-                    Err(TryRecvError::Empty) => std::thread::sleep(REFUSE_EVERY),
-                    Err(TryRecvError::Disconnected) => return false,
+            for _ in 0..looks {
+                loop {
+                    match waiting.try_recv() {
+                        Ok(queued) => queued.refuse(&trouble),
+                        Err(TryRecvError::Empty) => break,
+                        Err(TryRecvError::Disconnected) => return false,
+                    }
                 }
+                std::thread::park_timeout(LOOK_EVERY);
             }
             match self.reopen() {
                 Ok(()) => return true,
                 Err(error) => self.shared.set_trouble(Some(error.to_string())),
             }
-            pause = (pause * 2).min(RETRY.1);
+            looks = (looks * 2).min(RETRY_LOOKS.1);
         }
     }
 
