@@ -28,8 +28,9 @@ pub(crate) async fn requests(
     let port = stream.local_addr().map_or(0, |address| address.port());
     let (sender, connection) = h2::client::handshake(stream).await.expect("a preface can be written");
     let mut driver = JoinSet::new();
-    driver
-        .spawn(async move { connection.await.err().map_or("closed".to_owned(), |error| error.to_string()) });
+    driver.spawn(async move {
+        connection.await.err().map_or_else(|| "closed".to_owned(), |error| error.to_string())
+    });
     let mut streams = JoinSet::new();
     let mut lines = Vec::new();
     let mut answers = 0;

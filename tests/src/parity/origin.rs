@@ -52,7 +52,7 @@ impl Scripts {
         let script = scripts.entry(tag.to_owned()).or_default();
         let number = script.attempts.len();
         script.attempts.push(Attempt { origin: origin.to_owned(), ..Attempt::default() });
-        let answer = script.answers.get(number).or(script.answers.last());
+        let answer = script.answers.get(number).or_else(|| script.answers.last());
         (number, answer.map_or_else(Reply::default, Answer::reply))
     }
 

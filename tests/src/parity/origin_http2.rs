@@ -80,7 +80,7 @@ async fn read(body: &mut RecvStream, see: impl FnOnce(Vec<String>)) {
 
 async fn answer(respond: &mut SendResponse<Bytes>, reply: &Reply, name: &str, see: impl FnOnce(String)) {
     sleep(Duration::from_millis(reply.after)).await;
-    let code = Reason::from(reply.code.unwrap_or(Reason::INTERNAL_ERROR.into()));
+    let code = Reason::from(reply.code.unwrap_or_else(|| Reason::INTERNAL_ERROR.into()));
     if reply.nothing {
         if reply.end == End::Reset {
             respond.send_reset(code);
