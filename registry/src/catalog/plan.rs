@@ -1,6 +1,6 @@
 //! What to write for registrations: several in one transaction, each seeing those before it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -198,6 +198,12 @@ impl<'a> Plan<'a> {
         }
         ports
     }
+}
+
+/// Whether no instance is there twice.
+pub(super) fn are_distinct(registrations: &[Registration]) -> bool {
+    let mut seen = HashSet::with_capacity(registrations.len());
+    registrations.iter().all(|registration| seen.insert((&registration.service, &registration.id)))
 }
 
 fn protocol_error(

@@ -1,6 +1,6 @@
 //! Changes that somebody asked for: register, report, leave.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ use pillion_model::name::{InstanceId, ServiceName};
 
 use super::Catalog;
 use super::index::{free_index, release_index, take_index};
-use super::plan::Plan;
+use super::plan::{Plan, are_distinct};
 use super::record::{GoneRecord, InstanceRecord, ServiceRecord, Stored, encode, instance_key, service_key};
 use super::registration::Registration;
 use super::table::Known;
@@ -128,10 +128,13 @@ impl Catalog {
         &self,
         registrations: &[Registration],
     ) -> Vec<Result<Registered, RegisterError>> {
-        let parts = registrations.len().div_ceil(self.store.ops_max()).max(1);
-        let each = registrations.len().div_ceil(parts).max(1);
+        let parts = registrations.len().div_ceil(self.store.ops_max());
+        if parts <= 1 {
+            return self.register_part(registrations).await;
+        }
+        let each = registrations.len().div_ceil(parts);
         // Of two registrations of one instance the later one stands: they are not written at the same time.
-        let at_once = if parts > 1 && are_distinct(registrations) { PARTS_AT_ONCE } else { 1 };
+        let at_once = if are_distinct(registrations) { PARTS_AT_ONCE } else { 1 };
         let parts: Vec<_> = registrations.chunks(each).map(|part| self.register_part(part)).collect();
         stream::iter(parts).buffered(at_once).concat().await
     }
@@ -388,12 +391,6 @@ impl Catalog {
         let unknown = || ReportError::Unknown(service.clone(), id.clone());
         table.instances.get(&(service.clone(), id.clone())).cloned().ok_or_else(unknown)
     }
-}
-
-/// Whether no instance is there twice.
-fn are_distinct(registrations: &[Registration]) -> bool {
-    let mut seen = HashSet::with_capacity(registrations.len());
-    registrations.iter().all(|registration| seen.insert((&registration.service, &registration.id)))
 }
 
 pub(super) fn unix_seconds() -> u64 {

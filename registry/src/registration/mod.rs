@@ -1,8 +1,9 @@
 //! `pillion.mesh.v1.Registration`: sidecars register their instances on a stream and beat on it.
 //!
 //! A stream is one future that the transport polls: no task, no queue beyond what the messages that
-//! have arrived are answered with. Registrations that arrive together are written together. A proxy may register only instances of the service its certificate names. A
-//! stream that ends without a word leaves the leases running.
+//! have arrived are answered with. Registrations that arrive together are written together. A proxy may
+//! register only instances of the service its certificate names. A stream that ends without a word leaves
+//! the leases running.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -17,24 +18,28 @@ use pillion_xds::mesh::to_proxy::Message as Answer;
 use pillion_xds::mesh::to_registry::Message;
 use pillion_xds::mesh::{
     Acknowledged, Beat, Beats, BeatsAcknowledged, Deregister, Deregistered, GoAway, HealthCheck, Refused,
-    Register, Registered, ToProxy, ToRegistry,
+    Register, ToProxy, ToRegistry,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::catalog::{Catalog, Changes, RegisterError, Registered as Accepted, Registration, ReportError};
 use crate::control::Checks;
-use crate::lease::{Lease, beat_interval};
 use crate::metrics::Metrics;
-use crate::resolve::ProbeKind;
 
 mod message;
+mod slot;
+
+use slot::{Slot, check_of, millis};
 
 /// Instances on one stream at most.
 const SLOTS_MAX: usize = 1024;
 /// Messages that are taken in together at most.
 const TOGETHER_MAX: usize = 256;
+/// Streams that register at the same time. What the others send meanwhile is neither read nor in memory in
+/// its larger forms: thousands of streams reconnect at once when a registry has been away.
+const REGISTERING_MAX: usize = 512;
 /// Largest message: an instance with all its labels.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Answers that a stream at rest has room for.
@@ -51,6 +56,8 @@ struct Shared {
     catalog: Arc<Catalog>,
     checks: watch::Receiver<Arc<Checks>>,
     metrics: Arc<Metrics>,
+    /// Turns to register.
+    turns: Semaphore,
     stop: CancellationToken,
 }
 
@@ -63,7 +70,8 @@ impl RegistrationService {
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
-        Self { shared: Arc::new(Shared { catalog, checks, metrics, stop }) }
+        let turns = Semaphore::new(REGISTERING_MAX);
+        Self { shared: Arc::new(Shared { catalog, checks, metrics, turns, stop }) }
     }
 
     /// As tonic serves it.
@@ -121,15 +129,6 @@ struct Session {
     leaving: bool,
 }
 
-/// One instance on a stream.
-struct Slot {
-    generation: u64,
-    address: IpAddr,
-    lease: Arc<Lease>,
-    /// As last told.
-    check: Option<Box<HealthCheck>>,
-}
-
 impl Session {
     /// The next answer; `None` when the stream is over.
     async fn next(&mut self, requests: &mut Streaming<ToRegistry>) -> Result<Option<ToProxy>, Status> {
@@ -149,6 +148,9 @@ impl Session {
             tokio::select! {
                 message = requests.message() => match message? {
                     Some(message) => {
+                        let registers = matches!(message.message, Some(Message::Register(_)));
+                        // Nobody closes it: everybody has a turn.
+                        let _turn = if registers { shared.turns.acquire().await.ok() } else { None };
                         let arrived = self.arrived(message, requests);
                         self.take(arrived).await;
                     }
@@ -378,39 +380,4 @@ impl Session {
         let reconnect_after_ms = millis(spread);
         self.answers.push_back(Answer::GoAway(GoAway { reconnect_after_ms }));
     }
-}
-
-impl Slot {
-    fn registered(&self, slot: u32) -> Answer {
-        Answer::Registered(Registered {
-            slot,
-            generation: self.generation,
-            beat_interval_ms: self.interval_ms(),
-            health_check: self.check.as_deref().cloned(),
-            address: self.address.to_string(),
-        })
-    }
-
-    fn interval_ms(&self) -> u32 {
-        millis(beat_interval(self.lease.ttl()))
-    }
-}
-
-fn check_of(checks: &Checks, service: &ServiceName) -> Option<HealthCheck> {
-    let plan = checks.get(service)?;
-    Some(HealthCheck {
-        http_path: match &plan.kind {
-            ProbeKind::Http(path) => path.clone(),
-            ProbeKind::Tcp => String::new(),
-        },
-        interval_ms: millis(plan.interval),
-        timeout_ms: millis(plan.timeout),
-        healthy: plan.healthy,
-        unhealthy: plan.unhealthy,
-        port: plan.port.clone(),
-    })
-}
-
-fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
