@@ -25,7 +25,9 @@ pub(crate) fn run(require_peers: bool, rest: &[String]) -> anyhow::Result<bool> 
     let (built, environment) = if with_image {
         (target.join(crate::image::TARGET).join("debug"), &crate::image::STATIC[..])
     } else {
-        (target.join("debug"), &[][..])
+        // Who has Cargo build for a target by name finds it in a folder of that name.
+        let folder = std::env::var_os("CARGO_BUILD_TARGET").unwrap_or_default();
+        (target.join(folder).join("debug"), &[][..])
     };
     let binary = built.join("pillion");
     let build = |arguments: &[&str]| {
