@@ -135,8 +135,10 @@ impl Plan {
     }
 }
 
-/// A port that nobody has right now. Another process may take it before ours does, which then says so.
+/// A port that nobody has right now, and that the system gives to no connection by itself: those begin
+/// at 32768. Another process may take it before ours does, which then says so.
 fn free_port() -> anyhow::Result<u16> {
-    let socket = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(socket.local_addr()?.port())
+    let mut candidates = std::iter::repeat_with(|| fastrand::u16(15_000..32_000)).take(1000);
+    let is_free = |port: &u16| std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
+    candidates.find(is_free).context("find a free port")
 }
