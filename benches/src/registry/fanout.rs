@@ -95,6 +95,11 @@ impl<'a> Ground<'a> {
         Ok(Cost { cpu: self.registry.usage()?.cpu_since(before), changes })
     }
 
+    /// How long what was changed is on its way, at most.
+    fn settle(&self) -> Duration {
+        SETTLE.min(self.arguments.window / 4)
+    }
+
     /// Everybody watches, while services change. The budgets are those of watchers over plain HTTP/2.
     async fn watched(&mut self, name: &str, version: Version, report: &mut Report) -> anyhow::Result<()> {
         let (arguments, registry) = (self.arguments, self.registry);
@@ -108,7 +113,7 @@ impl<'a> Ground<'a> {
         let each = (registry.memory()? - memory) / arguments.subscribers as f64;
         row("memory per subscriber", each / 1024.0, "KiB", None);
 
-        sleep(SETTLE).await;
+        sleep(self.settle()).await;
         let before = registry.usage()?;
         sleep(arguments.window.min(WINDOW_MAX)).await;
         let idle = registry.usage()?.cores_since(before);
@@ -121,7 +126,7 @@ impl<'a> Ground<'a> {
             self.changer.change_next(WATCHED).await?;
             sleep(ISOLATED_EVERY).await;
         }
-        sleep(SETTLE).await;
+        sleep(self.settle()).await;
         let (mut isolated, delivered) = board.take();
         ensure!(delivered > 0, "no change was delivered");
         row("isolated change to its subscribers, p99", isolated.quantile_ms(0.99), "ms", budget(100.0));
@@ -133,7 +138,7 @@ impl<'a> Ground<'a> {
             quiet.add(self.churn(QUIET, turn).await?);
             watched.add(self.churn(WATCHED, turn).await?);
         }
-        sleep(SETTLE).await;
+        sleep(self.settle()).await;
         let (mut churn, delivered) = board.take();
         let events = delivered as f64 / watched.changes as f64;
         let most = Some(15.0).filter(|_| version == Version::Http2 && !self.door.is_secure());
@@ -145,7 +150,7 @@ impl<'a> Ground<'a> {
         let before = registry.usage()?;
         for _ in 0..HOT_CHANGES {
             self.changer.change(HOT).await?;
-            sleep(SETTLE).await;
+            sleep(self.settle()).await;
         }
         let after = registry.usage()?;
         let cpu = after.cpu_since(before).saturating_sub(after.since(before).mul_f64(idle));
