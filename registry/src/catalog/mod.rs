@@ -48,6 +48,9 @@ const REACH_MAX: Duration = Duration::from_secs(10);
 /// Writes under way that the view does not have yet, at most: half of what the store keeps for
 /// followers, so that no flood of changes makes the view fall behind and load everything again.
 const WRITES_UNDER_WAY: usize = 4096;
+/// The same in transactions, where the store takes small ones only: the more wait there, the sooner one
+/// waits for longer than the store allows.
+const TRANSACTIONS_UNDER_WAY: usize = 8;
 
 /// The catalog of one registry process.
 pub struct Catalog {
@@ -78,11 +81,11 @@ impl Catalog {
         let leases = Leases::default();
         table.adopt_all(&leases, RECONNECT_WINDOW);
         Ok(Arc::new(Self {
+            room: Semaphore::new(writes_under_way(&*store)),
             store,
             table: RwLock::new(table),
             applied: watch::Sender::new(world.revision),
             world: ArcSwap::from_pointee(world),
-            room: Semaphore::new(WRITES_UNDER_WAY),
             leases,
             damping: Damping::default(),
             stats: KeeperStats::default(),
@@ -128,7 +131,7 @@ impl Catalog {
     /// As [`Store::commit`]; [`StoreError::Unavailable`] too if it was committed, and the store does not
     /// tell us.
     pub async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
-        let writes = transaction.ops.len().min(WRITES_UNDER_WAY);
+        let writes = transaction.ops.len().min(writes_under_way(&*self.store));
         // Nobody closes it: there is always room in the end.
         let _taken = self.room.acquire_many(u32::try_from(writes).unwrap_or(u32::MAX)).await;
         let revision = self.store.commit(transaction).await?;
@@ -237,4 +240,8 @@ impl Catalog {
         self.world.store(Arc::new(world));
         self.applied.send_replace(revision);
     }
+}
+
+fn writes_under_way(store: &dyn Store) -> usize {
+    store.ops_max().saturating_mul(TRANSACTIONS_UNDER_WAY).min(WRITES_UNDER_WAY)
 }
