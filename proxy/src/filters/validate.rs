@@ -9,6 +9,7 @@ use pillion_model::path::{Normalized, normalize};
 
 use crate::chain::Step;
 use crate::exchange::Exchange;
+use crate::headers::hop;
 use crate::local_reply::Cause;
 use crate::snapshot::Action;
 
@@ -20,15 +21,9 @@ pub(crate) fn version(x: &Exchange) -> Step {
     Ok(())
 }
 
-/// The only coding of a body between hops is `chunked`, named once: of any other nobody could tell
-/// where it ends.
+/// The body's end can be told.
 pub(crate) fn coding(x: &Exchange) -> Step {
-    let mut codings = x.head.headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Cause::TransferCoding.into()),
-    }
+    if hop::is_decodable(&x.head.headers) { Ok(()) } else { Err(Cause::TransferCoding.into()) }
 }
 
 /// QUERY says what it asks with (RFC 10008 section 2.1).

@@ -14,6 +14,17 @@ const NOMINATED_MAX: usize = 10;
 /// Longest `te`.
 const TE_MAX: usize = 256;
 
+/// Whether a message's body has no coding between hops but `chunked`, named once: of any other nobody
+/// could tell where it ends.
+pub(crate) fn is_decodable(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    }
+}
+
 /// Removes hop-by-hop headers and those that `connection` names from a request.
 ///
 /// # Errors

@@ -433,8 +433,7 @@ impl<'a> Overrides<'a> {
         self.route.fault.as_ref().or(self.host.fault.as_ref())
     }
 
-    /// The CORS policy.
-    /// What the first of them leaves out the next may say.
+    /// The CORS policies: what the first of them leaves out the next may say.
     pub(crate) fn cors(&self) -> impl Iterator<Item = &'a pillion_model::http::CorsPolicy> + use<'a> {
         [self.route.cors.as_ref(), self.host.cors.as_ref()].into_iter().flatten()
     }

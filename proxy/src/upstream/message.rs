@@ -4,8 +4,7 @@
 //! URI, extended CONNECT). Responses to upgrades come back in HTTP/1 form, 101 with `upgrade`.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -40,16 +39,6 @@ pub(super) fn to_http1<B: http_body::Body>(request: &mut Request<B>, from: Versi
 fn wants_length<B: http_body::Body>(request: &Request<B>) -> bool {
     let usual = !matches!(request.method().as_str(), "GET" | "HEAD" | "DELETE" | "TRACE" | "CONNECT");
     usual && request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH)
-}
-
-/// Whether a message's body has no coding between hops but `chunked`.
-pub(super) fn is_decodable(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        _ => false,
-    }
 }
 
 fn upgrade_headers(headers: &mut HeaderMap, protocol: &str) {

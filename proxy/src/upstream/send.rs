@@ -20,6 +20,7 @@ use super::pool::{EndpointPool, Refusal, Wanted};
 use super::state::{EndpointState, Outcome, Priority};
 use super::worker::{Pools, View};
 use crate::body::Body;
+use crate::headers::hop;
 
 /// What one request brings to its tries; kept from one try to the next.
 #[derive(Debug)]
@@ -254,7 +255,7 @@ async fn send_http1(
     let safe = reused && is_idempotent(request.method().as_str());
     let copy = (safe && attempt.stale == StaleReplay::Pool).then(|| repeat(&request)).flatten();
     match connection.send.try_send_request(request).await {
-        Ok(response) if !message::is_decodable(response.headers()) => {
+        Ok(response) if !hop::is_decodable(response.headers()) => {
             let mut failure =
                 Failure::reset(Reset::ProtocolError).detail("a transfer coding other than chunked");
             failure.request_sent = true;
