@@ -15,7 +15,7 @@ const KEPT: usize = 1024;
 /// The services that changed lately, the last one first. Travels with each state, and shares all that two
 /// of them have in common.
 #[derive(Clone, Debug)]
-pub struct Changes {
+pub struct ChangedServices {
     /// The same in all states that came one from the other.
     history: Arc<()>,
     /// How many there have been.
@@ -25,7 +25,7 @@ pub struct Changes {
     earlier: ListSync<ServiceName>,
 }
 
-impl Default for Changes {
+impl Default for ChangedServices {
     /// The beginning of a history of its own.
     fn default() -> Self {
         let nothing = ListSync::new_sync;
@@ -33,7 +33,7 @@ impl Default for Changes {
     }
 }
 
-impl Changes {
+impl ChangedServices {
     /// Notes that a service is not what it was.
     pub(crate) fn note(&mut self, service: ServiceName) {
         if self.latest.len() >= KEPT {
@@ -71,13 +71,13 @@ mod tests {
         ServiceName::new("shop", &format!("s{n}")).expect("valid")
     }
 
-    fn since(now: &Changes, then: &Changes) -> Option<Vec<String>> {
+    fn since(now: &ChangedServices, then: &ChangedServices) -> Option<Vec<String>> {
         Some(now.since(then)?.map(|name| name.service().to_owned()).collect())
     }
 
     #[test]
     fn what_changed_since_a_state_is_known_for_a_while() {
-        let mut changes = Changes::default();
+        let mut changes = ChangedServices::default();
         let start = changes.clone();
         assert_eq!(since(&changes, &start), Some(vec![]));
         let mut states = vec![start];
@@ -94,6 +94,6 @@ mod tests {
         }
         assert_eq!(since(&changes, &states[0]), None, "too long ago");
         assert_eq!(since(&states[0], &changes), None, "that is later");
-        assert_eq!(since(&changes, &Changes::default()), None, "that is another history");
+        assert_eq!(since(&changes, &ChangedServices::default()), None, "that is another history");
     }
 }

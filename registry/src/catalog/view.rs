@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
 
-use super::changes::{Changes, differing};
+use super::changes::{ChangedServices, differing};
 use crate::resources::Resources;
 use crate::store::Position;
 
@@ -30,7 +30,7 @@ pub struct World {
     /// The stable index of every known service.
     pub indexes: ByService<u16>,
     /// Which services changed on the way here.
-    pub changes: Changes,
+    pub changes: ChangedServices,
     /// Resources as applied.
     pub resources: Arc<Resources>,
     /// The registries that share the store.
