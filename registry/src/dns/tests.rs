@@ -14,6 +14,7 @@ use pillion_model::health::{HealthInputs, Lease, Probe, Reported};
 use pillion_model::instance::{Instance, InstancePort, Protocol, TTL_DEFAULT};
 use pillion_model::name::{InstanceId, ServiceName};
 use pillion_net::listen::bind_udp_and_tcp;
+use pillion_tests::support::ports::free_address;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -129,7 +130,7 @@ impl Server {
             Box::new(|| false),
             vec!["10.0.9.9".parse().expect("an address")],
         ));
-        let (udp, tcp) = bind_udp_and_tcp("dns", ([127, 0, 0, 1], 0).into()).expect("a port");
+        let (udp, tcp) = bind_udp_and_tcp("dns", free_address()).expect("a port");
         let address = udp.local_addr().expect("bound");
         let stop = CancellationToken::new();
         let (udp, tcp) =

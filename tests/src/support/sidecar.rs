@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::http::{self, Answer};
+use super::ports::free_address;
 use super::process::{Process, finish, run};
 use super::registry::Registry;
 use super::wait::{DEADLINE, eventually};
@@ -85,7 +86,8 @@ impl Plan {
     pub fn arguments(&self) -> Vec<String> {
         let (inbound, any) = (self.inbound.to_string(), ANY.to_string());
         let advertise = self.inbound.ip().to_string();
-        let listeners = ["--outbound", &any, "--admin", &any, "--metrics", &any, "--dns", &any];
+        let dns = free_address().to_string();
+        let listeners = ["--outbound", &any, "--admin", &any, "--metrics", &any, "--dns", &dns];
         let ours = ["proxy", "--inbound", &inbound, "--advertise", &advertise];
         let ours = ours.into_iter().chain(listeners).map(str::to_owned);
         ours.chain(self.arguments.iter().cloned()).collect()
