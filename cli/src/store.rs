@@ -14,9 +14,9 @@ pub(crate) struct StoreArguments {
     /// Keep state in etcd, shared with other registries, rather than in the data directory:
     /// `etcd://host[:2379],…[/prefix]`.
     #[arg(long, env = "PILLION_STORE", value_name = "URL")]
-    store: Option<String>,
+    store: Option<Engine>,
     /// TLS to etcd: who signs its certificates (PEM).
-    #[arg(long, env = "PILLION_STORE_CA", value_name = "FILE")]
+    #[arg(long, env = "PILLION_STORE_CA", value_name = "FILE", requires = "store")]
     store_ca: Option<PathBuf>,
     /// TLS to etcd: our certificate (PEM).
     #[arg(
@@ -34,10 +34,9 @@ pub(crate) struct StoreArguments {
 
 impl StoreArguments {
     /// The engine these arguments describe.
-    pub(crate) fn engine(&self) -> anyhow::Result<(Engine, EngineTls)> {
-        let engine = self.store.as_deref().map(str::parse::<Engine>).transpose().context("--store")?;
+    pub(crate) fn engine(&self) -> (Engine, EngineTls) {
         let client = self.store_cert.clone().zip(self.store_key.clone());
-        Ok((engine.unwrap_or_default(), EngineTls { ca: self.store_ca.clone(), client }))
+        (self.store.clone().unwrap_or_default(), EngineTls { ca: self.store_ca.clone(), client })
     }
 }
 
@@ -54,13 +53,13 @@ pub(crate) struct OfflineArguments {
 impl OfflineArguments {
     /// What the store holds; there must be one.
     pub(crate) async fn read(&self) -> anyhow::Result<Snapshot> {
-        let (engine, tls) = self.store.engine()?;
+        let (engine, tls) = self.store.engine();
         Ok(store::read(&engine, &tls, &self.data_dir).await?)
     }
 
     /// Puts a snapshot into the store, which must be empty.
     pub(crate) async fn fill(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
-        let (engine, tls) = self.store.engine()?;
+        let (engine, tls) = self.store.engine();
         Ok(store::fill(&engine, &tls, &self.data_dir, snapshot).await?)
     }
 }

@@ -72,6 +72,11 @@ impl<'a> Question<'a> {
         })
     }
 
+    /// Whether the client wants other servers asked (RD).
+    pub fn recursion_desired(&self) -> bool {
+        self.request.metadata.recursion_desired
+    }
+
     /// The whole message as received.
     pub fn message(&self) -> &'a [u8] {
         self.request.as_slice()

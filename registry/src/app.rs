@@ -53,6 +53,9 @@ pub struct Options {
     pub dns: SocketAddr,
     /// How many answers over UDP one network gets. Default 1000 a second, loopback as many as it wants.
     pub dns_limit: DnsLimit,
+    /// Resolvers that are asked for names of other zones, all of them, the first answer wins. Default:
+    /// none, such names are refused.
+    pub dns_forward: Vec<SocketAddr>,
     /// Names and addresses by which others call this registry; they go into its certificate.
     pub advertise: Vec<Target>,
     /// No token is asked for and certificates are given to everybody on loopback. For trials.
@@ -77,6 +80,7 @@ impl Options {
             mesh: loopback(7071),
             dns: loopback(7053),
             dns_limit: DnsLimit { answers_per_second: NonZeroU32::new(1000), loopback: false },
+            dns_forward: Vec::new(),
             advertise: Vec::new(),
             open: false,
             trust_domain: None,
@@ -102,6 +106,9 @@ pub enum StartError {
     /// A port is taken.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A resolver to forward to is this registry.
+    #[error("--dns-forward: {0} is this registry's own DNS: name the resolvers that know other zones")]
+    ForwardToItself(SocketAddr),
     /// The store cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -191,7 +198,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let (servers, tasks) = (TaskTracker::new(), TaskTracker::new());
     let advertised = advertised(&options, &[api_addr, mesh_addr, dns_addr]);
     let loaded = Arc::new(OnceLock::new());
-    let zone = dns::zone(Arc::clone(&loaded), &advertised);
+    let forwarder = dns::forwarder(&options.dns_forward, dns_addr)?;
+    let zone = dns::zone(Arc::clone(&loaded), &advertised, forwarder);
     servers.spawn(dns::serve(dns_sockets, Arc::clone(&zone), options.dns_limit, serving.clone()));
 
     let readiness = Readiness::new();

@@ -30,6 +30,7 @@ pub struct Metrics {
     pushes: IntCounterVec,
     acks: IntCounterVec,
     nacks: IntCounterVec,
+    forwarded: IntCounter,
     answers: IntCounterVec,
     dns: Dns,
     watchers: IntGauge,
@@ -105,6 +106,7 @@ impl Metrics {
             pushes: counters("pillion_xds_pushes_total", "ADS responses sent.", &["type"]),
             acks: counters("pillion_xds_acks_total", "ADS responses that clients accepted.", &["type"]),
             nacks: counters("pillion_xds_nacks_total", "ADS responses that clients refused.", &["type"]),
+            forwarded: counter("pillion_dns_forwarded_total", "DNS questions passed on to other resolvers."),
             answers: counters("pillion_dns_answers_total", "DNS answers by response code.", &["code"]),
             dns: Dns {
                 messages: counters("pillion_dns_messages_total", "DNS messages received.", &["transport"]),
@@ -198,6 +200,7 @@ impl Metrics {
         for (code, sum) in zone.answers_total() {
             raise(&self.answers.with_label_values(&[code]), sum);
         }
+        raise(&self.forwarded, zone.forwarded_total());
         self.dns.update(zone.stats());
         for (kind, totals) in ads.totals() {
             raise(&self.pushes.with_label_values(&[kind]), totals.pushes);

@@ -1,25 +1,29 @@
 //! `pillion registry`: the registry server.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use pillion_config::DurationText;
+use pillion_dns::forward::Forwarder;
 use pillion_model::name::TrustDomain;
 use pillion_net::resolve::Target;
-use pillion_registry::app;
+use pillion_registry::app::{self, StartError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::disable_transparent_huge_pages;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_directory;
 use crate::arguments::MESH_PORT;
+use crate::exit::Usage;
 use crate::logging::LogArguments;
 use crate::output::{line, note};
 use crate::store::StoreArguments;
 
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const DNS_PORT: u16 = 53;
 /// Below this a certificate would end before its renewal has been tried a few times.
 const LIFETIME_MIN: Duration = Duration::from_secs(10);
 
@@ -47,12 +51,16 @@ pub(crate) struct Arguments {
     /// Let the limit on DNS answers hold for programs on this machine, too.
     #[arg(long, env = "PILLION_DNS_LIMIT_LOOPBACK")]
     dns_limit_loopback: bool,
+    /// Resolvers that are asked for names of other zones, all of them, of which the first answer wins;
+    /// `system`: those of /etc/resolv.conf. For clients at private addresses; without it, such names are refused.
+    #[arg(long, env = "PILLION_DNS_FORWARD", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = resolver)]
+    dns_forward: Vec<Resolvers>,
     /// Names and addresses by which others call this registry; they go into its certificate.
-    #[arg(long, env = "PILLION_ADVERTISE", value_name = "HOST[:PORT]", value_delimiter = ',')]
-    advertise: Vec<String>,
+    #[arg(long, env = "PILLION_ADVERTISE", value_name = "HOST[:PORT]", value_delimiter = ',', value_parser = advertised)]
+    advertise: Vec<Target>,
     /// The trust domain of every identity, fixed by the first start; without it `mesh.internal`.
-    #[arg(long, env = "PILLION_TRUST_DOMAIN", value_name = "DOMAIN")]
-    trust_domain: Option<String>,
+    #[arg(long, env = "PILLION_TRUST_DOMAIN", value_name = "DOMAIN", value_parser = TrustDomain::parse)]
+    trust_domain: Option<TrustDomain>,
     /// How long the certificates of sidecars and of the registry itself are good, 10 s or more; each is
     /// renewed at half of it.
     #[arg(long, env = "PILLION_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
@@ -78,7 +86,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let mut options = app::Options::new(&arguments.data_dir);
-    (options.store, options.store_tls) = arguments.store.engine()?;
+    (options.store, options.store_tls) = arguments.store.engine();
     options.api = arguments.api;
     options.mesh = arguments.mesh;
     options.dns = arguments.dns;
@@ -86,13 +94,15 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         answers_per_second: NonZeroU32::new(arguments.dns_rate_limit),
         loopback: arguments.dns_limit_loopback,
     };
+    options.dns_forward = Resolvers::all(&arguments.dns_forward)?;
     options.open = arguments.open;
-    let advertise = arguments.advertise.iter().map(|text| Target::parse(text, MESH_PORT));
-    options.advertise = advertise.collect::<Result<_, _>>().context("--advertise")?;
-    let trust_domain = arguments.trust_domain.as_deref().map(TrustDomain::parse).transpose();
-    options.trust_domain = trust_domain.context("--trust-domain")?;
+    options.advertise = arguments.advertise.clone();
+    options.trust_domain = arguments.trust_domain.clone();
     options.certificate_lifetime = arguments.certificate_lifetime;
-    let registry = app::start(options).await?;
+    let registry = app::start(options).await.map_err(|error| match error {
+        StartError::OpenBeyondLoopback(_) | StartError::ForwardToItself(_) => Usage(error.to_string()).into(),
+        error => anyhow::Error::from(error),
+    })?;
     let scheme = if registry.api_tls { "https" } else { "http" };
     line(format_args!("api      {scheme}://{}", registry.api_addr))?;
     line(format_args!("mesh     {}", registry.mesh_addr))?;
@@ -106,6 +116,47 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     }
     registry.stop().await;
     Ok(())
+}
+
+/// Whom to ask for names of other zones.
+#[derive(Clone, Copy, Debug)]
+enum Resolvers {
+    At(SocketAddr),
+    System,
+}
+
+impl Resolvers {
+    fn all(resolvers: &[Self]) -> anyhow::Result<Vec<SocketAddr>> {
+        let mut found = Vec::new();
+        for resolver in resolvers {
+            match resolver {
+                Self::At(address) => found.push(*address),
+                Self::System => {
+                    let text = std::fs::read_to_string(RESOLV_CONF)
+                        .with_context(|| format!("--dns-forward system: read {RESOLV_CONF}"))?;
+                    let system = Forwarder::from_resolv_conf(&text, &[]);
+                    ensure!(!system.resolvers().is_empty(), "--dns-forward system: {RESOLV_CONF} names none");
+                    found.extend_from_slice(system.resolvers());
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn advertised(text: &str) -> Result<Target, String> {
+    Target::parse(text, MESH_PORT).map_err(|error| error.to_string())
+}
+
+fn resolver(text: &str) -> Result<Resolvers, String> {
+    if text == "system" {
+        return Ok(Resolvers::System);
+    }
+    let alone = || text.parse().map(|ip: IpAddr| SocketAddr::new(ip, DNS_PORT));
+    let address = text.parse().or_else(|_| alone());
+    address
+        .map(Resolvers::At)
+        .map_err(|_| "want an IP address such as 10.0.0.2 or [fd00::2]:53, or system".to_owned())
 }
 
 /// Every stream is a descriptor: as many as the hard limit allows, rather than the 1024 that shells give.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
+use pillion_dns::forward::Forwarder;
 use pillion_net::listen::{Reuse, bind_udp};
 use pillion_net::resolve::Target;
 use tokio::net::{TcpListener, UdpSocket};
@@ -38,8 +39,25 @@ pub(super) fn bind(at: SocketAddr) -> Result<Sockets, StartError> {
     }
 }
 
+/// A forwarder to these resolvers, unless one of them is this very server at `at`, which would ask itself
+/// without end.
+pub(super) fn forwarder(resolvers: &[SocketAddr], at: SocketAddr) -> Result<Forwarder, StartError> {
+    let here = |ip: IpAddr| std::net::UdpSocket::bind((ip, 0)).is_ok(); // an address of this machine
+    let ourselves = |to: &&SocketAddr| {
+        to.port() == at.port() && (to.ip() == at.ip() || at.ip().is_unspecified() && here(to.ip()))
+    };
+    match resolvers.iter().find(ourselves) {
+        Some(to) => Err(StartError::ForwardToItself(*to)),
+        None => Ok(Forwarder::new(resolvers.to_vec())),
+    }
+}
+
 /// The zone over the catalog, once there is one; this name server is where the registry is.
-pub(super) fn zone(catalog: Arc<OnceLock<Arc<Catalog>>>, advertised: &[Target]) -> Arc<RegistryZone> {
+pub(super) fn zone(
+    catalog: Arc<OnceLock<Arc<Catalog>>>,
+    advertised: &[Target],
+    forwarder: Forwarder,
+) -> Arc<RegistryZone> {
     let mut addresses: Vec<IpAddr> =
         advertised.iter().filter_map(|target| target.host.parse().ok()).collect();
     addresses.sort_unstable();
@@ -47,7 +65,7 @@ pub(super) fn zone(catalog: Arc<OnceLock<Arc<Catalog>>>, advertised: &[Target]) 
     let store = Arc::clone(&catalog);
     let away = move || store.get().is_some_and(|catalog| catalog.store().trouble().is_some());
     let current = move || Some(catalog.get()?.world());
-    Arc::new(RegistryZone::new(Box::new(current), Box::new(away), addresses))
+    Arc::new(RegistryZone::new(Box::new(current), Box::new(away), addresses, forwarder))
 }
 
 pub(super) async fn serve(

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use pillion_dns::{Answer, DNSClass, Outcome, PTR, Question, RData, Reason, RecordType, Reply, ResponseCode};
+use pillion_dns::{Answer, DNSClass, PTR, Question, RData, Reason, RecordType, Reply, ResponseCode};
 
 use super::names::{Found, find};
 use super::records::{Records, yes};
@@ -25,10 +25,13 @@ pub(super) fn answer(inner: &Arc<Inner>, question: &Question<'_>) -> Reply {
         return in_zone(inner, &view, &apex, question, rest);
     }
     if let Some(address) = question.name.reverse_address() {
-        return reverse(inner, view, apex, question.kind, address);
+        return reverse(inner, view, apex, question, address);
     }
-    let text = format!("this server answers {}", apex.zone);
-    inner.count(Answer::code(ResponseCode::Refused).noting(Reason::NotAuthoritative, text)).into()
+    let elsewhere = inner.elsewhere.as_ref().and_then(|elsewhere| elsewhere.ask(question));
+    elsewhere.unwrap_or_else(|| {
+        let text = format!("this server answers {}", apex.zone);
+        inner.count(Answer::code(ResponseCode::Refused).noting(Reason::NotAuthoritative, text)).into()
+    })
 }
 
 /// What is refused whatever the name.
@@ -63,7 +66,8 @@ fn in_zone(
             let (kind, room) = (question.kind, question.room());
             return with_host(inner, view, apex, question.client.ip(), move |inner, apex, client| {
                 let records = Records { inner, apex, kind, room };
-                records.services(&target, &port, Some(&client.zone).filter(|zone| !zone.is_empty()))
+                let near = Some(&client.zone).filter(|zone| !zone.is_empty());
+                inner.count(records.services(&target, &port, near)).into()
             });
         }
         Found::Port(target, port) => records.services(&target, &port, None),
@@ -75,18 +79,24 @@ fn reverse(
     inner: &Arc<Inner>,
     view: Arc<World>,
     apex: Arc<Apex>,
-    kind: RecordType,
+    question: &Question<'_>,
     address: IpAddr,
 ) -> Reply {
-    with_host(inner, &view, &apex, address, move |_, apex, host| {
-        if host.names.is_empty() {
+    let kind = question.kind;
+    let elsewhere = inner.elsewhere.as_ref().and_then(|elsewhere| elsewhere.ask(question));
+    with_host(inner, &view, &apex, address, move |inner, apex, host| {
+        let answer = if host.names.is_empty() {
+            if let Some(elsewhere) = elsewhere {
+                return elsewhere;
+            }
             let text = "no instance has this address"; // another server may know
             Answer::code(ResponseCode::Refused).noting(Reason::NotAuthoritative, text)
         } else if [RecordType::PTR, RecordType::ANY].contains(&kind) {
             yes(host.names.into_iter().map(|name| RData::PTR(PTR(name))).collect())
         } else {
             apex.no(ResponseCode::NoError)
-        }
+        };
+        inner.count(answer).into()
     })
 }
 
@@ -96,19 +106,23 @@ fn with_host(
     view: &Arc<World>,
     apex: &Arc<Apex>,
     address: IpAddr,
-    answer: impl FnOnce(&Inner, &Apex, Host) -> Answer + Send + 'static,
+    answer: impl FnOnce(&Inner, &Apex, Host) -> Reply + Send + 'static,
 ) -> Reply {
     if let Lookup::Known(host) = inner.reverse.lookup(view, address) {
-        return inner.count(answer(inner, apex, host)).into();
+        return answer(inner, apex, host);
     }
     let (inner, view, apex) = (Arc::clone(inner), Arc::clone(view), Arc::clone(apex));
     Reply::Later(Box::pin(async move {
         let (indexing, zone) = (Arc::clone(&inner), Arc::clone(&apex));
         let made =
             tokio::task::spawn_blocking(move || indexing.reverse.rebuild(&view, &zone.zone, address)).await;
-        Outcome::Answer(inner.count(match made {
+        let reply = match made {
             Ok(host) => answer(&inner, &apex, host),
-            Err(_) => Answer::code(ResponseCode::ServFail),
-        }))
+            Err(_) => inner.count(Answer::code(ResponseCode::ServFail)).into(),
+        };
+        match reply {
+            Reply::Now(outcome) => outcome,
+            Reply::Later(outcome) => outcome.await,
+        }
     }))
 }

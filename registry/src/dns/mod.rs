@@ -6,6 +6,7 @@
 
 mod away;
 mod chain;
+mod elsewhere;
 mod fast;
 mod names;
 mod records;
@@ -18,10 +19,12 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pillion_dns::forward::Forwarder;
 use pillion_dns::{Answer, Fast, Name, Question, Reply, ResponseCode, Stats, Zone, wire_name};
 
 use crate::catalog::World;
 use away::Away;
+use elsewhere::Elsewhere;
 use reverse::Reverse;
 use serving::Cache;
 
@@ -42,6 +45,7 @@ struct Inner {
     addresses: Vec<IpAddr>,
     cache: Cache,
     reverse: Reverse,
+    elsewhere: Option<Elsewhere>,
     apex: Mutex<Option<Arc<Apex>>>,
     counters: Counters,
     stats: Arc<Stats>,
@@ -67,8 +71,9 @@ struct Counters {
 
 impl RegistryZone {
     /// The zone over the state that `current` gives; answers are marked while the store is `away`.
-    /// `addresses`: where this name server is.
-    pub fn new(current: CurrentView, away: StoreAway, addresses: Vec<IpAddr>) -> Self {
+    /// `addresses`: where this name server is. Clients at private addresses that ask for names of other
+    /// zones get what the `forwarder` is told, if it has resolvers.
+    pub fn new(current: CurrentView, away: StoreAway, addresses: Vec<IpAddr>, forwarder: Forwarder) -> Self {
         Self {
             inner: Arc::new(Inner {
                 current,
@@ -76,6 +81,7 @@ impl RegistryZone {
                 addresses,
                 cache: Cache::default(),
                 reverse: Reverse::default(),
+                elsewhere: Elsewhere::new(forwarder),
                 apex: Mutex::new(None),
                 counters: Counters::default(),
                 stats: Arc::default(),
@@ -86,6 +92,11 @@ impl RegistryZone {
     /// Where its servers count.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.inner.stats
+    }
+
+    /// Questions passed on to other resolvers since the start.
+    pub fn forwarded_total(&self) -> u64 {
+        self.inner.elsewhere.as_ref().map_or(0, Elsewhere::forwarded)
     }
 
     /// Answers given since the start by response code (lower case), for metrics.

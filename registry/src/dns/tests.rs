@@ -120,6 +120,11 @@ struct Server {
 
 impl Server {
     fn start(state: Option<World>) -> Self {
+        Self::start_before(state, Vec::new())
+    }
+
+    /// One that asks these resolvers about what is not its own.
+    fn start_before(state: Option<World>, resolvers: Vec<SocketAddr>) -> Self {
         let state = Arc::new(RwLock::new(state.map(Arc::new)));
         let current: CurrentView = {
             let state = Arc::clone(&state);
@@ -129,6 +134,7 @@ impl Server {
             current,
             Box::new(|| false),
             vec!["10.0.9.9".parse().expect("an address")],
+            Forwarder::new(resolvers),
         ));
         let (udp, tcp) = bind_udp_and_tcp("dns", free_address()).expect("a port");
         let address = udp.local_addr().expect("bound");

@@ -1,6 +1,7 @@
 //! DNS of registry and sidecar, asked by dig and kdig.
 
 mod crowd;
+mod forward;
 mod hostile;
 mod outage;
 mod unbound;
