@@ -25,8 +25,8 @@ const ROOTS_FILE: &str = "roots.pem";
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ApiArguments {
     /// The registry's API.
-    #[arg(long, env = "PILLION_API", default_value = "http://127.0.0.1:7070", value_name = "URL")]
-    api: String,
+    #[arg(long, env = "PILLION_API", default_value = "http://127.0.0.1:7070", value_name = "URL", value_parser = api_origin)]
+    api: Origin,
     /// The operator's token; without it, the one in the data directory on this machine.
     #[arg(long, env = "PILLION_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -67,7 +67,7 @@ pub(crate) struct Client {
 impl ApiArguments {
     /// The client these arguments describe.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        let origin = Origin::parse(&self.api, API_PORT).context("--api")?;
+        let origin = self.api.clone();
         let tls = self.trust.tls(&origin)?;
         let token = match &self.token {
             Some(token) => Some(token.clone()),
@@ -91,6 +91,11 @@ impl TrustArguments {
         let file = file.context("https needs the mesh's root certificate: --cacert FILE")?;
         client_config(&file).map(Some)
     }
+}
+
+/// The origin of a registry's API.
+pub(crate) fn api_origin(text: &str) -> Result<Origin, String> {
+    Origin::parse(text, API_PORT).map_err(|error| format!("{error:#}"))
 }
 
 /// A bearer token in the clear is everybody's token.

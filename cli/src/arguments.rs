@@ -1,7 +1,8 @@
 //! The command line as a whole; each command's own arguments stand beside the command.
 
+use clap::builder::BoolishValueParser;
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands;
 
@@ -82,10 +83,24 @@ pub(crate) enum Command {
     DemoService(crate::demo::services::Service),
 }
 
+/// Reads the command line and the environment; wrong usage ends the process with exit code 2.
+pub(crate) fn parse() -> Arguments {
+    let matches = with_switches(Arguments::command()).get_matches();
+    Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Lets the variable of a switch be `1`, `yes` or `on` as well as `true`.
+fn with_switches(command: clap::Command) -> clap::Command {
+    let switch = |argument: clap::Arg| match argument.get_action() {
+        ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
+        _ => argument,
+    };
+    command.mut_args(switch).mut_subcommands(with_switches)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_tree_is_well_formed() {

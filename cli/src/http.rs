@@ -110,7 +110,13 @@ async fn exchange(
         .await
         .with_context(|| format!("begin HTTP with {origin}"))?;
     let answer = async {
-        let response = sender.send_request(request.map(Full::new)).await?;
+        let response = sender.send_request(request.map(Full::new)).await;
+        let response = response.map_err(|error| match error.is_parse() && !origin.tls {
+            true => {
+                anyhow::Error::from(error).context(format!("no HTTP; try https://{}", origin.authority()))
+            }
+            false => error.into(),
+        })?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?.to_bytes();
@@ -136,12 +142,26 @@ async fn connect(origin: &Origin, tls: Option<Arc<rustls::ClientConfig>>) -> any
         }
         let config = tls.context("https needs the registry's root certificate: --cacert FILE")?;
         let name = ServerName::try_from(origin.host.clone()).context("host name for TLS")?;
-        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
+        let stream = stream.map_err(|error| explained(error, origin))?;
         Ok(Box::new(stream) as Box<dyn Stream>)
     };
     tokio::time::timeout(CONNECT_TIMEOUT, work)
         .await
         .with_context(|| format!("no connection within {CONNECT_TIMEOUT:?}"))?
+}
+
+/// What a failed handshake tells about how the registry was called.
+fn explained(error: std::io::Error, origin: &Origin) -> anyhow::Error {
+    let why = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "its certificate is not one of the mesh whose root was given (--cacert, or roots.pem in --data-dir)"
+                .to_owned()
+        }
+        Some(rustls::Error::InvalidMessage(_)) => format!("no TLS; try http://{}", origin.authority()),
+        _ => return error.into(),
+    };
+    anyhow::Error::from(error).context(why)
 }
 
 /// Connects to the first address of the host that answers.

@@ -12,7 +12,7 @@ use crate::commands::sidecar::{Words, value_name};
 pub(crate) struct LogArguments {
     // hickory warns of every malformed message, and anybody can send one.
     /// What to log: `info`, or finer: `warn,pillion_registry=debug`.
-    #[arg(long, env = "PILLION_LOG", value_name = "FILTER", default_value = "info,hickory_proto=error")]
+    #[arg(long, env = "PILLION_LOG", value_name = "FILTER", default_value = "info,hickory_proto=error", value_parser = filter)]
     log: String,
     /// How a line of log looks.
     #[arg(long, env = "PILLION_LOG_FORMAT", value_enum, default_value_t)]
@@ -59,6 +59,11 @@ impl LogArguments {
             }
         }
     }
+}
+
+/// The text of a filter that can be read.
+fn filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn change<E: std::fmt::Display>(

@@ -20,8 +20,6 @@ mod store;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -30,6 +28,5 @@ fn main() -> ExitCode {
         // Without it a sidecar would outlive a demo that is killed. If it fails, it only may.
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
     }
-    let arguments = arguments::Arguments::parse();
-    exit::code(commands::execute(arguments.command))
+    exit::code(commands::execute(arguments::parse().command))
 }

@@ -386,6 +386,11 @@ pub fn parse_outbound_cluster(name: &str) -> Option<(&str, &str, ServiceName)> {
     }
 }
 
+/// Whether sidecars use an address for themselves: 127.64.0.0/10, that of [`vip`].
+pub fn is_vip(address: std::net::IpAddr) -> bool {
+    matches!(address.to_canonical(), std::net::IpAddr::V4(v4) if v4.octets()[0] == 127 && v4.octets()[1] & 0xc0 == 64)
+}
+
 /// A loopback virtual address: the second half of 127.64.0.0/10's slot `slot`, for service index `index`.
 ///
 /// Each sidecar claims one slot (0 to 63, the /16 `127.(64+slot).0.0`) and answers `index` in it.
@@ -444,6 +449,9 @@ mod tests {
         assert_eq!(name, "outbound|http|v1|orders.shop");
         assert_eq!(parse_outbound_cluster(&name), Some(("http", "v1", node.service)));
         assert_eq!(vip(3, 258).to_string(), "127.67.1.2");
+        let is = |text: &str| is_vip(text.parse().expect("an address"));
+        assert!(is("127.64.0.0") && is("127.127.255.255") && is("::ffff:127.67.1.2"));
+        assert!(!is("127.63.255.255") && !is("127.128.0.0") && !is("10.64.0.1") && !is("::1"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Uses the functions the proxy uses ([`RouteTable::find`], [`Rbac::authorize`], the one path
 //! normalisation), over the same model: what this says is what the proxies do.
 
+mod left_out;
 mod reason;
 mod render;
 mod request;
@@ -54,7 +55,7 @@ pub struct Question {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
     /// The caller is not a service's name.
-    #[error("caller: {name:?} {reason}")]
+    #[error("{name:?} {reason}")]
     Caller {
         /// As asked.
         name: String,
@@ -62,10 +63,10 @@ pub enum ExplainError {
         reason: String,
     },
     /// No service of this name.
-    #[error("service: there is no service {0:?} in the mesh")]
+    #[error("there is no service {0:?} in the mesh")]
     Service(String),
     /// No such port.
-    #[error("port: service {service} has no port {port:?}, want one of {known}")]
+    #[error("service {service} has no port {port:?}, want one of {known}")]
     Port {
         /// The service.
         service: String,
@@ -128,6 +129,8 @@ pub struct DestinationStep {
     pub mtls: Option<String>,
     /// Its endpoints.
     pub endpoints: Vec<EndpointStep>,
+    /// How many instances are no endpoints for want of a sidecar, where mutual TLS is strict.
+    pub without_sidecar: usize,
     /// Whether the destination's own sidecar lets the request in.
     pub authorization: Authorization,
 }
@@ -192,6 +195,12 @@ pub fn explain(model: &MeshModel, question: &Question) -> Result<Explanation, Ex
         Ok(explainer.request(service, port, question))
     } else {
         Ok(explainer.connection(service, port))
+    }
+}
+
+impl DestinationStep {
+    fn takes_traffic(&self) -> bool {
+        self.endpoints.iter().any(|one| matches!(one.health.as_str(), "serving" | "warning" | "stale"))
     }
 }
 
@@ -328,6 +337,7 @@ impl Explainer<'_> {
             percent,
             mtls: port.map(|port| mtls_word(port.port.mtls).to_owned()),
             endpoints,
+            without_sidecar: 0,
             authorization: match (found, port) {
                 (None, _) => refused("there is no such cluster: 503"),
                 (Some(_), None) => Authorization {
@@ -475,15 +485,10 @@ fn retries_text(forward: &Forward) -> String {
 fn outcome(destinations: &[DestinationStep]) -> String {
     let used: Vec<_> = destinations.iter().filter(|one| one.percent > 0.0).collect();
     let refused: Vec<_> = used.iter().filter(|one| !one.authorization.allowed).collect();
-    let takes = |one: &DestinationStep| {
-        one.endpoints
-            .iter()
-            .any(|endpoint| matches!(endpoint.health.as_str(), "serving" | "warning" | "stale"))
-    };
     match refused.first() {
         Some(first) if refused.len() == used.len() => format!("refused: {}", first.authorization.reason),
         Some(first) => format!("refused in part, at {}: {}", first.cluster, first.authorization.reason),
-        None => match used.iter().find(|one| !takes(one)) {
+        None => match used.iter().find(|one| !one.takes_traffic()) {
             Some(empty) => format!("allowed, but {} has no endpoint that takes traffic: 503", empty.cluster),
             None => "allowed".to_owned(),
         },

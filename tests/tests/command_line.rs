@@ -8,7 +8,15 @@ async fn wrong_usage_is_exit_code_2_and_says_what_would_be_right() {
     for (arguments, want) in [
         (&["no-such-command"][..], "unrecognized subcommand"),
         (&["completions", "no-such-shell"], "possible values"),
-        (&["wait", "--timeout", "soon"], "invalid value 'soon'"),
+        (&["wait", "--timeout", "soon"], "want seconds, or a duration"),
+        (&["get", "services", "--api", "ftp://x"], "want http or https"),
+        (&["get", "services", "orders.shop", "-n", "other"], "leave one of them out"),
+        (&["registry", "--store", "http://x"], "want etcd://"),
+        (&["registry", "--store-ca", "x.pem"], "--store <URL>"),
+        (&["registry", "--trust-domain", "A"], "'A' at position 0"),
+        (&["registry", "--log", "info=x=y"], "parsing level filter"),
+        (&["registry", "--open", "--api", "0.0.0.0:0"], "listens on loopback only"),
+        (&["registry", "--dns-forward", "resolver"], "want an IP address"),
         (&[], "Usage: pillion"),
     ] {
         let finished = run(arguments).await;

@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
 /// Deletes it.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let kind = kind(&arguments.kind)?;
-    let name = Name::parse(&arguments.name, arguments.namespace.as_deref());
+    let name = Name::parse(&arguments.name, arguments.namespace.as_deref())?;
     let query = if arguments.dry_run { "?dryRun=true" } else { "" };
     let path = format!("{}{query}", resource_path(kind, &name));
     arguments.api.client()?.request(Method::DELETE, &path, &[], "").await.context("nothing was deleted")?;

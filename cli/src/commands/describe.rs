@@ -34,7 +34,7 @@ enum What {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let What::Service = arguments.what;
     let client = arguments.api.client()?;
-    let name = Name::parse(&arguments.name, arguments.namespace.as_deref());
+    let name = Name::parse(&arguments.name, arguments.namespace.as_deref())?;
     let service = service(&client, &name).await?;
     let instances = instances_of(&client, &name).await?;
     let own = resources(&client, Some(Kind::Service), Some(&name.namespace)).await?;

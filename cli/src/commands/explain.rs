@@ -117,6 +117,9 @@ fn render(explanation: &Value) -> String {
             let text = ["instance", "address", "health"].map(|field| said(&endpoint[field])).join(" ");
             add("", format!("{text} weight {}", endpoint["weight"]));
         }
+        if let Some(count @ 1..) = destination["withoutSidecar"].as_u64() {
+            add("", format!("{count} left out: no sidecar, and mutual TLS is strict"));
+        }
         let decision = &destination["authorization"];
         for policy in decision["policies"].as_array().into_iter().flatten() {
             let matched = if policy["matched"] == true { "matches" } else { "does not match" };

@@ -13,7 +13,7 @@ use crate::output::{self, OutputArguments, Rows};
 pub(crate) struct Arguments {
     /// services, instances, proxies, brake, resources, or a kind of resource such as routes.
     what: String,
-    /// Only this one: a service for services and instances, else a resource's name.
+    /// Only this one: a service for services, instances and brake, else a resource's name.
     name: Option<String>,
     /// Only this namespace.
     #[arg(short, long, env = "PILLION_NAMESPACE", value_name = "NAME")]
@@ -27,13 +27,13 @@ pub(crate) struct Arguments {
 /// Lists what was asked for.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let client = arguments.api.client()?;
-    let name = arguments.name.as_deref().map(|name| Name::parse(name, arguments.namespace.as_deref()));
     let namespace = arguments.namespace.as_deref();
+    let name = arguments.name.as_deref().map(|name| Name::parse(name, namespace)).transpose()?;
     let (list, rows): (Value, fn(&Value) -> Rows) = match &*arguments.what.to_ascii_lowercase() {
         "services" | "svc" => (services(&client, name.as_ref(), namespace).await?, service_rows),
         "instances" | "instance" => (instances(&client, name.as_ref(), namespace).await?, instance_rows),
         "proxies" | "proxy" => (client.get("/v1/proxies").await?["proxies"].clone(), proxy_rows),
-        "brake" if name.is_none() => (client.get("/v1/brake").await?, brake_rows),
+        "brake" => (brake(&client, name.as_ref(), namespace).await?, brake_rows),
         "resources" if name.is_none() => (resources(&client, None, namespace).await?, resource_rows),
         "resources" => return Err(Usage("say of which kind: pillion get route NAME".to_owned()).into()),
         other => {
@@ -55,11 +55,19 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// Reads a name; its own namespace wins.
-    pub(super) fn parse(text: &str, namespace: Option<&str>) -> Self {
-        let default = namespace.unwrap_or(pillion_model::name::DEFAULT_NAMESPACE);
-        let (name, namespace) = text.split_once('.').unwrap_or((text, default));
-        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    /// Reads a name; a namespace beside it must be the name's own, if that has one.
+    pub(super) fn parse(text: &str, namespace: Option<&str>) -> Result<Self, Usage> {
+        let (name, own) = match text.split_once('.') {
+            Some((name, own)) => (name, Some(own)),
+            None => (text, None),
+        };
+        if let (Some(own), Some(other)) = (own, namespace.filter(|namespace| Some(*namespace) != own)) {
+            return Err(Usage(format!(
+                "`{text}` is in namespace {own}, and -n says {other}: leave one of them out"
+            )));
+        }
+        let namespace = own.or(namespace).unwrap_or(pillion_model::name::DEFAULT_NAMESPACE);
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
     fn service_path(&self) -> String {
@@ -133,6 +141,25 @@ async fn instances(client: &Client, name: Option<&Name>, namespace: Option<&str>
     Ok(Value::Array(all))
 }
 
+/// The brake, of all services or of those that were asked for.
+async fn brake(client: &Client, name: Option<&Name>, namespace: Option<&str>) -> anyhow::Result<Value> {
+    let mut brake = client.get("/v1/brake").await?;
+    if let Some(name) = name {
+        service(client, name).await?; // says so if there is none
+    }
+    let wanted = |of: &Value| {
+        let is = |field: &str, want: Option<&str>| want.is_none_or(|want| of[field] == want);
+        is("namespace", name.map(|name| &*name.namespace).or(namespace))
+            && is("service", name.map(|name| &*name.name))
+    };
+    for list in ["services", "damped"] {
+        if let Some(list) = brake[list].as_array_mut() {
+            list.retain(wanted);
+        }
+    }
+    Ok(brake)
+}
+
 fn service_rows(list: &Value) -> Rows {
     let mut rows = Rows::new(["NAMESPACE", "NAME", "PORTS", "SERVING", "INSTANCES", "ORIGIN"]);
     for service in list.as_array().into_iter().flatten() {
@@ -165,12 +192,20 @@ pub(super) fn instance_rows(list: &Value) -> Rows {
             text(instance, "address"),
             ports(instance),
             inbound,
-            text(instance, "health"),
+            health(instance),
             text(instance, "zone"),
             labels.collect::<Vec<_>>().join(","),
         ]);
     }
     rows
+}
+
+fn health(instance: &Value) -> String {
+    let health = text(instance, "health");
+    match instance["inputs"]["heldBack"].as_bool() {
+        Some(true) => format!("{health} (held back)"),
+        _ => health,
+    }
 }
 
 fn resource_rows(list: &Value) -> Rows {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use pillion_config::DurationText;
 
-use crate::api::TrustArguments;
+use crate::api::{TrustArguments, api_origin};
 use crate::http::{Origin, send};
 use crate::output::note;
 
@@ -18,18 +19,15 @@ const QUESTION_INTERVAL: Duration = Duration::from_millis(100);
 /// The proxy's port for `/metrics`, `/ready` and `/live`.
 const METRICS_PORT: u16 = 15020;
 
-/// The registry's port for its API.
-const API_PORT: u16 = 7070;
-
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
     /// Whom to ask: a proxy's metrics address, or a registry's API; off loopback it is `https://…`.
-    #[arg(long, env = "PILLION_READY_ADDRESS", default_value = "127.0.0.1:15020", value_name = "HOST:PORT")]
-    address: String,
+    #[arg(long, env = "PILLION_READY_ADDRESS", default_value = "127.0.0.1:15020", value_name = "HOST:PORT", value_parser = metrics_origin)]
+    address: Origin,
     /// Ask the registry with this API, as other commands write it: `http://127.0.0.1:7070`.
-    #[arg(long, env = "PILLION_READY_API", value_name = "URL", conflicts_with = "address")]
-    api: Option<String>,
+    #[arg(long, env = "PILLION_READY_API", value_name = "URL", conflicts_with = "address", value_parser = api_origin)]
+    api: Option<Origin>,
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -46,21 +44,31 @@ pub(crate) struct ReadyArguments {
 pub(crate) struct WaitArguments {
     #[command(flatten)]
     target: Target,
-    /// Give up after so many seconds.
-    #[arg(long, env = "PILLION_WAIT_TIMEOUT", default_value_t = 60, value_name = "SECONDS")]
-    timeout: u64,
+    /// Give up after so long: seconds, or `500ms`, `2m`.
+    #[arg(long, env = "PILLION_WAIT_TIMEOUT", default_value = "60", value_name = "DURATION", value_parser = limit)]
+    timeout: Duration,
 }
 
 impl Target {
     /// The roots are read with each question: a registry writes them at its first start.
     async fn ask(&self) -> anyhow::Result<()> {
-        let origin = match &self.api {
-            Some(api) => Origin::parse(api, API_PORT).context("--api")?,
-            None => Origin::parse(&self.address, METRICS_PORT).context("--address")?,
-        };
-        let tls = self.trust.tls(&origin)?;
-        ask(&origin, tls).await
+        let origin = self.origin();
+        ask(origin, self.trust.tls(origin)?).await
     }
+
+    fn origin(&self) -> &Origin {
+        self.api.as_ref().unwrap_or(&self.address)
+    }
+}
+
+fn metrics_origin(text: &str) -> Result<Origin, String> {
+    Origin::parse(text, METRICS_PORT).map_err(|error| format!("{error:#}"))
+}
+
+fn limit(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    let limit = seconds.or_else(|| Some(DurationText::parse(text)?.0));
+    limit.ok_or_else(|| "want seconds, or a duration such as 500ms or 2m".to_owned())
 }
 
 /// Asks once; an error when it is not ready.
@@ -70,9 +78,8 @@ pub(crate) async fn ready(arguments: ReadyArguments) -> anyhow::Result<()> {
 
 /// Asks until it is ready or the time is over.
 pub(crate) async fn wait(arguments: WaitArguments) -> anyhow::Result<()> {
-    let (target, limit) = (&arguments.target, Duration::from_secs(arguments.timeout));
-    let whom = target.api.as_ref().unwrap_or(&target.address);
-    until_ready(whom, limit, async || target.ask().await).await
+    let target = &arguments.target;
+    until_ready(target.origin(), arguments.timeout, async || target.ask().await).await
 }
 
 /// Asks without TLS until it is ready, at most `limit` long.

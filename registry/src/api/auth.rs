@@ -129,18 +129,27 @@ pub(super) async fn check(State(auth): State<Auth>, request: Request, next: Next
     }
 }
 
+/// Before a token.
+const SCHEME: &[u8] = b"Bearer ";
+
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     match headers.get(header::AUTHORIZATION) {
-        Some(given) => given.as_bytes().strip_prefix(b"Bearer "),
+        // The scheme's case does not matter (RFC 9110, 11.1).
+        Some(given) => given
+            .as_bytes()
+            .split_at_checked(SCHEME.len())
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(SCHEME))
+            .map(|(_, token)| token),
         None => headers.get(CONSUL_TOKEN).map(HeaderValue::as_bytes),
     }
 }
 
 fn unauthorized(headers: &HeaderMap) -> Problem {
-    let what = if headers.contains_key(header::AUTHORIZATION) || headers.contains_key(CONSUL_TOKEN) {
-        "this is not the operator's token"
-    } else {
-        "the operator's token is needed"
+    let given = headers.contains_key(header::AUTHORIZATION) || headers.contains_key(CONSUL_TOKEN);
+    let what = match bearer(headers) {
+        Some(_) => "this is not the operator's token",
+        None if given => "Authorization is not a bearer token",
+        None => "the operator's token is needed",
     };
     Problem::new(
         StatusCode::UNAUTHORIZED,
@@ -207,6 +216,9 @@ mod tests {
         let auth = Auth::Operator("secret-secret-secret".into(), None);
         for (given, want) in [
             (Some("Bearer secret-secret-secret"), true),
+            (Some("bearer secret-secret-secret"), true),
+            (Some("Basic secret-secret-secret"), false),
+            (Some("B"), false),
             (Some("Bearer secret-secret-secreT"), false),
             (Some("Bearer secret-secret-secret2"), false),
             (Some("Bearer "), false),

@@ -102,7 +102,7 @@ pub(super) async fn register(
     let existed = world.catalog.instance(&service, &id).is_some();
     let registered = api.catalog.register(&registration).await?;
     let BeatView { beat_interval, .. } = BeatView::from(&*registered.instance);
-    let view = RegisteredView { instance: InstanceView::from(&*registered.instance), beat_interval };
+    let view = RegisteredView { instance: api.instance_view(&registered.instance), beat_interval };
     let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(view)).into_response())
 }
@@ -127,7 +127,7 @@ pub(super) async fn read(State(api): State<Api>, path: Names) -> Result<Json<Ins
     let (service, id) = names(path)?;
     let world = api.catalog.world();
     match world.catalog.instance(&service, &id) {
-        Some(instance) => Ok(Json(InstanceView::from(&**instance))),
+        Some(instance) => Ok(Json(api.instance_view(instance))),
         None => Err(Problem::not_found(format_args!("instance {id} of service {service}"))),
     }
 }
@@ -215,7 +215,7 @@ async fn administer(
     let (service, id) = names(path)?;
     let changes = Changes { administrative: Some(state), ..Changes::default() };
     let instance = api.catalog.report(&service, &id, None, changes).await?;
-    Ok(Json(InstanceView::from(&*instance)))
+    Ok(Json(api.instance_view(&instance)))
 }
 
 /// What a heartbeat may say.

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Extension, Router};
+use pillion_model::instance::Instance;
 use pillion_net::readiness::Readiness;
 use pillion_xds::ads::AdsService;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +87,15 @@ impl std::ops::Deref for Api {
 
     fn deref(&self) -> &Parts {
         &self.0
+    }
+}
+
+impl Parts {
+    /// An instance as it is, and whether it is held back for flapping.
+    fn instance_view(&self, instance: &Instance) -> InstanceView {
+        let mut view = InstanceView::from(instance);
+        view.inputs.held_back = self.catalog.damping().said(&instance.service, &instance.id).is_some();
+        view
     }
 }
 
@@ -325,16 +335,20 @@ async fn unknown_path(request: Request) -> Problem {
 }
 
 async fn wrong_method(request: Request) -> Problem {
-    let detail = format!("{} is not possible on {}", request.method(), request.uri().path());
+    let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let possible = table().into_iter().filter(|(operation, _)| operation.path == path);
+    let possible: Vec<String> = possible.map(|(operation, _)| operation.method.to_uppercase()).collect();
+    let (method, path) = (request.method(), request.uri().path());
+    let detail = format!("{method} is not possible on {path}, but {} is", possible.join(" and "));
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
 /// Counts requests, and turns axum's own refusals into problem documents.
 async fn count(State(api): State<Api>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
-    let path = request.extensions().get::<axum::extract::MatchedPath>().cloned();
+    let path = request.extensions().get::<MatchedPath>().cloned();
     let response = next.run(request).await;
-    let path = path.as_ref().map_or("other", axum::extract::MatchedPath::as_str);
+    let path = path.as_ref().map_or("other", MatchedPath::as_str);
     api.metrics.api_request(&method, path, response.status());
     let status = response.status();
     let plain = response

@@ -17,7 +17,7 @@ const SCHEMAS: &str = "#/components/schemas/";
 
 /// One operation: where it is, what it takes and what it gives.
 pub(super) struct Operation {
-    method: &'static str,
+    pub(super) method: &'static str,
     pub(super) path: &'static str,
     summary: &'static str,
     query: Vec<&'static str>,

@@ -145,17 +145,17 @@ pub(super) async fn explain(State(api): State<Api>, body: Bytes) -> Result<Json<
     let question: Question = serde_json::from_value(json(&body)?)
         .map_err(|error| Problem::field("", format!("the question cannot be read: {error}")))?;
     let model = Arc::clone(&api.control.model().borrow());
-    crate::explain::explain(&model, &question).map(Json).map_err(|error| {
+    let explanation = crate::explain::explain(&model, &question).map_err(|error| {
         let (status, field) = match &error {
             ExplainError::Caller { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "caller"),
             ExplainError::Service(_) => (StatusCode::NOT_FOUND, "service"),
             ExplainError::Port { .. } => (StatusCode::NOT_FOUND, "port"),
         };
-        Problem {
-            detail: error.to_string(),
-            ..Problem::fields(status, vec![ProblemField::new(field, error.to_string())])
-        }
-    })
+        Problem::fields(status, vec![ProblemField::new(field, error.to_string())])
+    });
+    let mut explanation = explanation?;
+    explanation.note_left_out(&api.catalog.world().catalog);
+    Ok(Json(explanation))
 }
 
 /// Made once: everybody may ask for it.

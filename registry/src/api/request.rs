@@ -7,7 +7,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use pillion_config::{Format, Source};
-use pillion_model::name::{InstanceId, ServiceName};
+use pillion_model::name::{InstanceId, NameError, ServiceName};
 use serde_json::Value;
 
 use super::problem::{Problem, ProblemField};
@@ -115,11 +115,17 @@ pub(super) fn token(world: &World) -> String {
     format!("{}.{}", world.epoch, world.revision)
 }
 
+/// Checks the label of a service or a namespace.
+pub(super) fn check(field: &str, label: &str) -> Result<(), Problem> {
+    pillion_model::name::check_name(label).map_err(|error| {
+        let reserved = matches!(error, NameError::Reserved(_)); // says the label itself
+        Problem::field(field, if reserved { error.to_string() } else { format!("`{label}` {error}") })
+    })
+}
+
 pub(super) fn service_name(namespace: &str, service: &str) -> Result<ServiceName, Problem> {
     for (field, label) in [("namespace", namespace), ("service", service)] {
-        if let Err(error) = pillion_model::name::check_name(label) {
-            return Err(Problem::field(field, format!("`{label}` {error}")));
-        }
+        check(field, label)?;
     }
     ServiceName::new(namespace, service).map_err(|error| Problem::field("service", error.to_string()))
 }

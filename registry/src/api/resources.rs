@@ -198,7 +198,7 @@ fn parse_kind(text: &str) -> Result<Kind, Problem> {
     Kind::parse_lenient(text).ok_or_else(|| {
         let kinds = Kind::ALL.map(Kind::as_str).join(", ");
         let detail = format!("unknown kind `{text}`, want one of {kinds}");
-        Problem { status: StatusCode::NOT_FOUND.as_u16(), ..Problem::field("kind", detail) }
+        Problem::fields(StatusCode::NOT_FOUND, vec![ProblemField::new("kind", detail)])
     })
 }
 

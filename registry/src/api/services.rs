@@ -11,8 +11,8 @@ use pillion_model::health::Health;
 use pillion_model::instance::Instance;
 use pillion_model::name::ServiceName;
 
-use super::request::{Position, Query, gone, position, service_name, token};
-use super::{Api, InstanceList, InstanceView, PortView, Problem, ServiceList, ServiceView};
+use super::request::{Position, Query, check, gone, position, service_name, token};
+use super::{Api, InstanceList, PortView, Problem, ServiceList, ServiceView};
 use crate::catalog::World;
 use crate::watch::Interest;
 
@@ -45,7 +45,7 @@ pub(super) async fn instances(
             })
     };
     let instances = registered.into_iter().flat_map(|service| service.instances.values()).filter(wanted);
-    let instances = instances.map(|instance| InstanceView::from(&**instance)).collect();
+    let instances = instances.map(|instance| api.instance_view(instance)).collect();
     Ok(Json(InstanceList { token: token(&world), instances }).into_response())
 }
 
@@ -75,9 +75,7 @@ pub(super) async fn in_namespace(
     Path(namespace): Path<String>,
     query: Query,
 ) -> Result<Response, Problem> {
-    if let Err(error) = pillion_model::name::check_name(&namespace) {
-        return Err(Problem::field("namespace", format!("`{namespace}` {error}")));
-    }
+    check("namespace", &namespace)?;
     list(&api, &query, Interest::Namespace(namespace)).await
 }
 

@@ -142,6 +142,10 @@ pub struct InputsView {
     pub probe: &'static str,
     /// Taken out of service by an operator.
     pub maintenance: bool,
+    /// Comes and goes, so what it says of itself counts only once it is steady. Not told to watchers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
+    pub held_back: bool,
 }
 
 /// A service: what is known of it, and how many instances it has.
@@ -226,6 +230,7 @@ impl From<&Instance> for InstanceView {
                     Probe::Failing => "failing",
                 },
                 maintenance: instance.health.administrative == Administrative::Maintenance,
+                held_back: false,
             },
         }
     }

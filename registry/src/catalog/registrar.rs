@@ -91,7 +91,7 @@ pub struct Changes {
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// Nobody of that name is registered.
-    #[error("{0}/{1} is not registered; register it first")]
+    #[error("instance {1} of service {0} is not registered")]
     Unknown(ServiceName, InstanceId),
     /// A newer instance is registered under that id.
     #[error("generation {got} is not the registered one, {have}")]

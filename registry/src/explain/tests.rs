@@ -127,17 +127,14 @@ fn no_endpoint_is_said() {
 #[test]
 fn what_does_not_exist_is_named() {
     for (question, want) in [
-        (
-            Question { service: "nope".to_owned(), ..Question::default() },
-            "service: there is no service \"nope\"",
-        ),
+        (Question { service: "nope".to_owned(), ..Question::default() }, "there is no service \"nope\""),
         (
             Question {
                 service: "orders.shop".to_owned(),
                 port: Some("81".to_owned()),
                 ..Question::default()
             },
-            "port: service orders.shop has no port \"81\", want one of http (80)",
+            "service orders.shop has no port \"81\", want one of http (80)",
         ),
         (
             Question {
@@ -145,7 +142,7 @@ fn what_does_not_exist_is_named() {
                 caller: Some("Web".to_owned()),
                 ..Question::default()
             },
-            "caller: \"Web\" has 'W' at position 0",
+            "\"Web\" has 'W' at position 0",
         ),
     ] {
         let error = explain(&mesh(), &question).expect_err(want).to_string();

@@ -45,6 +45,8 @@ struct Filter {
 
 /// As in Cloud Map.
 const RESULTS_MAX: usize = 100;
+/// What a token begins with; behind it, the last name told.
+const TOKEN: &str = "after:";
 
 pub(super) fn namespaces(api: &Api, call: &List) -> Result<Value, Fault> {
     let wanted = call.wanted(&["NAME", "HTTP_NAME"])?;
@@ -121,7 +123,12 @@ impl PageRequest {
         if !(1..=RESULTS_MAX).contains(&max) {
             return Err(Fault::input(format!("MaxResults: got {max}, want 1 to {RESULTS_MAX}")));
         }
-        let after = self.next_token.as_deref().unwrap_or_default();
+        let after = match &self.next_token {
+            None => "",
+            Some(token) => token.strip_prefix(TOKEN).ok_or_else(|| {
+                Fault::input(format!("NextToken: got `{token}`, want one of an earlier answer"))
+            })?,
+        };
         let mut rest = items.filter(|(name, _)| *name > after).peekable();
         let (mut page, mut last) = (Vec::new(), None);
         while page.len() < max
@@ -138,7 +145,7 @@ impl PageRequest {
 impl Next {
     pub(super) fn add_to(self, mut answer: Value) -> Value {
         if let Some(token) = self.0 {
-            answer["NextToken"] = Value::String(token);
+            answer["NextToken"] = Value::String(format!("{TOKEN}{token}"));
         }
         answer
     }

@@ -89,6 +89,9 @@ fn admit(auth: &Auth, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<(),
             let request = signature::Signed { path: uri.path(), query: uri.query(), host, headers, body };
             signature::verify(token, &request, SystemTime::now()).map_err(Fault::denied)
         }
+        Auth::Operator(..) if !headers.contains_key(header::AUTHORIZATION) => Err(Fault::denied(
+            "the call is not signed; sign it with any access key id and the operator's token as the secret access key",
+        )),
         _ => auth.admits(headers).map_err(|Problem { detail, .. }| Fault::denied(detail)),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pillion_model::health::Reported;
 use pillion_model::instance::{InstancePort, Protocol, WEIGHT_DEFAULT};
-use pillion_model::name::check_label;
+use pillion_model::name::{check_label, is_vip};
 use pillion_xds::json::kind;
 use serde_json::{Map, Value};
 
@@ -51,6 +51,14 @@ impl Reader {
         let usable =
             |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast() && *ip != std::net::Ipv4Addr::BROADCAST;
         match address.filter(usable) {
+            Some(address) if is_vip(address) => {
+                self.refuse(
+                    "address",
+                    value,
+                    "one outside 127.64.0.0/10, which sidecars use for virtual addresses",
+                );
+                None
+            }
             Some(address) => Some(address.to_canonical()),
             None => {
                 self.refuse("address", value, WANT);
@@ -228,7 +236,7 @@ impl Reader {
         let value = present(body, "generation")?;
         let generation = value.as_u64().filter(|&n| n != 0 && n < u64::MAX / 2);
         if generation.is_none() {
-            self.refuse("generation", value, "a positive number that rises with every start");
+            self.refuse("generation", value, "a number from 1 to 2^63-2 that rises with every start");
         }
         generation
     }
