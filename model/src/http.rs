@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::endpoint::Fraction;
+use crate::filter::{HeaderMutation, HealthCheckFilter, LocalRateLimit};
 use crate::matcher::{Cidr, HeaderMatcher, StringMatcher};
 use crate::rbac::Rbac;
 use crate::route::RouteConfiguration;
@@ -150,6 +151,19 @@ pub enum HttpFilter {
     Fault(FaultPolicy),
     /// Cross-origin requests; policies stand at routes.
     Cors,
+    /// Header changes.
+    HeaderMutation(HeaderMutation),
+    /// Requests are sent on once they are whole.
+    Buffer {
+        /// Longest body; what is longer is answered with 413.
+        bytes_max: u32,
+    },
+    /// Answers to health checks.
+    HealthCheck(HealthCheckFilter),
+    /// Limits of this proxy.
+    LocalRateLimit(Box<LocalRateLimit>),
+    /// A filter that runs only where a route switches it on. Envoy: `disabled`.
+    OffByDefault(Box<Self>),
 }
 
 /// Faults on purpose. Envoy: `HTTPFault`.

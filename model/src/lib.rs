@@ -10,6 +10,7 @@
 
 pub mod cluster;
 pub mod endpoint;
+pub mod filter;
 pub mod health;
 pub mod http;
 pub mod instance;

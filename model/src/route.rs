@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use crate::cluster::Destination;
 use crate::endpoint::Fraction;
-use crate::http::{CorsPolicy, FaultPolicy};
+pub use crate::filter::FilterOverrides;
 use crate::matcher::{HeaderMatcher, QueryMatcher, Regex, RequestView};
-use crate::rbac::Rbac;
 use crate::retry::RetryPolicy;
 
 /// Virtual hosts under one name. Envoy: `RouteConfiguration`.
@@ -21,6 +20,8 @@ pub struct RouteConfiguration {
     pub headers: HeaderChanges,
     /// Outermost level's header changes are applied last instead of first.
     pub most_specific_header_mutations_wins: bool,
+    /// Filter settings for virtual hosts and routes without their own.
+    pub filters: FilterOverrides,
 }
 
 /// Routes for some domains. Envoy: `VirtualHost`.
@@ -58,17 +59,6 @@ pub struct Route {
     pub headers: HeaderChanges,
     /// Filter settings for this route.
     pub filters: FilterOverrides,
-}
-
-/// Per-route settings of HTTP filters. Envoy: `typed_per_filter_config`.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct FilterOverrides {
-    /// Replaces the RBAC filter's rules; `Some(None)` switches them off.
-    pub rbac: Option<Option<Rbac>>,
-    /// Replaces the fault filter's settings.
-    pub fault: Option<FaultPolicy>,
-    /// CORS policy.
-    pub cors: Option<CorsPolicy>,
 }
 
 /// What a route matches: all of these. Envoy: `RouteMatch`.
@@ -206,6 +196,8 @@ pub struct WeightedCluster {
     pub weight: u32,
     /// Header changes.
     pub headers: HeaderChanges,
+    /// Filter settings of requests that go there.
+    pub filters: FilterOverrides,
 }
 
 /// Path rewrite.

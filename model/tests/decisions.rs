@@ -13,8 +13,8 @@ use pillion_model::matcher::{
 use pillion_model::rbac::{Action, Peer, Permission, Policy, Principal, Rbac};
 use pillion_model::retry::{Outcome, Reset, RetryOn, RetryPolicy};
 use pillion_model::route::{
-    ClusterChoice, DomainError, Forward, HeaderChanges, PathMatch, Route, RouteAction, RouteConfiguration,
-    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    ClusterChoice, DomainError, FilterOverrides, Forward, HeaderChanges, PathMatch, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 
 struct Request {
@@ -227,6 +227,7 @@ fn weights_share_the_draws_exactly() {
         cluster: name.to_owned(),
         weight,
         headers: HeaderChanges::default(),
+        filters: FilterOverrides::default(),
     };
     let choice = ClusterChoice::Weighted(vec![cluster("v1", 90), cluster("off", 0), cluster("v2", 10)]);
     let mut counts = BTreeMap::new();

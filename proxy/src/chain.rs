@@ -1,7 +1,7 @@
 //! The life of a request, in order.
 //!
-//! Every step either lets the exchange go on or answers; what an earlier step refuses has no route
-//! and therefore none of a route's headers or policies on its reply.
+//! Every step either lets the exchange go on or answers; what a step before the route refuses has
+//! none of a route's headers or policies on its reply.
 
 use std::rc::Rc;
 
@@ -44,18 +44,23 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     forwarded::apply(x);
     client_cert::apply(x);
     ids::apply(x);
-    match outbound::resolve(x).await? {
+    let unrouted = match outbound::resolve(x).await? {
         Destination::Routes => {
-            filters::route::resolve(x)?;
+            // That there is no route is the router's to answer, after the filters.
+            let unrouted = filters::route::resolve(x).err();
             router::choose_cluster(x);
+            unrouted
         }
         Destination::Tcp(cluster) => return outbound::tunnel(x, &cluster).await,
         Destination::Inner(routes) => return Ok(outbound::inner(x, routes)),
         Destination::External(target) => return outbound::external(x, &target).await,
-    }
+    };
     filters::validate::upgrade_allowed(x)?;
     filters::run(x).await?;
-    router::run(x).await
+    match unrouted {
+        Some(reply) => Err(reply),
+        None => router::run(x).await,
+    }
 }
 
 /// The way back: what every answer gets, whoever made it.
@@ -75,13 +80,14 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     // Nor is anything known of what follows a change of protocol that failed.
     close |= x.head.upgrade.is_some();
     x.record.status = response.status().as_u16();
-    filters::cors::annotate(&x, response.headers_mut());
     if let Some(routed) = x.record.routed.clone() {
         let record = &*x.record;
         for changes in routed.changes(x.weighted_changes(&routed)) {
             changes.response(response.headers_mut(), &record.request_headers, record);
         }
     }
+    filters::cors::annotate(&x, response.headers_mut());
+    filters::respond(&x, response.headers_mut());
     let headers = response.headers_mut();
     match x.hcm.config.server_header {
         ServerHeader::Overwrite => {

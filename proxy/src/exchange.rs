@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::body::Body;
 use crate::downstream::Connection;
+use crate::filters::Marks;
 use crate::headers::changes::Changes;
 use crate::headers::{hop, websocket};
 use crate::record::{Owner, Record};
@@ -119,6 +120,8 @@ pub(crate) struct Exchange {
     pub(crate) request_id: Option<HeaderValue>,
     /// Index of the weighted cluster chosen.
     pub(crate) choice: Option<usize>,
+    /// What filters remember until there is an answer.
+    pub(crate) marks: Marks,
     /// The origin to be allowed by CORS headers on the response.
     pub(crate) cors_origin: Option<HeaderValue>,
     /// Routes of a destination found by name rather than through the connection manager.
@@ -174,6 +177,7 @@ impl Exchange {
             draw: fastrand::u64(..),
             request_id: None,
             choice: None,
+            marks: Marks::default(),
             cors_origin: None,
             routes: None,
         }

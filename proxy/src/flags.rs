@@ -19,6 +19,8 @@ flags! {
     RETRY_LIMIT = 14, "URX";
     /// A limit of ours was reached.
     UPSTREAM_OVERFLOW = 7, "UO";
+    /// A health check is answered here with a failure.
+    FAILED_LOCAL_HEALTH_CHECK = 0, "LH";
     /// No healthy upstream endpoint.
     NO_HEALTHY_UPSTREAM = 1, "UH";
     /// The route's timeout, or the last try's.
@@ -37,6 +39,8 @@ flags! {
     DELAY_INJECTED = 9, "DI";
     /// An abort was injected.
     FAULT_INJECTED = 10, "FI";
+    /// A limit of ours refused it.
+    RATE_LIMITED = 11, "RL";
     /// The client went away.
     DOWNSTREAM_TERMINATION = 13, "DC";
     /// Nothing moved for too long.

@@ -88,7 +88,8 @@ pub(crate) struct LocalReply {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// Close the HTTP/1 connection.
     pub(crate) close: bool,
-    grpc_status: Option<u32>,
+    /// Instead of what the status means.
+    pub(crate) grpc_status: Option<u32>,
 }
 
 impl LocalReply {

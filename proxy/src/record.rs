@@ -126,7 +126,7 @@ impl Record {
     /// Keeps the request headers that logs and response changes read.
     pub(crate) fn keep_request_headers(&mut self, headers: &HeaderMap) {
         if let Owner::Http(hcm) = &self.owner {
-            keep(&mut self.request_headers, headers, &hcm.logged_request_headers);
+            keep(&mut self.request_headers, headers, &hcm.kept_request_headers);
         }
         if let Some(routed) = &self.routed {
             keep(&mut self.request_headers, headers, &routed.config().read_by_responses);

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -120,6 +120,7 @@ impl Runtime {
             symbols: Arc::clone(&symbols),
             own_service: options.service.clone(),
             outbound: OnceLock::new(),
+            health_failed: AtomicBool::new(false),
             published: watch::Sender::new(0),
         });
         let named = |name: &str| {

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) own_service: String,
     /// How the application's traffic is taken; set once.
     pub(crate) outbound: OnceLock<OutboundOptions>,
+    /// Health checks are to fail: others should send no more.
+    pub(crate) health_failed: AtomicBool,
     /// The generation published last.
     pub(crate) published: watch::Sender<u64>,
 }

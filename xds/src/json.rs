@@ -78,6 +78,9 @@ pub(crate) fn message_from_json<M: Message + Default>(
     let descriptor = pool()
         .get_message_by_name(type_name)
         .ok_or_else(|| problem(format!("no descriptor of {type_name}")))?;
+    let mut written = value.clone();
+    write_switches(&mut written);
+    let value = &written;
     match read(&descriptor, value) {
         Ok(message) => {
             M::decode(message.encode_to_vec().as_slice()).map_err(|error| problem(error.to_string()))
@@ -90,6 +93,27 @@ pub(crate) fn message_from_json<M: Message + Default>(
         }
     }
 }
+
+/// A filter is switched on by `FilterConfig` with an empty `config`, which as JSON has no type.
+fn write_switches(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(write_switches),
+        Value::Object(fields) => {
+            let is_switch = |kind: &Value| kind.as_str().is_some_and(|kind| kind.ends_with(FILTER_CONFIG));
+            if fields.get("@type").is_some_and(is_switch)
+                && let Some(Value::Object(config)) = fields.get_mut("config")
+                && config.is_empty()
+            {
+                config.insert("@type".to_owned(), Value::String(EMPTY.to_owned()));
+            }
+            fields.values_mut().for_each(write_switches);
+        }
+        _ => {}
+    }
+}
+
+const FILTER_CONFIG: &str = "/envoy.config.route.v3.FilterConfig";
+const EMPTY: &str = "type.googleapis.com/google.protobuf.Empty";
 
 fn read(descriptor: &MessageDescriptor, value: &Value) -> Result<DynamicMessage, String> {
     DynamicMessage::deserialize_with_options(descriptor.clone(), value, &DeserializeOptions::new())

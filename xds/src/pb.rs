@@ -3,6 +3,7 @@
 pub(crate) use envoy_types::pb::envoy::config::accesslog::v3 as accesslog;
 pub(crate) use envoy_types::pb::envoy::config::bootstrap::v3 as bootstrap;
 pub(crate) use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+pub(crate) use envoy_types::pb::envoy::config::common::mutation_rules::v3 as mutation_rules;
 pub(crate) use envoy_types::pb::envoy::config::core::v3 as core;
 pub(crate) use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 pub(crate) use envoy_types::pb::envoy::config::listener::v3 as listener;
@@ -13,7 +14,9 @@ pub(crate) use envoy_types::pb::envoy::extensions::access_loggers::{
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::http::{
-    cors::v3 as cors, fault::v3 as fault, rbac::v3 as http_rbac, router::v3 as router,
+    buffer::v3 as buffer, cors::v3 as cors, fault::v3 as fault, header_mutation::v3 as header_mutation,
+    health_check::v3 as health_check, local_ratelimit::v3 as local_ratelimit, rbac::v3 as http_rbac,
+    router::v3 as router,
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::listener::{
     http_inspector::v3 as http_inspector, original_dst::v3 as original_dst,
@@ -62,10 +65,16 @@ pub(crate) const EWMA: &str = "type.googleapis.com/pillion.mesh.v1.Ewma";
 
 /// Names of filters and transport sockets, as Envoy registers them.
 pub(crate) mod names {
+    use pillion_model::filter::FilterKind;
+
     pub(crate) const ROUTER: &str = "envoy.filters.http.router";
     pub(crate) const RBAC: &str = "envoy.filters.http.rbac";
     pub(crate) const FAULT: &str = "envoy.filters.http.fault";
     pub(crate) const CORS: &str = "envoy.filters.http.cors";
+    pub(crate) const HEADER_MUTATION: &str = "envoy.filters.http.header_mutation";
+    pub(crate) const BUFFER: &str = "envoy.filters.http.buffer";
+    pub(crate) const HEALTH_CHECK: &str = "envoy.filters.http.health_check";
+    pub(crate) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
     pub(crate) const HTTP: &str = "envoy.filters.network.http_connection_manager";
     pub(crate) const TCP: &str = "envoy.filters.network.tcp_proxy";
     pub(crate) const NETWORK_RBAC: &str = "envoy.filters.network.rbac";
@@ -74,4 +83,22 @@ pub(crate) mod names {
     pub(crate) const UPSTREAM_HTTP: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     pub(crate) const SUBSET: &str = "envoy.lb";
     pub(crate) const TRANSPORT: &str = "envoy.transport_socket_match";
+
+    /// The name under which routes have settings for a filter.
+    pub(crate) fn of(kind: FilterKind) -> &'static str {
+        match kind {
+            FilterKind::Rbac => RBAC,
+            FilterKind::Fault => FAULT,
+            FilterKind::Cors => CORS,
+            FilterKind::HeaderMutation => HEADER_MUTATION,
+            FilterKind::Buffer => BUFFER,
+            FilterKind::HealthCheck => HEALTH_CHECK,
+            FilterKind::LocalRateLimit => LOCAL_RATE_LIMIT,
+        }
+    }
+
+    /// The filter of that name.
+    pub(crate) fn kind(name: &str) -> Option<FilterKind> {
+        FilterKind::ALL.into_iter().find(|kind| of(*kind) == name)
+    }
 }

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -26,6 +27,8 @@ pub enum Body {
     Empty,
     /// Bytes in hand.
     Full(Bytes),
+    /// A whole message in hand, with trailers.
+    Whole(Box<Whole>),
     /// What a connection sends, as it comes.
     Incoming(Incoming),
     /// What a downstream connection sends, counted.
@@ -35,6 +38,14 @@ pub enum Body {
     /// What an upstream sends; holds its connection and its place among the active requests until
     /// the last frame, or until dropped.
     Upstream(UpstreamBody),
+}
+
+/// A whole message in hand.
+pub struct Whole {
+    /// What is left of its bytes.
+    pub bytes: Bytes,
+    /// Its trailers; none once they were given.
+    pub trailers: HeaderMap,
 }
 
 /// Why a body ended early.
@@ -65,7 +76,7 @@ impl Body {
             Self::Full(bytes) => Some(Self::Full(bytes.clone())),
             Self::Incoming(incoming) if http_body::Body::is_end_stream(incoming) => Some(Self::Empty),
             Self::Replay(replay) => replay.restart().map(Self::Replay),
-            Self::Incoming(_) | Self::Request(_) | Self::Upstream(_) => None,
+            Self::Whole(_) | Self::Incoming(_) | Self::Request(_) | Self::Upstream(_) => None,
         }
     }
 }
@@ -98,6 +109,16 @@ impl http_body::Body for Body {
                 *this = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            Self::Whole(whole) => {
+                let frame = match std::mem::take(&mut whole.bytes) {
+                    bytes if bytes.is_empty() => Frame::trailers(std::mem::take(&mut whole.trailers)),
+                    bytes => Frame::data(bytes),
+                };
+                if frame.is_trailers() {
+                    *this = Self::Empty;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
             Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
             Self::Request(request) => request.poll_frame(cx),
             Self::Replay(replay) => replay.poll_frame(cx),
@@ -108,7 +129,7 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Full(_) => false,
+            Self::Full(_) | Self::Whole(_) => false,
             Self::Incoming(incoming) => http_body::Body::is_end_stream(incoming),
             Self::Request(request) => request.is_end_stream(),
             Self::Replay(replay) => replay.is_end_stream(),
@@ -120,6 +141,7 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Whole(whole) => SizeHint::with_exact(whole.bytes.len() as u64),
             Self::Incoming(incoming) => http_body::Body::size_hint(incoming),
             Self::Request(request) => request.size_hint(),
             Self::Replay(replay) => replay.size_hint(),
@@ -133,6 +155,7 @@ impl std::fmt::Debug for Body {
         f.write_str(match self {
             Self::Empty => "Empty",
             Self::Full(_) => "Full",
+            Self::Whole(_) => "Whole",
             Self::Incoming(_) => "Incoming",
             Self::Request(_) => "Request",
             Self::Replay(_) => "Replay",

@@ -18,7 +18,7 @@ use crate::snapshot::Overrides;
 pub(super) fn check(x: &mut Exchange) -> Step {
     let Some(origin) = x.head.headers.get(ORIGIN).cloned() else { return Ok(()) };
     let Some(routed) = x.record.routed.clone() else { return Ok(()) };
-    let allowed = routed.overrides().cors().find(|policy| !policy.allow_origins.is_empty());
+    let allowed = routed.overrides(x.choice).cors().find(|policy| !policy.allow_origins.is_empty());
     let Some(policy) = allowed else { return Ok(()) };
     if !policy.allow_origins.iter().any(|matcher| matcher.is_match_bytes(origin.as_bytes())) {
         return Ok(());
@@ -30,7 +30,7 @@ pub(super) fn check(x: &mut Exchange) -> Step {
         return Ok(());
     }
     let mut reply = LocalReply::direct(StatusCode::OK, Bytes::new(), "cors_response");
-    let said = |field| said(&routed.overrides(), field);
+    let said = |field| said(routed.overrides(x.choice), field);
     let value = |text: Option<&str>| text.and_then(|text| HeaderValue::from_str(text).ok());
     // Browsers take no asterisk from whoever wants credentials.
     let any_of = |text: Option<&str>, asked: HeaderName| match text {
@@ -53,18 +53,18 @@ pub(super) fn check(x: &mut Exchange) -> Step {
 pub(crate) fn annotate(x: &Exchange, headers: &mut HeaderMap) {
     let Some(origin) = &x.cors_origin else { return };
     let Some(routed) = &x.record.routed else { return };
-    let policies = routed.overrides();
+    let policies = routed.overrides(x.choice);
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     if policies.cors().find_map(|policy| policy.allow_credentials) == Some(true) {
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     }
-    let exposed = said(&policies, |policy| &policy.expose_headers);
+    let exposed = said(policies, |policy| &policy.expose_headers);
     if let Some(exposed) = exposed.and_then(|names| HeaderValue::from_str(names).ok()) {
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     }
 }
 
 /// What the first policy says that says anything.
-fn said<'a>(policies: &Overrides<'a>, field: fn(&CorsPolicy) -> &String) -> Option<&'a str> {
+fn said<'a>(policies: Overrides<'a>, field: fn(&CorsPolicy) -> &String) -> Option<&'a str> {
     policies.cors().map(|policy| field(policy).as_str()).find(|text| !text.is_empty())
 }

@@ -11,7 +11,7 @@ use crate::local_reply::Cause;
 /// Delays and aborts the configured shares of requests; the route's policy replaces the filter's.
 pub(super) async fn inject(x: &mut Exchange, policy: &FaultPolicy) -> Step {
     let routed = x.record.routed.clone();
-    let policy = routed.as_ref().and_then(|routed| routed.overrides().fault()).unwrap_or(policy);
+    let policy = routed.as_ref().and_then(|routed| routed.overrides(x.choice).fault()).unwrap_or(policy);
     if !policy.headers.iter().all(|matcher| matcher.is_match(&x.head)) {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use crate::metrics::{Family, Symbol};
 
 /// Enforces `rules`, unless the route has its own, and counts what `shadow` would decide.
 pub(super) fn check(x: &Exchange, rules: Option<&Rbac>, shadow: Option<&Rbac>) -> Step {
-    let overridden = x.record.routed.as_ref().and_then(|routed| routed.overrides().rbac());
+    let overridden = x.record.routed.as_ref().and_then(|routed| routed.overrides(x.choice).rbac());
     let (rules, shadow) = match overridden {
         Some(of_route) => (of_route, None),
         None => (rules, shadow),

@@ -19,9 +19,9 @@ pub(crate) fn resolve(x: &mut Exchange) -> Step {
     } else {
         config.find(&x.head, x.draw)
     };
-    x.record.routed = Some(routed.ok_or(Cause::NoRoute)?);
+    x.record.routed = routed;
     x.record.keep_request_headers(&x.head.headers);
-    Ok(())
+    if x.record.routed.is_some() { Ok(()) } else { Err(Cause::NoRoute.into()) }
 }
 
 /// A head whose authority has no port.

@@ -35,6 +35,16 @@ impl Changes {
         Ok(Self { request: compile(&changes.request)?, response: compile(&changes.response)? })
     }
 
+    /// Compiles; changes are made in the order in which they are given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Changes::compile`].
+    pub(crate) fn in_order(changes: &HeaderChanges) -> Result<Self, String> {
+        let all = |changes: &[HeaderChange]| changes.iter().map(Change::compile).collect::<Result<_, _>>();
+        Ok(Self { request: all(&changes.request)?, response: all(&changes.response)? })
+    }
+
     /// Changes request headers.
     pub(crate) fn request(&self, headers: &mut HeaderMap, record: &Record) {
         for change in &self.request {
@@ -62,31 +72,9 @@ impl Changes {
 }
 
 fn compile(changes: &[HeaderChange]) -> Result<Vec<Change>, String> {
-    let mut compiled = Vec::with_capacity(changes.len());
-    for change in changes {
-        if let HeaderChange::Remove(name) = change {
-            compiled.push(Change::Remove(changeable(name)?));
-        }
-    }
-    for change in changes {
-        if let HeaderChange::Add { name, value, append, keep_empty } = change {
-            let format = Format::compile(value).map_err(|error| format!("header `{name}`: {error}"))?;
-            let value = match format.literal() {
-                None => Source::Format(format),
-                Some(text) => Source::Fixed(
-                    HeaderValue::from_str(text)
-                        .map_err(|_| format!("header `{name}`: bad value `{text}`"))?,
-                ),
-            };
-            compiled.push(Change::Add {
-                name: changeable(name)?,
-                value,
-                append: *append,
-                keep_empty: *keep_empty,
-            });
-        }
-    }
-    Ok(compiled)
+    let (removed, added): (Vec<_>, Vec<_>) =
+        changes.iter().partition(|change| matches!(change, HeaderChange::Remove(_)));
+    removed.into_iter().chain(added).map(Change::compile).collect()
 }
 
 /// Host and pseudo-headers are changed by rewrites only.
@@ -99,6 +87,21 @@ fn changeable(name: &str) -> Result<HeaderName, String> {
 }
 
 impl Change {
+    fn compile(change: &HeaderChange) -> Result<Self, String> {
+        let (name, value, append, keep_empty) = match change {
+            HeaderChange::Remove(name) => return Ok(Self::Remove(changeable(name)?)),
+            HeaderChange::Add { name, value, append, keep_empty } => (name, value, *append, *keep_empty),
+        };
+        let format = Format::compile(value).map_err(|error| format!("header `{name}`: {error}"))?;
+        let value = match format.literal() {
+            None => Source::Format(format),
+            Some(text) => Source::Fixed(
+                HeaderValue::from_str(text).map_err(|_| format!("header `{name}`: bad value `{text}`"))?,
+            ),
+        };
+        Ok(Self::Add { name: changeable(name)?, value, append, keep_empty })
+    }
+
     /// Changes `headers`: a response's if `request` is given, else a request's.
     fn apply(&self, headers: &mut HeaderMap, record: &Record, request: Option<&HeaderMap>) {
         match self {

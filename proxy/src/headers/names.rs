@@ -26,6 +26,8 @@ names! {
     GRPC_STATUS = "grpc-status";
     GRPC_TIMEOUT = "grpc-timeout";
     HEDGE_ON_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
+    HEALTH_CHECKED_CLUSTER = "x-envoy-upstream-healthchecked-cluster";
+    IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail";
     INTERNAL = "x-envoy-internal";
     IP_TAGS = "x-envoy-ip-tags";
     KEEP_ALIVE = "keep-alive";

@@ -260,14 +260,8 @@ fn count(x: &Exchange, target: &Target, outcome: Symbol) {
 }
 
 fn failed(x: &mut Exchange, failure: Failure, retries: u32) -> LocalReply {
-    match x.progress.broken() {
-        Some(Broken::Malformed) => return Cause::BadRequest("http1.codec_error").into(),
-        Some(Broken::Gone) => {
-            // Nobody will read the answer.
-            x.record.gone = true;
-            return LocalReply::direct(StatusCode::BAD_REQUEST, Bytes::new(), "downstream_remote_disconnect");
-        }
-        None => {}
+    if let Some(reply) = broken_request(x) {
+        return reply;
     }
     if !failure.detail.is_empty() {
         x.record.upstream_failure = Some(failure.detail.clone());
@@ -285,6 +279,18 @@ fn failed(x: &mut Exchange, failure: Failure, retries: u32) -> LocalReply {
         }
     }
     .into()
+}
+
+/// The answer to a request whose body broke off.
+pub(crate) fn broken_request(x: &mut Exchange) -> Option<LocalReply> {
+    match x.progress.broken()? {
+        Broken::Malformed => Some(Cause::BadRequest("http1.codec_error").into()),
+        Broken::Gone => {
+            // Nobody will read the answer.
+            x.record.gone = true;
+            Some(LocalReply::direct(StatusCode::BAD_REQUEST, Bytes::new(), "downstream_remote_disconnect"))
+        }
+    }
 }
 
 /// The upstream's response on its way back.

@@ -9,6 +9,7 @@ pub(crate) mod rewrite;
 pub(crate) mod timeout;
 pub(crate) mod upgrade;
 
+pub(crate) use forward::broken_request;
 use http::Response;
 
 use crate::body::Body;

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use pillion_model::http::{FaultPolicy, HttpConnectionManager, HttpFilter, RouteSource};
+use pillion_model::http::{HttpConnectionManager, HttpFilter, RouteSource};
 use pillion_model::path::Normalization;
-use pillion_model::rbac::Rbac;
 
-use super::{Compiler, RouteConfig, Snapshot};
+use super::{Compiler, Filter, RouteConfig, Snapshot};
 use crate::access_log::AccessLogger;
 use crate::upstream::ClusterMap;
 
@@ -17,9 +16,12 @@ pub(crate) struct Hcm {
     pub(crate) config: HttpConnectionManager,
     pub(crate) routes: Routes,
     pub(crate) filters: Vec<Filter>,
+    /// Whether a filter has something to do with answers.
+    pub(crate) filters_answer: bool,
     pub(crate) suppress_envoy_headers: bool,
     pub(crate) access_logs: Vec<Arc<AccessLogger>>,
-    pub(crate) logged_request_headers: Vec<HeaderName>,
+    /// Request headers that access logs show and filters need for answers.
+    pub(crate) kept_request_headers: Vec<HeaderName>,
     pub(crate) logged_response_headers: Vec<HeaderName>,
     pub(crate) server_name: HeaderValue,
     pub(crate) path_rules: Normalization,
@@ -35,13 +37,6 @@ pub(crate) enum Routes {
     Named(String),
     /// Those of the service the request's host names.
     ByHost,
-}
-
-/// One HTTP filter before the router.
-pub(crate) enum Filter {
-    Rbac { rules: Option<Rbac>, shadow_rules: Option<Rbac> },
-    Fault(FaultPolicy),
-    Cors,
 }
 
 /// Time for a request's head where none is configured. Envoy has no limit.
@@ -72,25 +67,24 @@ impl Hcm {
         };
         let filters = filters
             .iter()
-            .map(|filter| match filter {
-                HttpFilter::Router { .. } => Err("the router has to be the last HTTP filter".to_owned()),
-                HttpFilter::Rbac { rules, shadow_rules } => {
-                    Ok(Filter::Rbac { rules: rules.clone(), shadow_rules: shadow_rules.clone() })
-                }
-                HttpFilter::Fault(policy) => Ok(Filter::Fault(policy.clone())),
-                HttpFilter::Cors => Ok(Filter::Cors),
-            })
-            .collect::<Result<_, _>>()?;
+            .enumerate()
+            .map(|(index, filter)| Filter::compile(filter, old.and_then(|old| old.filters.get(index))))
+            .collect::<Result<Vec<_>, _>>()?;
         let access_logs = AccessLogger::compile_all(&config.access_logs, compiler.writers)?;
         let server_name = HeaderValue::from_str(&config.server_name)
             .map_err(|_| format!("server_name `{}` is not a header value", config.server_name))?;
         Ok(Arc::new(Self {
             routes,
-            filters,
             suppress_envoy_headers: *suppress_envoy_headers,
-            logged_request_headers: access_logs.iter().flat_map(|log| log.request_headers()).collect(),
+            kept_request_headers: access_logs
+                .iter()
+                .flat_map(|log| log.request_headers())
+                .chain(filters.iter().flat_map(Filter::read_by_answers).cloned())
+                .collect(),
             logged_response_headers: access_logs.iter().flat_map(|log| log.response_headers()).collect(),
             access_logs,
+            filters_answer: filters.iter().any(Filter::answers),
+            filters,
             server_name,
             path_rules: Normalization {
                 dots: config.normalize_path,

@@ -4,6 +4,7 @@
 //! and reported by name, the others apply. Listeners, chains and route configurations that did not
 //! change keep their compiled form, and with it their connections.
 
+mod filters;
 mod hcm;
 mod listener;
 mod routes;
@@ -14,9 +15,10 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use pillion_model::mesh::{MeshService, Resources};
 
-pub(crate) use hcm::{Filter, Hcm, Routes};
+pub(crate) use filters::{Filter, Overrides, Switches, Work};
+pub(crate) use hcm::{Hcm, Routes};
 pub(crate) use listener::{Chain, Listener, TcpProxy, Terminal};
-pub(crate) use routes::{Action, ClusterRef, ForwardTo, Overrides, RouteConfig, Routed, Target};
+pub(crate) use routes::{Action, ClusterRef, ForwardTo, RouteConfig, Routed, Target};
 
 use crate::access_log::Writers;
 use crate::metrics::Symbols;

@@ -13,6 +13,7 @@ use pillion_model::route::{
 };
 
 use super::Compiler;
+use super::filters::{Overrides, RouteFilters, Switches};
 use crate::headers::changes::Changes;
 use crate::metrics::Symbol;
 use crate::router::rewrite::PathRewriter;
@@ -23,6 +24,7 @@ pub(crate) struct RouteConfig {
     table: RouteTable,
     changes: Changes,
     most_specific_wins: bool,
+    filters: Option<Box<RouteFilters>>,
     hosts: Vec<VirtualHost>,
     /// Request headers that response header changes read.
     pub(crate) read_by_responses: Vec<HeaderName>,
@@ -34,6 +36,7 @@ pub(crate) struct RouteConfig {
 
 struct VirtualHost {
     changes: Changes,
+    filters: Option<Box<RouteFilters>>,
     routes: Vec<Route>,
 }
 
@@ -43,6 +46,9 @@ pub(crate) struct Route {
     pub(crate) symbol: Symbol,
     pub(crate) action: Action,
     changes: Changes,
+    filters: Option<Box<RouteFilters>>,
+    /// Filters that the route, its virtual host and its configuration switch on and off.
+    switches: Switches,
 }
 
 /// What is done.
@@ -95,6 +101,7 @@ pub(crate) struct Choice {
     pub(crate) to: ClusterRef,
     pub(crate) weight: u64,
     pub(crate) changes: Changes,
+    filters: Option<Box<RouteFilters>>,
 }
 
 /// A cluster and what it is called in metrics.
@@ -112,12 +119,6 @@ pub(crate) struct Routed {
     at: (usize, usize),
 }
 
-/// Per-route filter settings, the route's before the virtual host's.
-pub(crate) struct Overrides<'a> {
-    route: &'a model::FilterOverrides,
-    host: &'a model::FilterOverrides,
-}
-
 impl RouteConfig {
     /// Compiles; gives `old` back if nothing changed.
     pub(super) fn compile(
@@ -133,12 +134,19 @@ impl RouteConfig {
             return Ok(Arc::clone(old));
         }
         let mut used = Vec::new();
+        let filters =
+            RouteFilters::compile(&configuration.filters, old.and_then(|old| old.filters.as_deref()))?;
+        let outer = Outer { compiler, clusters, switches: switches(&filters) };
         let hosts = configuration
             .virtual_hosts
             .iter()
-            .map(|host| VirtualHost::compile(compiler, host, clusters, &mut used))
+            .enumerate()
+            .map(|(at, host)| {
+                VirtualHost::compile(outer, host, old.and_then(|old| old.hosts.get(at)), &mut used)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let mut config = Self {
+            filters,
             table: RouteTable::compile(configuration.clone()).map_err(|error| error.to_string())?,
             changes: Changes::compile(&configuration.headers)?,
             most_specific_wins: configuration.most_specific_header_mutations_wins,
@@ -147,9 +155,9 @@ impl RouteConfig {
             answers_everything: answers_everything(configuration),
             used,
         };
-        let read: Vec<HeaderName> =
-            config.all_changes().flat_map(Changes::request_headers).cloned().collect();
-        config.read_by_responses = read;
+        let by_changes = config.all_changes().flat_map(Changes::request_headers);
+        let by_filters = config.all_filters().flat_map(RouteFilters::read_by_answers);
+        config.read_by_responses = by_changes.chain(by_filters).cloned().collect();
         Ok(Arc::new(config))
     }
 
@@ -159,11 +167,29 @@ impl RouteConfig {
         Some(Routed { config: Arc::clone(self), at })
     }
 
+    fn all_filters(&self) -> impl Iterator<Item = &RouteFilters> {
+        self.filters.as_deref().into_iter().chain(self.hosts.iter().flat_map(|host| {
+            host.filters.as_deref().into_iter().chain(host.routes.iter().flat_map(Route::all_filters))
+        }))
+    }
+
     fn all_changes(&self) -> impl Iterator<Item = &Changes> {
         std::iter::once(&self.changes).chain(self.hosts.iter().flat_map(|host| {
             std::iter::once(&host.changes).chain(host.routes.iter().flat_map(Route::all_changes))
         }))
     }
+}
+
+/// What is known around a virtual host or route when it is compiled.
+#[derive(Clone, Copy)]
+struct Outer<'a> {
+    compiler: &'a Compiler<'a>,
+    clusters: &'a ClusterMap,
+    switches: Switches,
+}
+
+fn switches(filters: &Option<Box<RouteFilters>>) -> Switches {
+    filters.as_ref().map(|filters| filters.switches).unwrap_or_default()
 }
 
 fn answers_everything(configuration: &RouteConfiguration) -> bool {
@@ -183,35 +209,43 @@ fn same(a: Option<&Arc<Cluster>>, b: Option<&Arc<Cluster>>) -> bool {
 
 impl VirtualHost {
     fn compile(
-        compiler: &Compiler<'_>,
+        outer: Outer<'_>,
         host: &model::VirtualHost,
-        clusters: &ClusterMap,
+        old: Option<&Self>,
         used: &mut Vec<(String, Option<Arc<Cluster>>)>,
     ) -> Result<Self, String> {
         let at = |reason: String| format!("virtual host `{}`: {reason}", host.name);
+        let filters =
+            RouteFilters::compile(&host.filters, old.and_then(|old| old.filters.as_deref())).map_err(at)?;
+        let outer = Outer { switches: outer.switches.under(switches(&filters)), ..outer };
         let routes = host
             .routes
             .iter()
-            .map(|route| {
-                Route::compile(compiler, host, route, clusters, used)
+            .enumerate()
+            .map(|(index, route)| {
+                Route::compile(outer, host, route, old.and_then(|old| old.routes.get(index)), used)
                     .map_err(|reason| at(format!("route `{}`: {reason}", route.name)))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { changes: Changes::compile(&host.headers).map_err(at)?, routes })
+        Ok(Self { changes: Changes::compile(&host.headers).map_err(at)?, filters, routes })
     }
 }
 
 impl Route {
     fn compile(
-        compiler: &Compiler<'_>,
+        outer: Outer<'_>,
         host: &model::VirtualHost,
         route: &model::Route,
-        clusters: &ClusterMap,
+        old: Option<&Self>,
         used: &mut Vec<(String, Option<Arc<Cluster>>)>,
     ) -> Result<Self, String> {
+        let Outer { compiler, clusters, switches: around } = outer;
         let action = match &route.action {
             RouteAction::Forward(forward) => {
-                Action::Forward(Box::new(ForwardTo::compile(compiler, host, route, forward, clusters, used)?))
+                let old = old.map(|old| &old.action);
+                Action::Forward(Box::new(ForwardTo::compile(
+                    compiler, host, route, forward, clusters, old, used,
+                )?))
             }
             RouteAction::Redirect(redirect) => Action::Redirect {
                 rewrite: match &redirect.path {
@@ -227,23 +261,31 @@ impl Route {
             }
             RouteAction::NonForwarding => Action::NonForwarding,
         };
+        let filters = RouteFilters::compile(&route.filters, old.and_then(|old| old.filters.as_deref()))?;
         Ok(Self {
             name: route.name.clone(),
             symbol: compiler.symbols.intern(&route.name),
             action,
             changes: Changes::compile(&route.headers)?,
+            switches: around.under(switches(&filters)),
+            filters,
         })
     }
 
-    fn all_changes(&self) -> impl Iterator<Item = &Changes> {
-        let choices = match &self.action {
-            Action::Forward(forward) => match &forward.to {
-                ClusterRef::Weighted { choices, .. } => choices.as_slice(),
-                _ => &[],
-            },
+    fn choices(&self) -> &[Choice] {
+        match &self.action {
+            Action::Forward(forward) => forward.to.choices(),
             _ => &[],
-        };
-        std::iter::once(&self.changes).chain(choices.iter().map(|choice| &choice.changes))
+        }
+    }
+
+    fn all_filters(&self) -> impl Iterator<Item = &RouteFilters> {
+        let choices = self.choices().iter().filter_map(|choice| choice.filters.as_deref());
+        self.filters.as_deref().into_iter().chain(choices)
+    }
+
+    fn all_changes(&self) -> impl Iterator<Item = &Changes> {
+        std::iter::once(&self.changes).chain(self.choices().iter().map(|choice| &choice.changes))
     }
 }
 
@@ -261,9 +303,14 @@ impl ForwardTo {
         route: &model::Route,
         forward: &Forward,
         clusters: &ClusterMap,
+        old: Option<&Action>,
         used: &mut Vec<(String, Option<Arc<Cluster>>)>,
     ) -> Result<Self, String> {
-        let to = ClusterRef::compile(compiler, &forward.to, clusters)?;
+        let old = match old {
+            Some(Action::Forward(old)) => old.to.choices(),
+            _ => &[],
+        };
+        let to = ClusterRef::compile(compiler, &forward.to, clusters, old)?;
         to.note_used(used, clusters);
         let mirrors: Vec<Mirror> = forward
             .mirrors
@@ -314,6 +361,7 @@ impl ClusterRef {
         compiler: &Compiler<'_>,
         choice: &ClusterChoice,
         clusters: &ClusterMap,
+        old: &[Choice],
     ) -> Result<Self, String> {
         Ok(match choice {
             ClusterChoice::Cluster(name) => Self::find(compiler, name, clusters),
@@ -324,11 +372,14 @@ impl ClusterRef {
             ClusterChoice::Weighted(list) => {
                 let choices = list
                     .iter()
-                    .map(|entry| {
+                    .enumerate()
+                    .map(|(at, entry)| {
+                        let old = old.get(at).and_then(|old| old.filters.as_deref());
                         Ok(Choice {
                             to: Self::find(compiler, &entry.cluster, clusters),
                             weight: u64::from(entry.weight),
                             changes: Changes::compile(&entry.headers)?,
+                            filters: RouteFilters::compile(&entry.filters, old)?,
                         })
                     })
                     .collect::<Result<Vec<_>, String>>()?;
@@ -351,9 +402,14 @@ impl ClusterRef {
 
     /// Header changes of one of several clusters.
     pub(crate) fn changes_of(&self, choice: usize) -> Option<&Changes> {
+        self.choices().get(choice).map(|choice| &choice.changes)
+    }
+
+    /// The several clusters.
+    fn choices(&self) -> &[Choice] {
         match self {
-            Self::Weighted { choices, .. } => choices.get(choice).map(|choice| &choice.changes),
-            _ => None,
+            Self::Weighted { choices, .. } => choices,
+            _ => &[],
         }
     }
 
@@ -404,10 +460,23 @@ impl Routed {
         &self.config.hosts[self.at.0].routes[self.at.1]
     }
 
-    /// Per-route filter settings.
-    pub(crate) fn overrides(&self) -> Overrides<'_> {
-        let (host, route) = self.config.table.at(self.at);
-        Overrides { route: &route.filters, host: &host.filters }
+    /// Filter settings, given the weighted cluster chosen.
+    pub(crate) fn overrides(&self, choice: Option<usize>) -> Overrides<'_> {
+        let (host, route) = (&self.config.hosts[self.at.0], self.route());
+        let choice = choice.and_then(|choice| route.choices().get(choice));
+        Overrides([
+            choice.and_then(|choice| choice.filters.as_deref()),
+            route.filters.as_deref(),
+            host.filters.as_deref(),
+            self.config.filters.as_deref(),
+        ])
+    }
+
+    /// Filters switched on and off, given the weighted cluster chosen.
+    pub(crate) fn switches(&self, choice: Option<usize>) -> Switches {
+        let route = self.route();
+        let choice = choice.and_then(|choice| route.choices().get(choice)?.filters.as_deref());
+        choice.map_or(route.switches, |choice| route.switches.under(choice.switches))
     }
 
     /// Header changes in the order in which they are applied.
@@ -419,22 +488,5 @@ impl Routed {
             order.reverse();
         }
         order.into_iter().flatten()
-    }
-}
-
-impl<'a> Overrides<'a> {
-    /// RBAC rules that replace the filter's: `Some(None)` switches them off.
-    pub(crate) fn rbac(&self) -> Option<Option<&'a pillion_model::rbac::Rbac>> {
-        self.route.rbac.as_ref().or(self.host.rbac.as_ref()).map(Option::as_ref)
-    }
-
-    /// The fault policy that replaces the filter's.
-    pub(crate) fn fault(&self) -> Option<&'a pillion_model::http::FaultPolicy> {
-        self.route.fault.as_ref().or(self.host.fault.as_ref())
-    }
-
-    /// The CORS policies: what the first of them leaves out the next may say.
-    pub(crate) fn cors(&self) -> impl Iterator<Item = &'a pillion_model::http::CorsPolicy> + use<'a> {
-        [self.route.cors.as_ref(), self.host.cors.as_ref()].into_iter().flatten()
     }
 }

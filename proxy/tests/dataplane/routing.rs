@@ -73,6 +73,7 @@ async fn weights_split_and_rewrites_rewrite() {
         cluster: cluster.to_owned(),
         weight,
         headers: Default::default(),
+        filters: Default::default(),
     };
     let mut split = Forward::to("");
     split.to = ClusterChoice::Weighted(vec![weighted("a", 1), weighted("b", 1), weighted("c", 0)]);

@@ -94,9 +94,9 @@ impl Builder<'_> {
             action: self.action(),
             headers: rule.headers.as_ref().map(header_changes).unwrap_or_default(),
             filters: FilterOverrides {
-                rbac: None,
                 fault: rule.fault.as_ref().map(fault),
                 cors: rule.cors.as_ref().map(cors),
+                ..FilterOverrides::default()
             },
         }
     }
@@ -142,6 +142,7 @@ impl Builder<'_> {
             cluster: self.cluster(share.service.as_deref(), share.subset.as_deref()),
             weight: share.weight.unwrap_or(1),
             headers: HeaderChanges::default(),
+            filters: FilterOverrides::default(),
         });
         let mut clusters: Vec<_> = clusters.collect();
         match clusters.len() {

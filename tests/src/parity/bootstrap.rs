@@ -19,7 +19,7 @@ const LOG: &str = "%RESPONSE_CODE% flags=%RESPONSE_FLAGS% \
 pub(crate) type Ports = BTreeMap<String, u16>;
 
 /// HTTP filters by short names: their own name, their type, and that of a route's settings.
-const FILTERS: [(&str, &str, &str, &str); 9] = [
+const FILTERS: [(&str, &str, &str, &str); 11] = [
     ("rbac", "envoy.filters.http.rbac", "rbac.v3.RBAC", "rbac.v3.RBACPerRoute"),
     ("fault", "envoy.filters.http.fault", "fault.v3.HTTPFault", "fault.v3.HTTPFault"),
     ("cors", "envoy.filters.http.cors", "cors.v3.Cors", "cors.v3.CorsPolicy"),
@@ -43,6 +43,13 @@ const FILTERS: [(&str, &str, &str, &str); 9] = [
         "health_check.v3.HealthCheck",
         "health_check.v3.HealthCheck",
     ),
+    (
+        "jwt_authn",
+        "envoy.filters.http.jwt_authn",
+        "jwt_authn.v3.JwtAuthentication",
+        "jwt_authn.v3.PerRouteConfig",
+    ),
+    ("ext_authz", "envoy.filters.http.ext_authz", "ext_authz.v3.ExtAuthz", "ext_authz.v3.ExtAuthzPerRoute"),
     (
         "grpc_stats",
         "envoy.filters.http.grpc_stats",
@@ -170,11 +177,13 @@ fn cluster(name: &str, fields: &Value, ports: &Ports) -> Value {
     merged(defaults, Value::Object(fields))
 }
 
-/// `{short name: settings}` as a filter.
+/// `{short name: settings}` as a filter; `disabled` may stand beside it.
 fn filter(given: &Value) -> Value {
-    let (short, settings) = given.as_object().and_then(|one| one.iter().next()).expect("one filter");
+    let mut given = given.as_object().cloned().unwrap_or_default();
+    let disabled = given.remove("disabled").unwrap_or_else(|| json!(false));
+    let (short, settings) = given.iter().next().expect("one filter");
     let (_, name, kind, _) = find(short);
-    json!({"name": name, "typed_config": typed(kind, settings)})
+    json!({"name": name, "typed_config": typed(kind, settings), "disabled": disabled})
 }
 
 /// Puts `typed_per_filter_config` in the place of every `per_filter`.

@@ -1,21 +1,19 @@
 //! The HTTP connection manager and its filters.
 
 use std::mem::take;
-use std::time::Duration;
 
 use pillion_model::http::{
-    AccessLog, ClientCertDetails, Codec, EscapedSlashes, FaultPolicy, ForwardClientCert,
-    HttpConnectionManager, HttpFilter, LogFormat, RouteSource, ServerHeader,
+    AccessLog, ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, LogFormat,
+    RouteSource, ServerHeader,
 };
 use pillion_model::route::RouteConfiguration;
 
 use super::Context;
-use super::context::{ignored, inert, is, type_name};
-use super::matcher::{cidr, header};
+use super::context::{ignored, inert, is};
+use super::matcher::cidr;
 use crate::pb;
 use pb::hcm::http_connection_manager as manager;
 
-const SUPPORTED: &str = "router, rbac, fault, cors";
 const OFF: Option<pb::BoolValue> = Some(pb::BoolValue { value: false });
 
 pub(super) fn connection_manager(
@@ -38,7 +36,7 @@ pub(super) fn connection_manager(
     let routes = routes(cx, m.route_specifier.take());
     let mut http = HttpConnectionManager::new(take(&mut m.stat_prefix), routes);
     http.codec = codec(cx, take(&mut m.codec_type));
-    http.filters = filters(cx, take(&mut m.http_filters));
+    http.filters = super::filters::filters(cx, take(&mut m.http_filters));
     http.upgrades = cx.each("upgrade_configs", take(&mut m.upgrade_configs), |cx, mut upgrade| {
         inert!(upgrade, enabled = Some(pb::BoolValue { value: true }));
         let protocol = take(&mut upgrade.upgrade_type);
@@ -246,127 +244,6 @@ fn escaped_slashes(cx: &mut Context, value: i32) -> EscapedSlashes {
             EscapedSlashes::Reject
         }
     }
-}
-
-fn filters(cx: &mut Context, filters: Vec<pb::hcm::HttpFilter>) -> Vec<HttpFilter> {
-    let filters: Vec<HttpFilter> = cx.each("http_filters", filters, filter).into_iter().flatten().collect();
-    let routers = filters.iter().filter(|filter| matches!(filter, HttpFilter::Router { .. })).count();
-    if routers != 1 || !matches!(filters.last(), Some(HttpFilter::Router { .. })) {
-        cx.refuse_at("http_filters", "want exactly one envoy.filters.http.router, as the last");
-    }
-    filters
-}
-
-fn filter(cx: &mut Context, mut filter: pb::hcm::HttpFilter) -> Option<HttpFilter> {
-    use pb::hcm::http_filter::ConfigType;
-    let name = take(&mut filter.name);
-    // An unknown filter is refused whether it calls itself optional or not.
-    filter.is_optional = false;
-    let any = match filter.config_type.take() {
-        Some(ConfigType::TypedConfig(any)) => any,
-        Some(ConfigType::ConfigDiscovery(_)) => {
-            cx.refuse_at("config_discovery", "is not supported; use typed_config");
-            return None;
-        }
-        None => {
-            cx.missing("typed_config");
-            return None;
-        }
-    };
-    cx.rest(&filter);
-    let (filter, canonical) = cx.at("typed_config", |cx| typed_filter(cx, &any))?;
-    if canonical.is_some_and(|canonical| canonical != name) {
-        let canonical = canonical.unwrap_or_default();
-        cx.refuse_at(
-            "name",
-            format!("got `{name}`, want `{canonical}`: settings of routes find the filter by it"),
-        );
-    }
-    Some(filter)
-}
-
-/// The filter, and the name under which routes may have settings for it.
-fn typed_filter(cx: &mut Context, any: &pb::Any) -> Option<(HttpFilter, Option<&'static str>)> {
-    if is::<pb::router::Router>(any) {
-        let message = cx.unpack(any);
-        Some((router(cx, message), None))
-    } else if is::<pb::http_rbac::Rbac>(any) {
-        let message = cx.unpack(any);
-        let (rules, shadow_rules) = rbac(cx, message);
-        Some((HttpFilter::Rbac { rules, shadow_rules }, Some(pb::names::RBAC)))
-    } else if is::<pb::fault::HttpFault>(any) {
-        let message = cx.unpack(any);
-        Some((HttpFilter::Fault(fault(cx, message)), Some(pb::names::FAULT)))
-    } else if is::<pb::cors::Cors>(any) {
-        Some((HttpFilter::Cors, Some(pb::names::CORS)))
-    } else if type_name(any) == "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" {
-        cx.ignore("@type");
-        None
-    } else {
-        cx.unsupported_type(any, SUPPORTED);
-        None
-    }
-}
-
-fn router(cx: &mut Context, mut router: pb::router::Router) -> HttpFilter {
-    ignored!(
-        cx,
-        router,
-        dynamic_stats,
-        start_child_span,
-        upstream_log,
-        upstream_log_options,
-        suppress_grpc_request_failure_code_stats,
-    );
-    let suppress_envoy_headers = take(&mut router.suppress_envoy_headers);
-    cx.rest(&router);
-    HttpFilter::Router { suppress_envoy_headers }
-}
-
-pub(super) type Rules = Option<pillion_model::rbac::Rbac>;
-
-pub(super) fn rbac(cx: &mut Context, mut rbac: pb::http_rbac::Rbac) -> (Rules, Rules) {
-    ignored!(cx, rbac, rules_stat_prefix, shadow_rules_stat_prefix, shadow_matcher, track_per_rule_stats);
-    let rules = cx.some("rules", rbac.rules.take(), super::rbac::rules);
-    let shadow = cx.some("shadow_rules", rbac.shadow_rules.take(), super::rbac::rules);
-    cx.rest(&rbac);
-    (rules, shadow)
-}
-
-pub(super) fn fault(cx: &mut Context, mut fault: pb::fault::HttpFault) -> FaultPolicy {
-    use pb::common_fault::fault_delay::FaultDelaySecifier;
-    use pb::fault::fault_abort::ErrorType;
-    ignored!(cx, fault, disable_downstream_cluster_stats, filter_metadata);
-    let never = pillion_model::endpoint::Fraction { numerator: 0, denominator: 100 };
-    let delay = cx.some("delay", fault.delay.take(), |cx, delay| {
-        let share = cx.some("percentage", delay.percentage, Context::fraction).unwrap_or(never);
-        let time = match delay.fault_delay_secifier {
-            Some(FaultDelaySecifier::FixedDelay(time)) => cx.duration("fixed_delay", Some(time)),
-            _ => {
-                cx.refuse("is not supported; supported: fixed_delay");
-                None
-            }
-        };
-        (time.unwrap_or(Duration::ZERO), share)
-    });
-    let abort = cx.some("abort", fault.abort.take(), |cx, mut abort| {
-        let share = cx.some("percentage", abort.percentage.take(), Context::fraction).unwrap_or(never);
-        let status = match abort.error_type.take() {
-            Some(ErrorType::HttpStatus(status)) => status,
-            _ => {
-                cx.refuse("is not supported; supported: http_status");
-                503
-            }
-        };
-        if !(200..600).contains(&status) {
-            cx.refuse_at("http_status", format!("got {status}, want 200 to 599"));
-        }
-        cx.rest(&abort);
-        (u16::try_from(status).unwrap_or(503), share)
-    });
-    let headers = cx.each("headers", take(&mut fault.headers), header);
-    cx.rest(&fault);
-    FaultPolicy { delay, abort, headers }
 }
 
 pub(super) fn access_logs(cx: &mut Context, logs: Vec<pb::accesslog::AccessLog>) -> Vec<AccessLog> {

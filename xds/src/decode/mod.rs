@@ -15,6 +15,7 @@
 mod cluster;
 mod context;
 mod endpoint;
+mod filters;
 mod http;
 mod listener;
 mod matcher;

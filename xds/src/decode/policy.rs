@@ -1,15 +1,13 @@
 //! What stands at routes and virtual hosts alike: retries, settings of filters, header changes.
 
-use std::collections::HashMap;
 use std::mem::take;
 
-use pillion_model::http::CorsPolicy;
 use pillion_model::retry::{RetryOn, RetryPolicy};
-use pillion_model::route::{Append, FilterOverrides, HeaderChange};
+use pillion_model::route::{Append, HeaderChange};
 
 use super::Context;
-use super::context::{ignored, inert, is};
-use super::matcher::{header, string};
+use super::context::is;
+use super::matcher::header;
 use crate::pb;
 
 pub(super) fn retry_policy(cx: &mut Context, mut m: pb::route::RetryPolicy) -> RetryPolicy {
@@ -72,72 +70,6 @@ fn host_predicate(cx: &mut Context, predicate: pb::route::retry_policy::RetryHos
     false
 }
 
-const OVERRIDES: &str = "RBACPerRoute, HTTPFault, CorsPolicy under their filters' names";
-
-pub(super) fn overrides(cx: &mut Context, all: HashMap<String, pb::Any>) -> FilterOverrides {
-    let mut filters = FilterOverrides::default();
-    for (name, any) in all {
-        cx.at(format_args!("typed_per_filter_config[\"{name}\"]"), |cx| {
-            let expected = if is::<pb::http_rbac::RbacPerRoute>(&any) {
-                let mut message: pb::http_rbac::RbacPerRoute = cx.unpack(&any);
-                filters.rbac =
-                    Some(message.rbac.take().and_then(|rbac| cx.at("rbac", |cx| rbac_rules(cx, rbac))));
-                pb::names::RBAC
-            } else if is::<pb::fault::HttpFault>(&any) {
-                let message = cx.unpack(&any);
-                filters.fault = Some(super::http::fault(cx, message));
-                pb::names::FAULT
-            } else if is::<pb::cors::CorsPolicy>(&any) {
-                let message = cx.unpack(&any);
-                filters.cors = Some(cors(cx, message));
-                pb::names::CORS
-            } else {
-                cx.unsupported_type(&any, OVERRIDES);
-                return;
-            };
-            if name != expected {
-                cx.refuse(format!("is for no filter that runs here; want `{expected}`"));
-            }
-        });
-    }
-    filters
-}
-
-fn rbac_rules(cx: &mut Context, rbac: pb::http_rbac::Rbac) -> super::http::Rules {
-    let (rules, shadow) = super::http::rbac(cx, rbac);
-    if shadow.is_some() {
-        cx.ignore("shadow_rules");
-    }
-    rules
-}
-
-fn cors(cx: &mut Context, mut m: pb::cors::CorsPolicy) -> CorsPolicy {
-    // On, for all, is what being there says.
-    inert!(
-        m,
-        filter_enabled = Some(everything()),
-        allow_private_network_access = Some(pb::BoolValue { value: false })
-    );
-    ignored!(cx, m, shadow_enabled);
-    let policy = CorsPolicy {
-        allow_origins: cx.each("allow_origin_string_match", take(&mut m.allow_origin_string_match), string),
-        allow_methods: take(&mut m.allow_methods),
-        allow_headers: take(&mut m.allow_headers),
-        expose_headers: take(&mut m.expose_headers),
-        max_age: take(&mut m.max_age),
-        allow_credentials: m.allow_credentials.take().map(|on| on.value),
-    };
-    cx.rest(&m);
-    policy
-}
-
-fn everything() -> pb::core::RuntimeFractionalPercent {
-    pb::core::RuntimeFractionalPercent {
-        default_value: Some(pb::types::FractionalPercent { numerator: 100, denominator: 0 }),
-        runtime_key: String::new(),
-    }
-}
-
 /// Removals first: that is the order in which they are applied at each level.
 pub(super) fn changes(
     cx: &mut Context,
@@ -151,7 +83,7 @@ pub(super) fn changes(
     all
 }
 
-fn addition(cx: &mut Context, mut m: pb::core::HeaderValueOption) -> HeaderChange {
+pub(super) fn addition(cx: &mut Context, mut m: pb::core::HeaderValueOption) -> HeaderChange {
     use pb::core::header_value_option::HeaderAppendAction as A;
     let mut header = m.header.take().unwrap_or_default();
     let action = take(&mut m.append_action);

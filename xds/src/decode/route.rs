@@ -12,8 +12,9 @@ use pillion_model::tls::DataSource;
 
 use super::Context;
 use super::context::ignored;
+use super::filters::overrides;
 use super::matcher::{flag, header, our_metadata, pattern, query, regex};
-use super::policy::{changes, overrides, retry_policy};
+use super::policy::{changes, retry_policy};
 use crate::encode::RETRY_ONLY_SAFE;
 use crate::pb;
 use pb::route::redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier};
@@ -39,6 +40,7 @@ pub(super) fn configuration(cx: &mut Context, mut m: pb::route::RouteConfigurati
             ),
         },
         most_specific_header_mutations_wins: take(&mut m.most_specific_header_mutations_wins),
+        filters: overrides(cx, take(&mut m.typed_per_filter_config)),
     };
     if take(&mut m.ignore_port_in_host_matching) {
         cx.refuse_at(
@@ -135,7 +137,7 @@ fn route(cx: &mut Context, mut m: pb::route::Route) -> Route {
     route
 }
 
-fn route_match(cx: &mut Context, mut m: pb::route::RouteMatch) -> RouteMatch {
+pub(super) fn route_match(cx: &mut Context, mut m: pb::route::RouteMatch) -> RouteMatch {
     let path = match m.path_specifier.take() {
         Some(PathSpecifier::Prefix(path)) => PathMatch::Prefix(path),
         Some(PathSpecifier::Path(path)) => PathMatch::Exact(path),
@@ -259,6 +261,7 @@ fn weighted(cx: &mut Context, mut m: pb::route::weighted_cluster::ClusterWeight)
                 &mut m.response_headers_to_add,
             ),
         },
+        filters: overrides(cx, take(&mut m.typed_per_filter_config)),
     };
     if cluster.cluster.is_empty() {
         cx.missing("name");

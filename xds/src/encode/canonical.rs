@@ -25,9 +25,13 @@ static STRUCT: Shape = Shape(&[(1, Map(&VALUE))]);
 static VALUE: Shape = Shape(&[(5, Message(&STRUCT)), (6, Message(&LIST))]);
 static LIST: Shape = Shape(&[(1, Message(&VALUE))]);
 static METADATA: Shape = Shape(&[(1, Map(&STRUCT))]);
-static ROUTES: Shape = Shape(&[(2, Message(&VIRTUAL_HOST))]);
+static ROUTES: Shape = Shape(&[(2, Message(&VIRTUAL_HOST)), (16, Map(&LEAF))]);
 static VIRTUAL_HOST: Shape = Shape(&[(3, Message(&ROUTE)), (15, Map(&LEAF)), (24, Message(&METADATA))]);
-static ROUTE: Shape = Shape(&[(4, Message(&METADATA)), (13, Map(&LEAF))]);
+static ROUTE: Shape = Shape(&[(2, Message(&ROUTE_ACTION)), (4, Message(&METADATA)), (13, Map(&LEAF))]);
+static ROUTE_ACTION: Shape = Shape(&[(3, Message(&WEIGHTED))]);
+static WEIGHTED: Shape = Shape(&[(1, Message(&CLUSTER_WEIGHT))]);
+static CLUSTER_WEIGHT: Shape = Shape(&[(10, Map(&LEAF))]);
+static HEALTH_CHECK: Shape = Shape(&[(4, Map(&LEAF))]);
 static CLUSTER: Shape =
     Shape(&[(25, Message(&METADATA)), (33, Message(&ASSIGNMENT)), (43, Message(&TRANSPORT_MATCH))]);
 static TRANSPORT_MATCH: Shape = Shape(&[(2, Message(&STRUCT))]);
@@ -58,6 +62,7 @@ pub(super) fn shape(full_name: &str) -> Option<&'static Shape> {
             &RBAC_FILTER
         }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => &RBAC_PER_ROUTE,
+        "envoy.extensions.filters.http.health_check.v3.HealthCheck" => &HEALTH_CHECK,
         "envoy.extensions.access_loggers.file.v3.FileAccessLog" => &FILE_LOG,
         _ => return None,
     })

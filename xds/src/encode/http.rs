@@ -1,13 +1,12 @@
 //! The HTTP connection manager and its filters.
 
 use pillion_model::http::{
-    AccessLog, Codec, EscapedSlashes, FaultPolicy, ForwardClientCert, HttpConnectionManager, HttpFilter,
-    LogFormat, RouteSource, ServerHeader,
+    AccessLog, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, LogFormat, RouteSource,
+    ServerHeader,
 };
 use pillion_model::retry::LOCAL_REPLY_HEADER;
 
-use super::matcher::header;
-use super::{Dialect, ads, any, boolean, duration, fraction, limit, number, texts};
+use super::{Dialect, ads, any, boolean, duration, limit, number, texts};
 use crate::pb;
 use pb::hcm::http_connection_manager as manager;
 
@@ -51,7 +50,7 @@ pub(super) fn connection_manager(
                 route_config_name: name.clone(),
             }),
         }),
-        http_filters: http.filters.iter().map(filter).collect(),
+        http_filters: http.filters.iter().map(super::filters::filter).collect(),
         upgrade_configs: http
             .upgrades
             .iter()
@@ -138,51 +137,6 @@ pub(crate) fn local_reply_mark() -> pb::hcm::LocalReplyConfig {
             ..Default::default()
         }],
         body_format: None,
-    }
-}
-
-fn filter(filter: &HttpFilter) -> pb::hcm::HttpFilter {
-    let (name, config) = match filter {
-        HttpFilter::Router { suppress_envoy_headers } => (
-            pb::names::ROUTER,
-            any(&pb::router::Router {
-                suppress_envoy_headers: *suppress_envoy_headers,
-                ..Default::default()
-            }),
-        ),
-        HttpFilter::Rbac { rules, shadow_rules } => (
-            pb::names::RBAC,
-            any(&pb::http_rbac::Rbac {
-                rules: rules.as_ref().map(super::rbac::rules),
-                shadow_rules: shadow_rules.as_ref().map(super::rbac::rules),
-                ..Default::default()
-            }),
-        ),
-        HttpFilter::Fault(policy) => (pb::names::FAULT, any(&fault(policy))),
-        HttpFilter::Cors => (pb::names::CORS, any(&pb::cors::Cors {})),
-    };
-    pb::hcm::HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(pb::hcm::http_filter::ConfigType::TypedConfig(config)),
-        ..Default::default()
-    }
-}
-
-pub(super) fn fault(policy: &FaultPolicy) -> pb::fault::HttpFault {
-    use pb::common_fault::fault_delay::FaultDelaySecifier;
-    use pb::fault::fault_abort::ErrorType;
-    pb::fault::HttpFault {
-        delay: policy.delay.map(|(time, share)| pb::common_fault::FaultDelay {
-            percentage: Some(fraction(share)),
-            fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(duration(time))),
-        }),
-        abort: policy.abort.map(|(status, share)| pb::fault::FaultAbort {
-            percentage: Some(fraction(share)),
-            error_type: Some(ErrorType::HttpStatus(status.into())),
-            ..Default::default()
-        }),
-        headers: policy.headers.iter().map(header).collect(),
-        ..Default::default()
     }
 }
 

@@ -15,6 +15,7 @@
 mod canonical;
 mod cluster;
 mod endpoint;
+mod filters;
 mod http;
 mod listener;
 mod matcher;

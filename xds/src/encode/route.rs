@@ -1,16 +1,14 @@
 //! Route configurations.
 
-use std::collections::HashMap;
-
-use pillion_model::http::CorsPolicy;
 use pillion_model::retry::RetryPolicy;
 use pillion_model::route::{
-    Append, ClusterChoice, FilterOverrides, Forward, HashPolicy, HashSource, HeaderChange, HeaderChanges,
-    HostRewrite, Mirror, PathMatch, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
-    RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+    Append, ClusterChoice, Forward, HashPolicy, HashSource, HeaderChange, HeaderChanges, HostRewrite, Mirror,
+    PathMatch, PathRewrite, Redirect, RedirectPath, Route, RouteAction, RouteConfiguration, RouteMatch,
+    VirtualHost, WeightedCluster,
 };
 
-use super::matcher::{header, pattern, query, regex, string};
+use super::filters::overrides;
+use super::matcher::{header, pattern, query, regex};
 use super::{Dialect, any, boolean, duration, flag, limit, number, runtime_fraction};
 use crate::pb;
 use pb::route::redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier};
@@ -33,6 +31,7 @@ pub(super) fn configuration(
         response_headers_to_add: changes.response_add,
         response_headers_to_remove: changes.response_remove,
         most_specific_header_mutations_wins: routes.most_specific_header_mutations_wins,
+        typed_per_filter_config: overrides(&routes.filters),
         ..Default::default()
     }
 }
@@ -94,7 +93,7 @@ fn only_safe(retry: Option<&RetryPolicy>, dialect: Dialect<'_>) -> Option<pb::co
     flag(RETRY_ONLY_SAFE, matches!(dialect, Dialect::Pillion) && retry.is_some_and(|policy| policy.only_safe))
 }
 
-fn matches(matches: &RouteMatch) -> pb::route::RouteMatch {
+pub(super) fn matches(matches: &RouteMatch) -> pb::route::RouteMatch {
     pb::route::RouteMatch {
         path_specifier: Some(match &matches.path {
             PathMatch::Prefix(path) => PathSpecifier::Prefix(path.clone()),
@@ -180,6 +179,7 @@ fn weighted(one: &WeightedCluster) -> pb::route::weighted_cluster::ClusterWeight
     pb::route::weighted_cluster::ClusterWeight {
         name: one.cluster.clone(),
         weight: Some(number(one.weight)),
+        typed_per_filter_config: overrides(&one.filters),
         request_headers_to_add: changes.request_add,
         request_headers_to_remove: changes.request_remove,
         response_headers_to_add: changes.response_add,
@@ -275,36 +275,6 @@ fn retry(policy: &RetryPolicy) -> pb::route::RetryPolicy {
     }
 }
 
-fn overrides(filters: &FilterOverrides) -> HashMap<String, pb::Any> {
-    let mut all = HashMap::new();
-    if let Some(rules) = &filters.rbac {
-        let rbac = rules.as_ref().map(|rules| pb::http_rbac::Rbac {
-            rules: Some(super::rbac::rules(rules)),
-            ..Default::default()
-        });
-        all.insert(pb::names::RBAC.to_owned(), any(&pb::http_rbac::RbacPerRoute { rbac }));
-    }
-    if let Some(fault) = &filters.fault {
-        all.insert(pb::names::FAULT.to_owned(), any(&super::http::fault(fault)));
-    }
-    if let Some(policy) = &filters.cors {
-        all.insert(pb::names::CORS.to_owned(), any(&cors(policy)));
-    }
-    all
-}
-
-fn cors(policy: &CorsPolicy) -> pb::cors::CorsPolicy {
-    pb::cors::CorsPolicy {
-        allow_origin_string_match: policy.allow_origins.iter().map(string).collect(),
-        allow_methods: policy.allow_methods.clone(),
-        allow_headers: policy.allow_headers.clone(),
-        expose_headers: policy.expose_headers.clone(),
-        max_age: policy.max_age.clone(),
-        allow_credentials: policy.allow_credentials.map(boolean),
-        ..Default::default()
-    }
-}
-
 /// Header changes as Envoy writes them: what is removed and what is added apart.
 #[derive(Default)]
 struct Changes {
@@ -328,26 +298,33 @@ impl Changes {
 }
 
 fn push(change: &HeaderChange, added: &mut Vec<pb::core::HeaderValueOption>, removed: &mut Vec<String>) {
-    use pb::core::header_value_option::HeaderAppendAction as A;
-    match change {
-        HeaderChange::Remove(name) => removed.push(name.clone()),
-        HeaderChange::Add { name, value, append, keep_empty } => {
-            let action = match append {
-                Append::AppendIfExistsOrAdd => A::AppendIfExistsOrAdd,
-                Append::AddIfAbsent => A::AddIfAbsent,
-                Append::OverwriteIfExistsOrAdd => A::OverwriteIfExistsOrAdd,
-                Append::OverwriteIfExists => A::OverwriteIfExists,
-            };
-            added.push(pb::core::HeaderValueOption {
-                header: Some(pb::core::HeaderValue {
-                    key: name.clone(),
-                    value: value.clone(),
-                    raw_value: Vec::new(),
-                }),
-                append_action: action.into(),
-                keep_empty_value: *keep_empty,
-                ..Default::default()
-            });
-        }
+    match addition(change) {
+        Ok(option) => added.push(option),
+        Err(name) => removed.push(name.to_owned()),
     }
+}
+
+/// What is added, or the name of what is removed.
+pub(super) fn addition(change: &HeaderChange) -> Result<pb::core::HeaderValueOption, &str> {
+    use pb::core::header_value_option::HeaderAppendAction as A;
+    let (name, value, append, keep_empty) = match change {
+        HeaderChange::Remove(name) => return Err(name),
+        HeaderChange::Add { name, value, append, keep_empty } => (name, value, append, keep_empty),
+    };
+    let action = match append {
+        Append::AppendIfExistsOrAdd => A::AppendIfExistsOrAdd,
+        Append::AddIfAbsent => A::AddIfAbsent,
+        Append::OverwriteIfExistsOrAdd => A::OverwriteIfExistsOrAdd,
+        Append::OverwriteIfExists => A::OverwriteIfExists,
+    };
+    Ok(pb::core::HeaderValueOption {
+        header: Some(pb::core::HeaderValue {
+            key: name.clone(),
+            value: value.clone(),
+            raw_value: Vec::new(),
+        }),
+        append_action: action.into(),
+        keep_empty_value: *keep_empty,
+        ..Default::default()
+    })
 }

@@ -2,12 +2,13 @@
 
 use pillion_model::http::{
     AccessLog, ClientCertDetails, Codec, EscapedSlashes, FaultPolicy, ForwardClientCert,
-    HttpConnectionManager, HttpFilter, LogFormat, RouteSource, ServerHeader,
+    HttpConnectionManager, LogFormat, RouteSource, ServerHeader,
 };
 use proptest::collection::btree_map;
 use proptest::prelude::*;
 
-use super::matchers::{header, rbac};
+use super::filters::filters;
+use super::matchers::header;
 use super::{duration, few, fraction, maybe, name, text, time};
 
 pub(crate) fn connection_manager() -> BoxedStrategy<HttpConnectionManager> {
@@ -94,21 +95,6 @@ pub(crate) fn connection_manager() -> BoxedStrategy<HttpConnectionManager> {
                 mark_local_replies: on[8],
             },
         )
-        .boxed()
-}
-
-fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
-    let filter = prop_oneof![
-        (maybe(rbac()), maybe(rbac()))
-            .prop_map(|(rules, shadow_rules)| HttpFilter::Rbac { rules, shadow_rules }),
-        fault().prop_map(HttpFilter::Fault),
-        Just(HttpFilter::Cors),
-    ];
-    (few(filter), any::<bool>())
-        .prop_map(|(mut filters, suppress_envoy_headers)| {
-            filters.push(HttpFilter::Router { suppress_envoy_headers });
-            filters
-        })
         .boxed()
 }
 

@@ -5,6 +5,7 @@
 //! weights that sum up to zero) does not occur.
 
 pub(crate) mod endpoints;
+pub(crate) mod filters;
 pub(crate) mod http;
 pub(crate) mod listeners;
 pub(crate) mod matchers;

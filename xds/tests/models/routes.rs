@@ -1,5 +1,8 @@
 //! Route configurations.
 
+use std::collections::BTreeMap;
+
+use pillion_model::filter::FilterKind;
 use pillion_model::http::CorsPolicy;
 use pillion_model::retry::{RetryOn, RetryPolicy};
 use pillion_model::route::{
@@ -7,19 +10,23 @@ use pillion_model::route::{
     HostRewrite, Mirror, PathMatch, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
     RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
+use proptest::collection::btree_map;
 use proptest::prelude::*;
+use proptest::sample::select;
 
+use super::filters::{mutations, rate_limit};
 use super::http::fault;
 use super::matchers::{header, query, rbac, regex, string};
 use super::{duration, few, fraction, free, maybe, name, some, text, time};
 
 pub(crate) fn configuration() -> BoxedStrategy<RouteConfiguration> {
-    (name(), few(virtual_host()), changes(), any::<bool>())
-        .prop_map(|(name, virtual_hosts, headers, wins)| RouteConfiguration {
+    (name(), few(virtual_host()), changes(), any::<bool>(), overrides())
+        .prop_map(|(name, virtual_hosts, headers, wins, filters)| RouteConfiguration {
             name,
             virtual_hosts,
             headers,
             most_specific_header_mutations_wins: wins,
+            filters,
         })
         .boxed()
 }
@@ -58,7 +65,7 @@ fn route() -> BoxedStrategy<Route> {
         .boxed()
 }
 
-fn route_match() -> BoxedStrategy<RouteMatch> {
+pub(crate) fn route_match() -> BoxedStrategy<RouteMatch> {
     let path = prop_oneof![
         text().prop_map(PathMatch::Prefix),
         text().prop_map(PathMatch::Exact),
@@ -79,11 +86,10 @@ fn route_match() -> BoxedStrategy<RouteMatch> {
 }
 
 fn forward() -> BoxedStrategy<Forward> {
-    let weighted = (name(), 1_u32..1000, changes()).prop_map(|(cluster, weight, headers)| WeightedCluster {
-        cluster,
-        weight,
-        headers,
-    });
+    let weighted =
+        (name(), 1_u32..1000, changes(), overrides()).prop_map(|(cluster, weight, headers, filters)| {
+            WeightedCluster { cluster, weight, headers, filters }
+        });
     let to = prop_oneof![
         name().prop_map(ClusterChoice::Cluster),
         name().prop_map(ClusterChoice::Header),
@@ -188,8 +194,25 @@ pub(crate) fn retry() -> BoxedStrategy<RetryPolicy> {
 }
 
 fn overrides() -> BoxedStrategy<FilterOverrides> {
-    (maybe(maybe(rbac())), maybe(fault()), maybe(cors()))
-        .prop_map(|(rbac, fault, cors)| FilterOverrides { rbac, fault, cors })
+    let first = (maybe(maybe(rbac())), maybe(fault()), maybe(cors()));
+    let second = (maybe(mutations()), maybe(maybe(1_u32..)), maybe(rate_limit(true)));
+    (first, second, btree_map(select(FilterKind::ALL.to_vec()), any::<bool>(), 0..3))
+        .prop_map(|((rbac, fault, cors), (header_mutation, buffer, limit), mut switched)| {
+            let local_rate_limit = limit.map(Box::new);
+            let mut filters = FilterOverrides {
+                rbac,
+                fault,
+                cors,
+                header_mutation,
+                buffer,
+                local_rate_limit,
+                switched: BTreeMap::new(),
+            };
+            // Settings switch a filter on by themselves.
+            switched.retain(|kind, _| filters.switches(*kind).is_none());
+            filters.switched = switched;
+            filters
+        })
         .boxed()
 }
 
@@ -210,7 +233,7 @@ fn cors() -> BoxedStrategy<CorsPolicy> {
         .boxed()
 }
 
-fn changes() -> BoxedStrategy<HeaderChanges> {
+pub(crate) fn changes() -> BoxedStrategy<HeaderChanges> {
     (side(), side()).prop_map(|(request, response)| HeaderChanges { request, response }).boxed()
 }
 

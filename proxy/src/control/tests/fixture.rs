@@ -91,12 +91,7 @@ pub(in crate::control) fn routes(name: &str, clusters: &[&str]) -> RouteConfigur
         name: name.into(),
         ..VirtualHost::default()
     };
-    RouteConfiguration {
-        name: name.into(),
-        virtual_hosts: vec![host],
-        headers: HeaderChanges::default(),
-        most_specific_header_mutations_wins: false,
-    }
+    RouteConfiguration { name: name.into(), virtual_hosts: vec![host], ..RouteConfiguration::default() }
 }
 
 pub(in crate::control) fn service(route_configuration: &str, clusters: &[&str]) -> MeshService {

@@ -1,0 +1,154 @@
+//! Settings of HTTP filters, and which of them a route switches on or off.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::endpoint::Fraction;
+use crate::http::{CorsPolicy, FaultPolicy, HttpFilter};
+use crate::matcher::HeaderMatcher;
+use crate::rbac::Rbac;
+use crate::route::{HeaderChange, HeaderChanges};
+
+/// Which filter: what routes name when they have settings for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FilterKind {
+    /// Authorization.
+    Rbac,
+    /// Faults on purpose.
+    Fault,
+    /// Cross-origin requests.
+    Cors,
+    /// Header changes.
+    HeaderMutation,
+    /// Whole requests only.
+    Buffer,
+    /// Answers to health checks.
+    HealthCheck,
+    /// Limits of this proxy.
+    LocalRateLimit,
+}
+
+impl FilterKind {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Rbac,
+        Self::Fault,
+        Self::Cors,
+        Self::HeaderMutation,
+        Self::Buffer,
+        Self::HealthCheck,
+        Self::LocalRateLimit,
+    ];
+}
+
+impl HttpFilter {
+    /// Which filter this is; `None`: the router, which nothing can switch off.
+    pub fn kind(&self) -> Option<FilterKind> {
+        Some(match self {
+            Self::Router { .. } => return None,
+            Self::Rbac { .. } => FilterKind::Rbac,
+            Self::Fault(_) => FilterKind::Fault,
+            Self::Cors => FilterKind::Cors,
+            Self::HeaderMutation(_) => FilterKind::HeaderMutation,
+            Self::Buffer { .. } => FilterKind::Buffer,
+            Self::HealthCheck(_) => FilterKind::HealthCheck,
+            Self::LocalRateLimit(_) => FilterKind::LocalRateLimit,
+            Self::OffByDefault(inner) => return inner.kind(),
+        })
+    }
+}
+
+/// Settings of HTTP filters at a route configuration, virtual host, route or weighted cluster. Envoy:
+/// `typed_per_filter_config`. Settings of a filter also switch it on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FilterOverrides {
+    /// Replaces the RBAC filter's rules; `Some(None)` switches them off.
+    pub rbac: Option<Option<Rbac>>,
+    /// Replaces the fault filter's settings.
+    pub fault: Option<FaultPolicy>,
+    /// CORS policy.
+    pub cors: Option<CorsPolicy>,
+    /// Header changes after the filter's own, in their order.
+    pub header_mutation: Option<HeaderChanges>,
+    /// Replaces the buffer filter's limit in bytes; `Some(None)`: bodies are not held.
+    pub buffer: Option<Option<u32>>,
+    /// Replaces the rate limit filter's settings.
+    pub local_rate_limit: Option<Box<LocalRateLimit>>,
+    /// Filters without settings here that are switched on or off.
+    pub switched: BTreeMap<FilterKind, bool>,
+}
+
+impl FilterOverrides {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether `kind` is switched on or off here; `None`: nothing is said of it.
+    pub fn switches(&self, kind: FilterKind) -> Option<bool> {
+        let configured = match kind {
+            FilterKind::Rbac => self.rbac.is_some(),
+            FilterKind::Fault => self.fault.is_some(),
+            FilterKind::Cors => self.cors.is_some(),
+            FilterKind::HeaderMutation => self.header_mutation.is_some(),
+            FilterKind::Buffer => self.buffer.is_some(),
+            FilterKind::HealthCheck => false,
+            FilterKind::LocalRateLimit => self.local_rate_limit.is_some(),
+        };
+        self.switched.get(&kind).copied().or_else(|| configured.then_some(true))
+    }
+}
+
+/// Changes headers. Envoy: `HeaderMutation`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderMutation {
+    /// In their order: removals are not brought forward.
+    pub changes: HeaderChanges,
+    /// A route's changes come after those of its virtual host instead of before.
+    pub most_specific_wins: bool,
+}
+
+/// Answers health checks. Envoy: `HealthCheck`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HealthCheckFilter {
+    /// Health checks are sent on, and answered here only while this proxy is told to fail them.
+    pub pass_through: bool,
+    /// What a health check is: all of these.
+    pub headers: Vec<HeaderMatcher>,
+    /// Clusters of which this percentage has to be healthy.
+    pub min_healthy: BTreeMap<String, u32>,
+}
+
+/// Limits how many requests this proxy lets through, all workers together. Envoy: `LocalRateLimit`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalRateLimit {
+    /// Prefix of statistics.
+    pub stat_prefix: String,
+    /// Answer to what is too much. Default 429.
+    pub status: u16,
+    /// How much is allowed; `None`: only routes say it.
+    pub bucket: Option<TokenBucket>,
+    /// Share of requests that is counted. Default none.
+    pub enabled: Fraction,
+    /// Share of what is too much that is refused. Default none.
+    pub enforced: Fraction,
+    /// Header changes of requests that are too many and sent on.
+    pub request_headers: Vec<HeaderChange>,
+    /// Header changes of refusals.
+    pub response_headers: Vec<HeaderChange>,
+    /// `x-ratelimit-limit`, `-remaining` and `-reset` on every answer.
+    pub limit_headers: bool,
+    /// gRPC clients are told RESOURCE_EXHAUSTED instead of UNAVAILABLE.
+    pub resource_exhausted: bool,
+}
+
+/// Tokens that come back at a steady rate; a request takes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBucket {
+    /// As many as fit, and as there are at first.
+    pub max_tokens: u32,
+    /// As many come back …
+    pub tokens_per_fill: u32,
+    /// … in this time; at least 50 ms.
+    pub fill_interval: Duration,
+}

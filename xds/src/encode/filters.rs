@@ -1,0 +1,165 @@
+//! HTTP filters, and what routes say of them.
+
+use std::collections::HashMap;
+
+use pillion_model::filter::{HealthCheckFilter, LocalRateLimit, TokenBucket};
+use pillion_model::http::{CorsPolicy, FaultPolicy, HttpFilter};
+use pillion_model::route::{FilterOverrides, HeaderChange, HeaderChanges};
+
+use super::matcher::{header, string};
+use super::route::addition;
+use super::{any, boolean, duration, fraction, number, percent, runtime_fraction};
+use crate::pb;
+
+pub(super) fn filter(filter: &HttpFilter) -> pb::hcm::HttpFilter {
+    let (disabled, filter) = match filter {
+        HttpFilter::OffByDefault(inner) => (true, &**inner),
+        filter => (false, filter),
+    };
+    pb::hcm::HttpFilter {
+        name: filter.kind().map_or(pb::names::ROUTER, pb::names::of).to_owned(),
+        config_type: Some(pb::hcm::http_filter::ConfigType::TypedConfig(config(filter))),
+        disabled,
+        ..Default::default()
+    }
+}
+
+fn config(filter: &HttpFilter) -> pb::Any {
+    match filter {
+        HttpFilter::Router { suppress_envoy_headers } => {
+            any(&pb::router::Router { suppress_envoy_headers: *suppress_envoy_headers, ..Default::default() })
+        }
+        HttpFilter::Rbac { rules, shadow_rules } => any(&pb::http_rbac::Rbac {
+            rules: rules.as_ref().map(super::rbac::rules),
+            shadow_rules: shadow_rules.as_ref().map(super::rbac::rules),
+            ..Default::default()
+        }),
+        HttpFilter::Fault(policy) => any(&fault(policy)),
+        HttpFilter::Cors => any(&pb::cors::Cors {}),
+        HttpFilter::HeaderMutation(mutation) => any(&pb::header_mutation::HeaderMutation {
+            mutations: Some(mutations(&mutation.changes)),
+            most_specific_header_mutations_wins: mutation.most_specific_wins,
+        }),
+        HttpFilter::Buffer { bytes_max } => any(&buffer(*bytes_max)),
+        HttpFilter::HealthCheck(filter) => any(&health_check(filter)),
+        HttpFilter::LocalRateLimit(limit) => any(&rate_limit(limit)),
+        HttpFilter::OffByDefault(inner) => config(inner),
+    }
+}
+
+pub(super) fn fault(policy: &FaultPolicy) -> pb::fault::HttpFault {
+    use pb::common_fault::fault_delay::FaultDelaySecifier;
+    use pb::fault::fault_abort::ErrorType;
+    pb::fault::HttpFault {
+        delay: policy.delay.map(|(time, share)| pb::common_fault::FaultDelay {
+            percentage: Some(fraction(share)),
+            fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(duration(time))),
+        }),
+        abort: policy.abort.map(|(status, share)| pb::fault::FaultAbort {
+            percentage: Some(fraction(share)),
+            error_type: Some(ErrorType::HttpStatus(status.into())),
+            ..Default::default()
+        }),
+        headers: policy.headers.iter().map(header).collect(),
+        ..Default::default()
+    }
+}
+
+fn mutations(changes: &HeaderChanges) -> pb::header_mutation::Mutations {
+    use pb::mutation_rules::{HeaderMutation, header_mutation::Action};
+    let many = |changes: &[HeaderChange]| {
+        let action = |change| match addition(change) {
+            Ok(option) => Action::Append(option),
+            Err(name) => Action::Remove(name.to_owned()),
+        };
+        changes.iter().map(|change| HeaderMutation { action: Some(action(change)) }).collect()
+    };
+    pb::header_mutation::Mutations {
+        request_mutations: many(&changes.request),
+        response_mutations: many(&changes.response),
+        ..Default::default()
+    }
+}
+
+fn buffer(bytes_max: u32) -> pb::buffer::Buffer {
+    pb::buffer::Buffer { max_request_bytes: Some(number(bytes_max)) }
+}
+
+fn health_check(filter: &HealthCheckFilter) -> pb::health_check::HealthCheck {
+    let healthy = filter.min_healthy.iter().map(|(name, share)| (name.clone(), percent(*share)));
+    pb::health_check::HealthCheck {
+        pass_through_mode: Some(boolean(filter.pass_through)),
+        cluster_min_healthy_percentages: healthy.collect(),
+        headers: filter.headers.iter().map(header).collect(),
+        ..Default::default()
+    }
+}
+
+fn rate_limit(limit: &LocalRateLimit) -> pb::local_ratelimit::LocalRateLimit {
+    let additions = |changes: &[HeaderChange]| changes.iter().filter_map(|one| addition(one).ok()).collect();
+    let bucket = |bucket: &TokenBucket| pb::types::TokenBucket {
+        max_tokens: bucket.max_tokens,
+        tokens_per_fill: Some(number(bucket.tokens_per_fill)),
+        fill_interval: Some(duration(bucket.fill_interval)),
+    };
+    pb::local_ratelimit::LocalRateLimit {
+        stat_prefix: limit.stat_prefix.clone(),
+        status: Some(pb::types::HttpStatus { code: limit.status.into() }),
+        token_bucket: limit.bucket.as_ref().map(bucket),
+        filter_enabled: Some(runtime_fraction(limit.enabled)),
+        filter_enforced: Some(runtime_fraction(limit.enforced)),
+        request_headers_to_add_when_not_enforced: additions(&limit.request_headers),
+        response_headers_to_add: additions(&limit.response_headers),
+        enable_x_ratelimit_headers: limit.limit_headers.into(),
+        rate_limited_as_resource_exhausted: limit.resource_exhausted,
+        ..Default::default()
+    }
+}
+
+pub(super) fn overrides(filters: &FilterOverrides) -> HashMap<String, pb::Any> {
+    let mut all = HashMap::new();
+    for (kind, on) in &filters.switched {
+        let config = on.then(pb::Any::default);
+        let switch = pb::route::FilterConfig { config, disabled: !on, is_optional: false };
+        all.insert(pb::names::of(*kind).to_owned(), any(&switch));
+    }
+    let mut insert = |name: &str, settings| all.insert(name.to_owned(), settings);
+    if let Some(rules) = &filters.rbac {
+        let rbac = rules.as_ref().map(|rules| pb::http_rbac::Rbac {
+            rules: Some(super::rbac::rules(rules)),
+            ..Default::default()
+        });
+        insert(pb::names::RBAC, any(&pb::http_rbac::RbacPerRoute { rbac }));
+    }
+    if let Some(policy) = &filters.fault {
+        insert(pb::names::FAULT, any(&fault(policy)));
+    }
+    if let Some(policy) = &filters.cors {
+        insert(pb::names::CORS, any(&cors(policy)));
+    }
+    if let Some(changes) = &filters.header_mutation {
+        let mutations = Some(mutations(changes));
+        insert(pb::names::HEADER_MUTATION, any(&pb::header_mutation::HeaderMutationPerRoute { mutations }));
+    }
+    if let Some(limit) = filters.buffer {
+        use pb::buffer::buffer_per_route::Override;
+        let settings = limit.map_or(Override::Disabled(true), |bytes| Override::Buffer(buffer(bytes)));
+        insert(pb::names::BUFFER, any(&pb::buffer::BufferPerRoute { r#override: Some(settings) }));
+    }
+    if let Some(limit) = &filters.local_rate_limit {
+        insert(pb::names::LOCAL_RATE_LIMIT, any(&rate_limit(limit)));
+    }
+    all
+}
+
+fn cors(policy: &CorsPolicy) -> pb::cors::CorsPolicy {
+    pb::cors::CorsPolicy {
+        allow_origin_string_match: policy.allow_origins.iter().map(string).collect(),
+        allow_methods: policy.allow_methods.clone(),
+        allow_headers: policy.allow_headers.clone(),
+        expose_headers: policy.expose_headers.clone(),
+        max_age: policy.max_age.clone(),
+        allow_credentials: policy.allow_credentials.map(boolean),
+        ..Default::default()
+    }
+}
