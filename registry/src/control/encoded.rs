@@ -1,7 +1,7 @@
-//! The whole mesh encoded for sidecars, each service once.
+//! The whole mesh encoded for sidecars, each service once, and only what one of them asks for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pillion_model::name::ServiceName;
 use pillion_xds::ads::Encoded;
@@ -32,15 +32,17 @@ pub(super) struct Revisions {
     pub(super) services: u64,
 }
 
-/// One service, as its callers' sidecars are told of it.
+/// One service, as its callers' sidecars are told of it. Each part is encoded for the first who asks, and
+/// shared by all snapshots in which it is the same.
 pub(super) struct ServiceEncoded {
     model: Arc<ServiceModel>,
-    pub(super) clusters: Encodings,
-    pub(super) endpoints: Encodings,
-    pub(super) routes: Encodings,
-    /// The answers to questions for each of its names.
-    pub(super) answers: Encodings,
+    clusters: Part,
+    endpoints: Part,
+    routes: Part,
+    answers: Part,
 }
+
+type Part = Arc<OnceLock<Encodings>>;
 
 impl Snapshot {
     pub(super) fn first(model: &Arc<MeshModel>, catalog: &Arc<CatalogView>) -> Self {
@@ -107,39 +109,46 @@ struct Changed {
 
 impl ServiceEncoded {
     fn new(model: &Arc<ServiceModel>, last: Option<&Self>, changed: &mut Changed) -> Self {
-        // Most changes are of endpoints only: the rest is not encoded again.
-        let part = |same: fn(&ServiceModel, &ServiceModel) -> bool, pick: fn(&Self) -> &Encodings| {
-            last.filter(|last| same(&last.model, model)).map(|last| Arc::clone(pick(last)))
-        };
-        let made = |flag: &mut bool, all: Vec<Encoded>| {
-            *flag = true;
-            by_name(all)
-        };
-        let clusters = part(|a, b| a.clusters == b.clusters, |last| &last.clusters);
-        let endpoints = part(|a, b| a.endpoints == b.endpoints, |last| &last.endpoints);
-        let routes = part(|a, b| a.routes == b.routes, |last| &last.routes);
-        let answers = part(|a, b| a.service == b.service, |last| &last.answers);
-        let encode = Dialect::Pillion;
+        let part =
+            |same: fn(&ServiceModel, &ServiceModel) -> bool, of: fn(&Self) -> &Part, flag: &mut bool| {
+                let kept = last.filter(|last| same(&last.model, model)).map(|last| Arc::clone(of(last)));
+                *flag |= kept.is_none();
+                kept.unwrap_or_default()
+            };
         Self {
-            clusters: clusters.unwrap_or_else(|| {
-                let all = model.clusters.iter().map(|cluster| encode_cluster(cluster, encode));
-                made(&mut changed.clusters, all.collect())
-            }),
-            endpoints: endpoints.unwrap_or_else(|| {
-                let all = model.endpoints.iter().map(|endpoints| encode_endpoints(endpoints, encode));
-                made(&mut changed.endpoints, all.collect())
-            }),
-            routes: routes.unwrap_or_else(|| {
-                let all = model.routes.iter().map(|routes| encode_routes(routes, encode));
-                made(&mut changed.routes, all.collect())
-            }),
-            answers: answers.unwrap_or_else(|| {
-                let names = model.service.names.iter().map(|name| name.to_ascii_lowercase());
-                let all = names.map(|name| encode_service(&model.service, &name));
-                made(&mut changed.services, all.collect())
-            }),
+            clusters: part(|a, b| a.clusters == b.clusters, |last| &last.clusters, &mut changed.clusters),
+            endpoints: part(
+                |a, b| a.endpoints == b.endpoints,
+                |last| &last.endpoints,
+                &mut changed.endpoints,
+            ),
+            routes: part(|a, b| a.routes == b.routes, |last| &last.routes, &mut changed.routes),
+            answers: part(|a, b| a.service == b.service, |last| &last.answers, &mut changed.services),
             model: Arc::clone(model),
         }
+    }
+
+    pub(super) fn clusters(&self) -> &Encodings {
+        let encode = || by_name(self.model.clusters.iter().map(|one| encode_cluster(one, Dialect::Pillion)));
+        self.clusters.get_or_init(encode)
+    }
+
+    pub(super) fn endpoints(&self) -> &Encodings {
+        let encode =
+            || by_name(self.model.endpoints.iter().map(|one| encode_endpoints(one, Dialect::Pillion)));
+        self.endpoints.get_or_init(encode)
+    }
+
+    pub(super) fn routes(&self) -> &Encodings {
+        let encode = || by_name(self.model.routes.iter().map(|one| encode_routes(one, Dialect::Pillion)));
+        self.routes.get_or_init(encode)
+    }
+
+    /// The answers to questions for each of its names.
+    pub(super) fn answers(&self) -> &Encodings {
+        let service = &self.model.service;
+        let answer = |name: &String| encode_service(service, &name.to_ascii_lowercase());
+        self.answers.get_or_init(|| by_name(service.names.iter().map(answer)))
     }
 }
 

@@ -92,11 +92,11 @@ impl View for SidecarView {
             return Some(Arc::clone(own));
         }
         let part = match type_url {
-            type_url::CLUSTER => &self.service(&parse_outbound_cluster(name)?.2)?.clusters,
-            type_url::ENDPOINTS => &self.service(&parse_outbound_cluster(name)?.2)?.endpoints,
+            type_url::CLUSTER => self.service(&parse_outbound_cluster(name)?.2)?.clusters(),
+            type_url::ENDPOINTS => self.service(&parse_outbound_cluster(name)?.2)?.endpoints(),
             type_url::ROUTE if name == EGRESS_ROUTES => &self.snapshot.egress,
-            type_url::ROUTE => &self.service(&name.split_once('.')?.1.parse().ok()?)?.routes,
-            type_url::SERVICE => &self.service(self.snapshot.model.names.get(name)?)?.answers,
+            type_url::ROUTE => self.service(&name.split_once('.')?.1.parse().ok()?)?.routes(),
+            type_url::SERVICE => self.service(self.snapshot.model.names.get(name)?)?.answers(),
             _ => return None,
         };
         part.get(name).cloned()

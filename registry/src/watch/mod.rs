@@ -296,13 +296,15 @@ impl State {
                 later.insert(name);
                 continue;
             }
-            topic.flush(&name, self.seen.catalog.services.get(&name), self.seen.revision, now);
             let narrow = self.by_service.get(&name).into_iter().flat_map(BTreeMap::values);
-            for subscriber in narrow.chain(self.wide.values()) {
-                if subscriber.interest.covers(&name) {
-                    subscriber.dirty().insert(name.clone());
-                    subscriber.bell.notify_one();
-                }
+            let wide = self.wide.values().filter(|subscriber| subscriber.interest.covers(&name));
+            let mut watching = narrow.chain(wide).peekable();
+            let is_watched = watching.peek().is_some();
+            let service = self.seen.catalog.services.get(&name);
+            topic.flush(&name, service, self.seen.revision, is_watched, now);
+            for subscriber in watching {
+                subscriber.dirty().insert(name.clone());
+                subscriber.bell.notify_one();
             }
         }
         self.pending = later;
@@ -340,16 +342,19 @@ impl Topic {
         }
     }
 
+    /// Tells a state of the service. A change is only of use to those who watch: whoever begins later gets
+    /// the whole state.
     fn flush(
         &mut self,
         name: &ServiceName,
         service: Option<&Arc<CatalogService>>,
         world_revision: u64,
+        is_watched: bool,
         now: Instant,
     ) {
         let revision = service.map_or(world_revision, |service| service.revision);
         match (&self.told, service) {
-            (Some(last), Some(next)) => {
+            (Some(last), Some(next)) if is_watched => {
                 let data = encode::change(name, self.revision, last, next);
                 self.changes.push_back(Change { since: self.revision, data });
                 let excess = self.changes.len().saturating_sub(CHANGES_KEPT);
