@@ -53,7 +53,7 @@ impl Root {
     ) -> Result<Self, CaError> {
         let key = Key::new(Space::Ca, ROOT_KEY);
         loop {
-            if let Some(entry) = store.load().await?.entries.get(&key) {
+            if let Some(entry) = store.load_space(Space::Ca).await?.entries.get(&key) {
                 return Self::read(&entry.value);
             }
             let made = Self::make(trust_domain, now)?;

@@ -147,7 +147,7 @@ impl Tokens {
         root_hash: [u8; 32],
         clock: Clock,
     ) -> Result<Self, StoreError> {
-        let known = Known::read(&store.load().await?);
+        let known = Known::read(&store.load_space(Space::Token).await?);
         Ok(Self { store, known: Mutex::new(known), root_hash, clock })
     }
 
@@ -259,7 +259,7 @@ impl Tokens {
     }
 
     async fn reload(&self) -> Result<(), StoreError> {
-        let state = self.store.load().await?;
+        let state = self.store.load_space(Space::Token).await?;
         let mut known = self.lock();
         if state.at.epoch != known.at.epoch || state.at.revision > known.at.revision {
             *known = Known::read(&state);

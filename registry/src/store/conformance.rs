@@ -20,6 +20,7 @@ macro_rules! suite {
             the_last_write_to_a_key_stands,
             deleting_what_is_absent_is_no_error,
             names_and_values_are_kept_as_they_are,
+            a_family_is_read_without_the_others,
             followers_see_every_commit_once_and_in_order,
             a_follower_arrives_at_what_load_says,
             a_follower_that_lags_too_far_is_told_to_load_again,
@@ -86,6 +87,25 @@ pub(super) async fn revisions_rise_and_values_stay(store: &dyn Store) {
     let last = commit(store, Transaction { ops: vec![Op::delete(key("a"))], ..Default::default() }).await;
     assert!(last > third);
     assert_eq!(contents(store).await.into_keys().collect::<Vec<_>>(), ["b"]);
+}
+
+pub(super) async fn a_family_is_read_without_the_others(store: &dyn Store) {
+    let mut transaction = Transaction::default();
+    // Families that stand before and after this one, however an engine orders them.
+    for (space, name) in [
+        (Space::Token, "0"),
+        (Space::Token, "z/z"),
+        (Space::Ca, "z"),
+        (Space::Meta, "z"),
+        (Space::Service, "z"),
+        (Space::Instance, "a/b/c"),
+    ] {
+        transaction.push(Op::put(Key::new(space, name), "x"));
+    }
+    let revision = commit(store, transaction).await;
+    let state = store.load_space(Space::Token).await.expect("loads");
+    assert_eq!(state.at, Position { revision, ..store.position() });
+    assert_eq!(state.entries.into_keys().collect::<Vec<_>>(), ["0", "z/z"].map(key));
 }
 
 pub(super) async fn a_transaction_whose_precondition_fails_changes_nothing(store: &dyn Store) {

@@ -47,6 +47,17 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`] if the store cannot be read or is damaged.
     async fn load(&self) -> Result<State, StoreError>;
 
+    /// Reads one family of keys, as of one revision.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::load`].
+    async fn load_space(&self, space: Space) -> Result<State, StoreError> {
+        let mut state = self.load().await?;
+        state.entries.retain(|key, _| key.space == space);
+        Ok(state)
+    }
+
     /// Applies all of a transaction or nothing, durably, and returns its revision. Of several writes
     /// to one key the last one stands.
     ///

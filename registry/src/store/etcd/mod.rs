@@ -199,6 +199,14 @@ impl Store for EtcdStore {
         Ok(State { at: copy.mirror.at.clone(), entries: copy.mirror.entries.clone() })
     }
 
+    async fn load_space(&self, space: Space) -> Result<State, StoreError> {
+        let copy = self.copy();
+        let entries =
+            copy.mirror.entries.range(Key::new(space, "")..).take_while(|(key, _)| key.space == space);
+        let entries = entries.map(|(key, entry)| (key.clone(), entry.clone())).collect();
+        Ok(State { at: copy.mirror.at.clone(), entries })
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
         if transaction.ops.is_empty() && transaction.preconditions.is_empty() {
             return Ok(self.log.latest().revision);

@@ -112,6 +112,10 @@ mod on_etcd {
             Ok(state)
         }
 
+        async fn load_space(&self, space: Space) -> Result<State, StoreError> {
+            self.0.load_space(space).await
+        }
+
         async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
             self.0.commit(transaction).await
         }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError,
+    AccessGuard, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    TableError,
 };
 use bytes::Bytes;
 
-use crate::store::{Entry, Key, Position, State, StoreError, random_epoch};
+use crate::store::{Entry, Key, Position, Space, State, StoreError, random_epoch};
 
 const LOCK_NAME: &str = "lock";
 /// Layout of what we keep in the tables.
@@ -116,7 +117,13 @@ pub(super) fn read_meta(database: &Database, path: &Path) -> Result<(String, u64
     Ok((epoch.map_err(|_| corrupted(path, format_args!("`epoch` is not text")))?, number("revision")?))
 }
 
-pub(super) fn read_all(database: &Database, path: &Path, epoch: Arc<str>) -> Result<State, StoreError> {
+/// Everything, or one family.
+pub(super) fn read_state(
+    database: &Database,
+    path: &Path,
+    epoch: Arc<str>,
+    space: Option<Space>,
+) -> Result<State, StoreError> {
     let read = database.begin_read().map_err(|error| unavailable(path, &error))?;
     let meta = read.open_table(META).map_err(|error| table(path, error))?;
     let sealed = meta
@@ -128,14 +135,21 @@ pub(super) fn read_all(database: &Database, path: &Path, epoch: Arc<str>) -> Res
         .map(u64::from_le_bytes)
         .map_err(|_| corrupted(path, format_args!("`revision` is not a number")))?;
     let values = read.open_table(VALUES).map_err(|error| table(path, error))?;
-    let mut entries = std::collections::BTreeMap::new();
-    for item in values.iter().map_err(|error| storage(path, error))? {
-        let (key, sealed) = item.map_err(|error| storage(path, error))?;
+    let found = match space {
+        None => values.iter(),
+        // What follows a slash is a zero.
+        Some(space) => {
+            values.range(format!("{}/", space.as_str()).as_str()..format!("{}0", space.as_str()).as_str())
+        }
+    };
+    let entry = |(key, sealed): (AccessGuard<'_, &str>, AccessGuard<'_, &[u8]>)| {
         let (revision, value) = unseal(path, key.value(), sealed.value())?;
-        let parsed: Key = key.value().parse().map_err(|error| corrupted(path, format_args!("{error}")))?;
-        entries.insert(parsed, Entry { revision, value: Bytes::copy_from_slice(value) });
-    }
-    Ok(State { at: Position { epoch, revision }, entries })
+        let key: Key = key.value().parse().map_err(|error| corrupted(path, format_args!("{error}")))?;
+        Ok((key, Entry { revision, value: Bytes::copy_from_slice(value) }))
+    };
+    let found = found.map_err(|error| storage(path, error))?;
+    let entries = found.map(|item| entry(item.map_err(|error| storage(path, error))?));
+    Ok(State { at: Position { epoch, revision }, entries: entries.collect::<Result<_, StoreError>>()? })
 }
 
 /// Takes the directory for this process; the kernel lets go of it when the process ends.

@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use super::log::{Log, Watch};
-use super::{Position, State, Store, StoreError, Transaction};
-use file::{create, guarded, open_checked, read_all, read_meta};
+use super::{Position, Space, State, Store, StoreError, Transaction};
+use file::{create, guarded, open_checked, read_meta, read_state};
 pub(super) use file::{create_private_directory, io, lock};
 use writer::Writer;
 
@@ -87,6 +87,17 @@ impl RedbStore {
     }
 }
 
+impl RedbStore {
+    async fn read(&self, space: Option<Space>) -> Result<State, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let epoch = Arc::clone(&shared.epoch);
+        let read = move || shared.read(|database| read_state(database, &shared.path, epoch, space));
+        tokio::task::spawn_blocking(read)
+            .await
+            .unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+    }
+}
+
 impl Drop for RedbStore {
     /// Waits for what was queued to be on disk.
     fn drop(&mut self) {
@@ -101,12 +112,11 @@ impl Drop for RedbStore {
 #[async_trait]
 impl Store for RedbStore {
     async fn load(&self) -> Result<State, StoreError> {
-        let shared = Arc::clone(&self.shared);
-        let load =
-            move || shared.read(|database| read_all(database, &shared.path, Arc::clone(&shared.epoch)));
-        tokio::task::spawn_blocking(load)
-            .await
-            .unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+        self.read(None).await
+    }
+
+    async fn load_space(&self, space: Space) -> Result<State, StoreError> {
+        self.read(Some(space)).await
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
