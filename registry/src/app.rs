@@ -211,7 +211,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         false => Auth::operator(&options.data_dir)?,
     };
     let catalog = Catalog::open(Arc::clone(&store)).await?;
-    loaded.get_or_init(|| Arc::clone(&catalog));
+    loaded.get_or_init(|| Arc::clone(&catalog)); // names are answered from here on
+    catalog.adopt();
     let (following, stop) = (Arc::clone(&catalog), background.clone());
     tasks.spawn(async move { following.follow(stop).await });
 

@@ -64,7 +64,7 @@ fn mesh() -> (MeshModel, Vec<Instance>) {
         for (name, port) in instance.ports.iter() {
             service.ports.insert(name.clone(), ServicePort { port: port.port, protocol: port.protocol });
         }
-        service.instances.insert(instance.id.clone(), Arc::new(instance.clone()));
+        service.instances.insert_mut(instance.id.clone(), Arc::new(instance.clone()));
         catalog.services.insert_mut(instance.service.clone(), Arc::new(service));
     }
     let names: BTreeSet<_> = resources.services().keys().chain(catalog.services.keys()).cloned().collect();

@@ -108,7 +108,7 @@ pub(super) async fn forget(
     match world.catalog.services.get(&name) {
         Some(registered) => Err(Problem::new(
             StatusCode::CONFLICT,
-            format!("service {name} still has {} instances; they come first", registered.instances.len()),
+            format!("service {name} still has {} instances; they come first", registered.instances.size()),
         )),
         None if world.resources.set.service(&name).is_some() => Err(Problem::new(
             StatusCode::CONFLICT,

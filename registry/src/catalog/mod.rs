@@ -23,6 +23,7 @@ mod holders;
 mod index;
 mod keeper;
 mod plan;
+mod read;
 mod record;
 mod registrar;
 mod registration;
@@ -39,7 +40,7 @@ pub use registration::{
     FIELDS, FieldProblem, PORT_NAME_DEFAULT, Registration, duration_text, parse_duration, parse_reported,
     reported_word,
 };
-pub use view::{ByService, CatalogService, CatalogView, ServicePort, World};
+pub use view::{ByService, CatalogService, CatalogView, Instances, ServicePort, World};
 
 use table::Table;
 
@@ -69,29 +70,33 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Loads what the store holds. Nobody who was registered expires before they had time to find
-    /// this process.
+    /// Loads what the store holds, for readers; leases begin with [`Catalog::adopt`].
     ///
     /// # Errors
     ///
     /// [`StoreError`] if the store cannot be read.
     pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let state = store.load().await?;
-        let (table, world) = Table::load(&state, store.replica())?;
-        let leases = Leases::default();
-        table.adopt_all(&leases, RECONNECT_WINDOW);
+        let (table, world) = Table::load(state, store.replica())?;
         Ok(Arc::new(Self {
             room: Semaphore::new(writes_under_way(&*store)),
             store,
             table: RwLock::new(table),
             applied: watch::Sender::new(world.revision),
             world: ArcSwap::from_pointee(world),
-            leases,
+            leases: Leases::default(),
             damping: Damping::default(),
             stats: KeeperStats::default(),
             applying: tokio::sync::Mutex::default(),
             started: Instant::now(),
         }))
+    }
+
+    /// Begins the leases of everybody who is registered. To be called once, before anybody registers or
+    /// beats. Nobody expires before they had time to find this process.
+    pub fn adopt(&self) {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.adopt_all(&self.leases, self.now() + RECONNECT_WINDOW);
     }
 
     /// Everything readers need, as of one revision.
@@ -197,7 +202,7 @@ impl Catalog {
                     match self.store.load().await {
                         Ok(state) => {
                             watch = self.store.watch(&state.at);
-                            if let Err(error) = self.replace(&state) {
+                            if let Err(error) = self.replace(state) {
                                 tracing::error!(%error, "catalog: the view stays as it is");
                             }
                         }
@@ -225,7 +230,7 @@ impl Catalog {
         self.publish(world);
     }
 
-    fn replace(&self, state: &crate::store::State) -> Result<(), StoreError> {
+    fn replace(&self, state: crate::store::State) -> Result<(), StoreError> {
         let (table, world) = Table::load(state, self.store.replica())?;
         // Instances that left meanwhile leave no verdict behind: their leases end with the table's.
         self.leases.retain(|service, id| table.is_present(service, id));

@@ -10,7 +10,8 @@ use pillion_model::instance::Instance;
 use pillion_model::name::{InstanceId, ServiceName};
 
 use super::holders::Holders;
-use super::record::{GoneRecord, IndexRecord, ServiceRecord, Stored, parse_instance, parse_service};
+use super::read::{ReadInstance, read_instances};
+use super::record::{GoneRecord, IndexRecord, ServiceRecord, parse_instance, parse_service};
 use super::view::{CatalogService, CatalogView, World};
 use crate::lease::{Leases, RECONNECT_WINDOW};
 use crate::resources::{RESOURCES, Resources, parse_key};
@@ -41,31 +42,47 @@ pub(super) struct Table {
     floor: u64,
     /// The revision that last moved the floor.
     pub(super) floor_written: Option<u64>,
-    touched: BTreeMap<ServiceName, BTreeSet<InstanceId>>,
-    /// Revision of the last change to each touched service.
-    revisions: HashMap<ServiceName, u64>,
+    touched: BTreeMap<ServiceName, Touched>,
+}
+
+/// What is not yet in the view of a service.
+#[derive(Default)]
+struct Touched {
+    /// Of the last change.
+    revision: u64,
+    /// As they are now; `None`: gone.
+    instances: BTreeMap<InstanceId, Option<Arc<Instance>>>,
 }
 
 /// An instance as the store knows it.
 #[derive(Clone, Debug)]
 pub(super) enum Known {
     Present(Arc<Instance>),
-    Gone(GoneRecord),
+    Gone(Box<GoneRecord>),
 }
 
 impl Table {
     /// # Errors
     ///
     /// [`StoreError::Unreadable`]: configuration that is not understood is not ignored.
-    pub(super) fn load(state: &State, replica: &str) -> Result<(Self, World), StoreError> {
+    pub(super) fn load(state: State, replica: &str) -> Result<(Self, World), StoreError> {
         let mut table = Self { holders: Holders::new(replica), ..Self::default() };
-        for (key, entry) in &state.entries {
+        let State { at, entries } = state;
+        let (instances, others): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|(key, _)| key.space == Space::Instance);
+        for (key, entry) in others {
             table
-                .put(entry.revision, key, &entry.value)
-                .map_err(|detail| StoreError::Unreadable { key: key.clone(), detail })?;
+                .put(entry.revision, &key, &entry.value)
+                .map_err(|detail| StoreError::Unreadable { key, detail })?;
         }
-        let empty = World { epoch: Arc::clone(&state.at.epoch), ..World::default() };
-        let world = table.build(&empty, state.at.revision);
+        table.instances.reserve(instances.len());
+        for part in read_instances(instances) {
+            for (revision, read) in part? {
+                table.take(revision, read);
+            }
+        }
+        let empty = World { epoch: at.epoch, ..World::default() };
+        let world = table.build(&empty, at.revision);
         Ok((table, world))
     }
 
@@ -105,7 +122,8 @@ impl Table {
         now: Duration,
     ) {
         let others = self.holders.changes();
-        let before = self.generation(key);
+        let instance = (key.space == Space::Instance).then(|| parse_instance(&key.name)).flatten();
+        let before = instance.as_ref().and_then(|instance| self.generation(instance));
         match value {
             Some(value) => {
                 if let Err(detail) = self.put(revision, key, value) {
@@ -117,39 +135,36 @@ impl Table {
         if self.holders.changes() != others {
             self.reassign(leases, now + RECONNECT_WINDOW);
         }
-        if key.space != Space::Instance {
-            return;
-        }
-        let Some((service, id)) = parse_instance(&key.name) else { return };
-        match self.instances.get(&(service.clone(), id.clone())) {
+        let Some(instance) = instance else { return };
+        let (service, id) = (&instance.0, &instance.1);
+        match self.instances.get(&instance) {
             Some((_, Known::Present(instance))) => {
                 // Whoever beats for the one before does not beat for this one.
                 if before.is_some_and(|before| before < instance.generation) {
-                    leases.remove(&service, &id);
+                    leases.remove(service, id);
                 }
                 let (ttl, state) = (instance.ttl, instance.health.lease);
                 let lease = leases.insert(&instance.service, &instance.id, ttl, state, now);
-                let elsewhere = self.holders.holder(&service, &id) != self.holders.own();
+                let elsewhere = self.holders.holder(service, id) != self.holders.own();
                 let armed = if elsewhere { now + RECONNECT_WINDOW } else { now };
-                lease.assign(self.holders.are_ours(&service, &id), armed);
+                lease.assign(self.holders.are_ours(service, id), armed);
             }
             gone => {
-                let was_here = leases.remove(&service, &id);
+                let was_here = leases.remove(service, id);
                 if let Some((_, Known::Gone(gone))) = gone
                     && was_here
                     && !gone.deregistered
                     && self.holders.is_another(&gone.by)
                 {
-                    leases.departed(&service, now);
+                    leases.departed(service, now);
                 }
             }
         }
     }
 
-    /// The generation of the instance at `key`, if there is one.
-    fn generation(&self, key: &Key) -> Option<u64> {
-        let instance = (key.space == Space::Instance).then(|| parse_instance(&key.name)).flatten()?;
-        match self.instances.get(&instance)? {
+    /// The generation of an instance, if it is there.
+    fn generation(&self, instance: &(ServiceName, InstanceId)) -> Option<u64> {
+        match self.instances.get(instance)? {
             (_, Known::Present(instance)) => Some(instance.generation),
             (_, Known::Gone(_)) => None,
         }
@@ -160,32 +175,14 @@ impl Table {
         match key.space {
             Space::Instance => {
                 let (service, id) = parse_instance(&key.name).ok_or_else(unknown_name)?;
-                let stored: Stored = serde_json::from_slice(value).map_err(|error| error.to_string())?;
-                self.touch(&service, Some(&id), revision);
-                let (key, known) = match stored {
-                    Stored::Instance(record) => {
-                        self.holders.hold(&service, &id, &record.holder);
-                        let mut instance = record.instance(service, id);
-                        if let Some(latest) = self.latest.get(&instance.service) {
-                            instance.share_with(latest);
-                        }
-                        let instance = Arc::new(instance);
-                        self.latest.insert(instance.service.clone(), Arc::clone(&instance));
-                        let key = (instance.service.clone(), instance.id.clone());
-                        (key, Known::Present(instance))
-                    }
-                    Stored::Gone(gone) => {
-                        self.holders.hold(&service, &id, "");
-                        ((service, id), Known::Gone(gone))
-                    }
-                };
-                self.instances.insert(key, (revision, known));
+                let latest = self.latest.get(&service).map(|latest| &**latest);
+                self.take(revision, ReadInstance::new(service, id, value, latest)?);
             }
             Space::Service => {
                 let service = parse_service(&key.name).ok_or_else(unknown_name)?;
                 let record: ServiceRecord =
                     serde_json::from_slice(value).map_err(|error| error.to_string())?;
-                self.touch(&service, None, revision);
+                self.touch(&service, revision);
                 self.indexes.insert(record.index, service.clone());
                 self.services.insert(service, (revision, record));
             }
@@ -233,12 +230,15 @@ impl Table {
             Space::Instance => {
                 if let Some((service, id)) = parse_instance(&key.name) {
                     self.holders.hold(&service, &id, "");
-                    self.instances.remove(&(service, id));
+                    let key = (service, id);
+                    if let Some((_, Known::Present(_))) = self.instances.remove(&key) {
+                        self.touch(&key.0, revision).instances.insert(key.1, None);
+                    }
                 }
             }
             Space::Service => {
                 let Some(service) = parse_service(&key.name) else { return };
-                self.touch(&service, None, revision);
+                self.touch(&service, revision);
                 self.latest.remove(&service);
                 if let Some((_, record)) = self.services.remove(&service)
                     && self.indexes.get(&record.index) == Some(&service)
@@ -261,10 +261,25 @@ impl Table {
         }
     }
 
-    fn touch(&mut self, service: &ServiceName, id: Option<&InstanceId>, revision: u64) {
-        self.touched.entry(service.clone()).or_default().extend(id.cloned());
-        let last = self.revisions.entry(service.clone()).or_default();
-        *last = revision.max(*last);
+    /// Takes in what was written of an instance.
+    fn take(&mut self, revision: u64, read: ReadInstance) {
+        let ReadInstance { service, id, known, holder } = read;
+        self.holders.hold(&service, &id, &holder);
+        let present = match &known {
+            Known::Present(instance) => Some(Arc::clone(instance)),
+            Known::Gone(_) => None,
+        };
+        if let Some(instance) = &present {
+            self.latest.insert(service.clone(), Arc::clone(instance));
+        }
+        self.touch(&service, revision).instances.insert(id.clone(), present);
+        self.instances.insert((service, id), (revision, known));
+    }
+
+    fn touch(&mut self, service: &ServiceName, revision: u64) -> &mut Touched {
+        let touched = self.touched.entry(service.clone()).or_default();
+        touched.revision = revision.max(touched.revision);
+        touched
     }
 
     /// The next view: what was touched since the last one is made anew, the rest is shared.
@@ -284,23 +299,18 @@ impl Table {
             return world;
         }
         let mut catalog = CatalogView { revision, services: last.catalog.services.clone() };
-        for (name, ids) in std::mem::take(&mut self.touched) {
-            let changed_at = self.revisions.remove(&name).unwrap_or(revision);
+        for (name, touched) in std::mem::take(&mut self.touched) {
             match self.services.get(&name) {
                 Some((_, record)) if record.registered => {
                     let last = catalog.services.get(&name);
                     let mut service = last.map(|last| CatalogService::clone(last)).unwrap_or_default();
-                    service.revision = changed_at;
+                    service.revision = touched.revision;
                     service.ports =
                         record.ports.iter().map(|(n, port)| (n.clone(), (*port).into())).collect();
-                    for id in ids {
-                        match self.instances.get(&(name.clone(), id.clone())) {
-                            Some((_, Known::Present(instance))) => {
-                                service.instances.insert(id, Arc::clone(instance));
-                            }
-                            _ => {
-                                service.instances.remove(&id);
-                            }
+                    for (id, present) in touched.instances {
+                        match present {
+                            Some(instance) => service.instances.insert_mut(id, instance),
+                            None => drop(service.instances.remove_mut(&id)),
                         }
                     }
                     catalog.services.insert_mut(name.clone(), Arc::new(service));

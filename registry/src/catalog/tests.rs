@@ -25,6 +25,7 @@ impl Fixture {
     async fn open(directory: tempfile::TempDir) -> Self {
         let store = Arc::new(RedbStore::open(directory.path()).expect("opens"));
         let catalog = Catalog::open(store).await.expect("loads");
+        catalog.adopt();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (following, token) = (Arc::clone(&catalog), stop.clone());
         tasks.spawn(async move { following.follow(token).await });

@@ -14,6 +14,8 @@ use crate::store::Position;
 /// shares with the first all but the way to what differs: the cost of a change does not follow the number
 /// of services.
 pub type ByService<V> = rpds::RedBlackTreeMapSync<ServiceName, V>;
+/// The instances of a service, in the order of their ids; to copy and to change as [`ByService`].
+pub type Instances = rpds::RedBlackTreeMapSync<InstanceId, Arc<Instance>>;
 
 /// Everything the registry knows, as of one revision.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +78,7 @@ pub struct CatalogService {
     /// Revision of the last change to this service or to one of its instances.
     pub revision: u64,
     /// Instances by id.
-    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
+    pub instances: Instances,
     /// Ports by name as instances declared them; stay when the last instance has gone.
     pub ports: BTreeMap<String, ServicePort>,
 }
@@ -98,6 +100,6 @@ impl CatalogView {
 
     /// Number of registered instances.
     pub fn instance_count(&self) -> usize {
-        self.services.values().map(|service| service.instances.len()).sum()
+        self.services.values().map(|service| service.instances.size()).sum()
     }
 }

@@ -64,12 +64,9 @@ impl Set {
         };
         let stale = instances.first().is_some_and(|instance| health(instance) == Health::Stale);
         let several_zones = instances.iter().any(|instance| instance.zone != instances[0].zone);
-        let mut others = service.instances.values().filter(labelled);
+        let others = || service.instances.values().filter(labelled);
         let serves = |instance: &Arc<Instance>| instance.weight > 0 && health(instance).takes_traffic();
-        let out_of_service = match others.clone().any(serves) {
-            true => 0,
-            false => others.by_ref().count(),
-        };
+        let out_of_service = if others().any(serves) { 0 } else { others().count() };
         Self { instances, weights: Weights::new(weights), stale, out_of_service, several_zones }
     }
 

@@ -61,7 +61,7 @@ fn catalog(instances: Vec<Instance>) -> CatalogView {
         for (name, port) in instance.ports.iter() {
             service.ports.insert(name.clone(), ServicePort { port: port.port, protocol: port.protocol });
         }
-        service.instances.insert(instance.id.clone(), Arc::new(instance));
+        service.instances.insert_mut(instance.id.clone(), Arc::new(instance));
     }
     let services = services.into_iter().map(|(name, service)| (name, Arc::new(service))).collect();
     CatalogView { revision: 7, services }

@@ -11,6 +11,7 @@ async fn with_catalog<F: AsyncFnOnce(Arc<Catalog>)>(test: F) {
     let directory = tempfile::tempdir().expect("tempdir");
     let store = Arc::new(RedbStore::open(directory.path()).expect("opens"));
     let catalog = Catalog::open(store).await.expect("loads");
+    catalog.adopt();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let (following, token) = (Arc::clone(&catalog), stop.clone());
     tasks.spawn(async move { following.follow(token).await });

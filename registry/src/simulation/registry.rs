@@ -128,6 +128,7 @@ impl Registries {
         });
         let store: Arc<dyn Store> = Arc::clone(&shared) as _;
         let catalog = Catalog::open(store).await.expect("loads");
+        catalog.adopt();
         let hub = Hub::new(&catalog.world());
         let following = Arc::clone(&catalog);
         let follow = async move { following.follow(CancellationToken::new()).await };

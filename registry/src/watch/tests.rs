@@ -32,7 +32,7 @@ impl Sim {
         next.revision = self.world.revision;
         let id = pillion_model::name::InstanceId::parse(id).expect("valid");
         match address {
-            None => drop(next.instances.remove(&id)),
+            None => drop(next.instances.remove_mut(&id)),
             Some(address) => {
                 let body = json!({"address": address, "port": 80});
                 let parsed = Registration::parse(name(service), id.clone(), &body).expect("valid");
@@ -51,7 +51,7 @@ impl Sim {
                     generation: 1,
                     health: Default::default(),
                 };
-                next.instances.insert(id, Arc::new(instance));
+                next.instances.insert_mut(id, Arc::new(instance));
             }
         }
         catalog.services.insert_mut(name(service), Arc::new(next));

@@ -79,7 +79,7 @@ pub(super) fn services(api: &Api, call: &List) -> Result<Value, Fault> {
     let Page { items, next } =
         call.page.cut(named.iter().map(|(id, service)| (id.as_str(), (id, *service))))?;
     let told = items.into_iter().map(|(id, service)| {
-        let instances = world.catalog.services.get(service).map_or(0, |have| have.instances.len());
+        let instances = world.catalog.services.get(service).map_or(0, |have| have.instances.size());
         json!({
             "Id": id,
             "Arn": format!("{ARN}service/{id}"),

@@ -47,7 +47,7 @@ impl Mesh {
             service.ports.entry(name.clone()).or_insert(declared);
         }
         let name = instance.service.clone();
-        service.instances.insert(instance.id.clone(), Arc::new(instance));
+        service.instances.insert_mut(instance.id.clone(), Arc::new(instance));
         self.catalog.services.insert_mut(name, Arc::new(service));
         let names: BTreeSet<_> =
             self.resources.services().keys().chain(self.catalog.services.keys()).cloned().collect();
