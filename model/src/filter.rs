@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::endpoint::Fraction;
 use crate::http::{CorsPolicy, FaultPolicy, HttpFilter};
+use crate::jwt::JwtOverride;
 use crate::matcher::HeaderMatcher;
 use crate::rbac::Rbac;
 use crate::route::{HeaderChange, HeaderChanges};
@@ -26,11 +27,13 @@ pub enum FilterKind {
     HealthCheck,
     /// Limits of this proxy.
     LocalRateLimit,
+    /// JSON Web Tokens.
+    JwtAuthn,
 }
 
 impl FilterKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Rbac,
         Self::Fault,
         Self::Cors,
@@ -38,6 +41,7 @@ impl FilterKind {
         Self::Buffer,
         Self::HealthCheck,
         Self::LocalRateLimit,
+        Self::JwtAuthn,
     ];
 }
 
@@ -53,6 +57,7 @@ impl HttpFilter {
             Self::Buffer { .. } => FilterKind::Buffer,
             Self::HealthCheck(_) => FilterKind::HealthCheck,
             Self::LocalRateLimit(_) => FilterKind::LocalRateLimit,
+            Self::JwtAuthn(_) => FilterKind::JwtAuthn,
             Self::OffByDefault(inner) => return inner.kind(),
         })
     }
@@ -74,6 +79,8 @@ pub struct FilterOverrides {
     pub buffer: Option<Option<u32>>,
     /// Replaces the rate limit filter's settings.
     pub local_rate_limit: Option<Box<LocalRateLimit>>,
+    /// Which token is needed.
+    pub jwt: Option<JwtOverride>,
     /// Filters without settings here that are switched on or off.
     pub switched: BTreeMap<FilterKind, bool>,
 }
@@ -94,6 +101,7 @@ impl FilterOverrides {
             FilterKind::Buffer => self.buffer.is_some(),
             FilterKind::HealthCheck => false,
             FilterKind::LocalRateLimit => self.local_rate_limit.is_some(),
+            FilterKind::JwtAuthn => self.jwt.is_some(),
         };
         self.switched.get(&kind).copied().or_else(|| configured.then_some(true))
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::endpoint::Fraction;
 use crate::filter::{HeaderMutation, HealthCheckFilter, LocalRateLimit};
+use crate::jwt::JwtAuthn;
 use crate::matcher::{Cidr, HeaderMatcher, StringMatcher};
 use crate::rbac::Rbac;
 use crate::route::RouteConfiguration;
@@ -162,6 +163,8 @@ pub enum HttpFilter {
     HealthCheck(HealthCheckFilter),
     /// Limits of this proxy.
     LocalRateLimit(Box<LocalRateLimit>),
+    /// JSON Web Tokens.
+    JwtAuthn(Box<JwtAuthn>),
     /// A filter that runs only where a route switches it on. Envoy: `disabled`.
     OffByDefault(Box<Self>),
 }

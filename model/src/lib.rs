@@ -14,6 +14,7 @@ pub mod filter;
 pub mod health;
 pub mod http;
 pub mod instance;
+pub mod jwt;
 pub mod listener;
 pub mod matcher;
 pub mod mesh;

@@ -105,6 +105,7 @@ fn write_switches(value: &mut Value) {
                 && config.is_empty()
             {
                 config.insert("@type".to_owned(), Value::String(EMPTY.to_owned()));
+                config.insert("value".to_owned(), Value::Object(Map::new()));
             }
             fields.values_mut().for_each(write_switches);
         }

@@ -15,8 +15,8 @@ pub(crate) use envoy_types::pb::envoy::extensions::access_loggers::{
 pub(crate) use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::http::{
     buffer::v3 as buffer, cors::v3 as cors, fault::v3 as fault, header_mutation::v3 as header_mutation,
-    health_check::v3 as health_check, local_ratelimit::v3 as local_ratelimit, rbac::v3 as http_rbac,
-    router::v3 as router,
+    health_check::v3 as health_check, jwt_authn::v3 as jwt_authn, local_ratelimit::v3 as local_ratelimit,
+    rbac::v3 as http_rbac, router::v3 as router,
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::listener::{
     http_inspector::v3 as http_inspector, original_dst::v3 as original_dst,
@@ -34,7 +34,7 @@ pub(crate) use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstre
 pub(crate) use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 pub(crate) use envoy_types::pb::envoy::r#type::v3 as types;
 pub(crate) use envoy_types::pb::google::protobuf::{
-    Any, BoolValue, Duration, Struct, UInt32Value, UInt64Value, Value, value::Kind,
+    Any, BoolValue, Duration, Empty, Struct, UInt32Value, UInt64Value, Value, value::Kind,
 };
 
 /// `xds.type.v3.TypedStruct`: how a type that the other side may not know travels.
@@ -74,6 +74,7 @@ pub(crate) mod names {
     pub(crate) const HEADER_MUTATION: &str = "envoy.filters.http.header_mutation";
     pub(crate) const BUFFER: &str = "envoy.filters.http.buffer";
     pub(crate) const HEALTH_CHECK: &str = "envoy.filters.http.health_check";
+    pub(crate) const JWT_AUTHN: &str = "envoy.filters.http.jwt_authn";
     pub(crate) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
     pub(crate) const HTTP: &str = "envoy.filters.network.http_connection_manager";
     pub(crate) const TCP: &str = "envoy.filters.network.tcp_proxy";
@@ -94,6 +95,7 @@ pub(crate) mod names {
             FilterKind::Buffer => BUFFER,
             FilterKind::HealthCheck => HEALTH_CHECK,
             FilterKind::LocalRateLimit => LOCAL_RATE_LIMIT,
+            FilterKind::JwtAuthn => JWT_AUTHN,
         }
     }
 

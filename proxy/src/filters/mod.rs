@@ -5,6 +5,7 @@ pub(crate) mod cors;
 mod fault;
 mod header_mutation;
 mod health_check;
+pub(crate) mod jwt;
 pub(crate) mod local_rate_limit;
 mod rbac;
 pub(crate) mod route;
@@ -42,6 +43,7 @@ pub(crate) async fn run(x: &mut Exchange) -> Step {
             Work::Buffer { bytes_max } => buffer::hold(x, *bytes_max).await?,
             Work::HealthCheck(filter) => health_check::answer(x, filter).await?,
             Work::LocalRateLimit(limit) => local_rate_limit::check(x, limit)?,
+            Work::Jwt(jwt) => jwt::check(x, jwt).await?,
         }
     }
     Ok(())
@@ -60,7 +62,7 @@ pub(crate) fn respond(x: &Exchange, headers: &mut HeaderMap) {
             }
             Work::HealthCheck(_) => health_check::annotate(x, headers),
             Work::LocalRateLimit(_) => local_rate_limit::annotate(x, headers),
-            Work::Rbac { .. } | Work::Fault(_) | Work::Cors | Work::Buffer { .. } => {}
+            Work::Rbac { .. } | Work::Fault(_) | Work::Cors | Work::Buffer { .. } | Work::Jwt(_) => {}
         }
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use http::HeaderName;
 use pillion_model::filter::{FilterKind, FilterOverrides, HealthCheckFilter, LocalRateLimit};
 use pillion_model::http::{CorsPolicy, FaultPolicy, HttpFilter};
+use pillion_model::jwt::JwtOverride;
 use pillion_model::rbac::Rbac;
 
+use crate::filters::jwt::Jwt;
 use crate::filters::local_rate_limit::Limit;
 use crate::headers::changes::Changes;
 
@@ -27,6 +29,7 @@ pub(crate) enum Work {
     Buffer { bytes_max: u32 },
     HealthCheck(HealthCheckFilter),
     LocalRateLimit(Arc<Limit>),
+    Jwt(Arc<Jwt>),
 }
 
 impl Filter {
@@ -59,6 +62,10 @@ impl Filter {
                 });
                 Work::LocalRateLimit(limit(settings, old)?)
             }
+            HttpFilter::JwtAuthn(settings) => Work::Jwt(match old.map(|old| &old.work) {
+                Some(Work::Jwt(old)) if old.settings == **settings => Arc::clone(old),
+                _ => Arc::new(Jwt::compile(settings)?),
+            }),
         };
         Ok(Self { kind, off_by_default, work })
     }
@@ -191,6 +198,11 @@ impl<'a> Overrides<'a> {
     /// The longest body that replaces the filter's; `Some(None)`: bodies are not held.
     pub(crate) fn buffer(self) -> Option<Option<u32>> {
         self.first(|level| level.settings.buffer)
+    }
+
+    /// Which token is needed.
+    pub(crate) fn jwt(self) -> Option<&'a JwtOverride> {
+        self.first(|level| level.settings.jwt.as_ref())
     }
 
     /// The limit that replaces the filter's.

@@ -43,6 +43,7 @@ fn config(filter: &HttpFilter) -> pb::Any {
         HttpFilter::Buffer { bytes_max } => any(&buffer(*bytes_max)),
         HttpFilter::HealthCheck(filter) => any(&health_check(filter)),
         HttpFilter::LocalRateLimit(limit) => any(&rate_limit(limit)),
+        HttpFilter::JwtAuthn(jwt) => any(&super::jwt::filter(jwt)),
         HttpFilter::OffByDefault(inner) => config(inner),
     }
 }
@@ -145,6 +146,9 @@ pub(super) fn overrides(filters: &FilterOverrides) -> HashMap<String, pb::Any> {
         use pb::buffer::buffer_per_route::Override;
         let settings = limit.map_or(Override::Disabled(true), |bytes| Override::Buffer(buffer(bytes)));
         insert(pb::names::BUFFER, any(&pb::buffer::BufferPerRoute { r#override: Some(settings) }));
+    }
+    if let Some(said) = &filters.jwt {
+        insert(pb::names::JWT_AUTHN, any(&super::jwt::of_route(said)));
     }
     if let Some(limit) = &filters.local_rate_limit {
         insert(pb::names::LOCAL_RATE_LIMIT, any(&rate_limit(limit)));

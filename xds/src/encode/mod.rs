@@ -17,6 +17,7 @@ mod cluster;
 mod endpoint;
 mod filters;
 mod http;
+mod jwt;
 mod listener;
 mod matcher;
 mod rbac;

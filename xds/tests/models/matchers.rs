@@ -103,7 +103,7 @@ fn principal() -> BoxedStrategy<Principal> {
     .boxed()
 }
 
-fn source() -> BoxedStrategy<DataSource> {
+pub(crate) fn source() -> BoxedStrategy<DataSource> {
     prop_oneof![
         text().prop_map(DataSource::File),
         proptest::collection::vec(any::<u8>(), 0..8).prop_map(DataSource::Inline),

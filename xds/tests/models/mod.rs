@@ -7,6 +7,7 @@
 pub(crate) mod endpoints;
 pub(crate) mod filters;
 pub(crate) mod http;
+pub(crate) mod jwt;
 pub(crate) mod listeners;
 pub(crate) mod matchers;
 pub(crate) mod routes;

@@ -16,6 +16,7 @@ use proptest::sample::select;
 
 use super::filters::{mutations, rate_limit};
 use super::http::fault;
+use super::jwt::jwt_of_route;
 use super::matchers::{header, query, rbac, regex, string};
 use super::{duration, few, fraction, free, maybe, name, some, text, time};
 
@@ -195,9 +196,9 @@ pub(crate) fn retry() -> BoxedStrategy<RetryPolicy> {
 
 fn overrides() -> BoxedStrategy<FilterOverrides> {
     let first = (maybe(maybe(rbac())), maybe(fault()), maybe(cors()));
-    let second = (maybe(mutations()), maybe(maybe(1_u32..)), maybe(rate_limit(true)));
+    let second = (maybe(mutations()), maybe(maybe(1_u32..)), maybe(rate_limit(true)), maybe(jwt_of_route()));
     (first, second, btree_map(select(FilterKind::ALL.to_vec()), any::<bool>(), 0..3))
-        .prop_map(|((rbac, fault, cors), (header_mutation, buffer, limit), mut switched)| {
+        .prop_map(|((rbac, fault, cors), (header_mutation, buffer, limit, jwt), mut switched)| {
             let local_rate_limit = limit.map(Box::new);
             let mut filters = FilterOverrides {
                 rbac,
@@ -206,6 +207,7 @@ fn overrides() -> BoxedStrategy<FilterOverrides> {
                 header_mutation,
                 buffer,
                 local_rate_limit,
+                jwt,
                 switched: BTreeMap::new(),
             };
             // Settings switch a filter on by themselves.

@@ -2,6 +2,7 @@
 
 mod fault;
 mod health_check;
+mod jwt;
 mod mutation;
 mod overrides;
 mod rate_limit;
@@ -18,7 +19,8 @@ use crate::pb;
 
 pub(super) use overrides::overrides;
 
-const SUPPORTED: &str = "router, rbac, fault, cors, header_mutation, buffer, health_check, local_ratelimit";
+const SUPPORTED: &str =
+    "router, rbac, fault, cors, header_mutation, buffer, health_check, local_ratelimit, jwt_authn";
 
 pub(super) fn filters(cx: &mut Context, filters: Vec<pb::hcm::HttpFilter>) -> Vec<HttpFilter> {
     let filters: Vec<HttpFilter> = cx.each("http_filters", filters, filter).into_iter().flatten().collect();
@@ -81,7 +83,7 @@ fn typed_filter(cx: &mut Context, any: &pb::Any) -> Option<HttpFilter> {
 type Read = fn(&mut Context, &pb::Any) -> HttpFilter;
 
 /// Filters by their types.
-static FILTERS: [(fn() -> String, Read); 8] = [
+static FILTERS: [(fn() -> String, Read); 9] = [
     (pb::router::Router::full_name, |cx, any| {
         let message = cx.unpack(any);
         router(cx, message)
@@ -111,6 +113,10 @@ static FILTERS: [(fn() -> String, Read); 8] = [
     (pb::local_ratelimit::LocalRateLimit::full_name, |cx, any| {
         let message = cx.unpack(any);
         HttpFilter::LocalRateLimit(Box::new(rate_limit::filter(cx, message)))
+    }),
+    (pb::jwt_authn::JwtAuthentication::full_name, |cx, any| {
+        let message = cx.unpack(any);
+        HttpFilter::JwtAuthn(Box::new(jwt::filter(cx, message)))
     }),
 ];
 

@@ -13,7 +13,7 @@ use crate::decode::matcher::string;
 use crate::pb;
 
 const SUPPORTED: &str = "RBACPerRoute, HTTPFault, CorsPolicy, HeaderMutationPerRoute, BufferPerRoute, \
-                         LocalRateLimit, FilterConfig under their filters' names";
+                         LocalRateLimit, PerRouteConfig, FilterConfig under their filters' names";
 
 pub(in crate::decode) fn overrides(cx: &mut Context, all: HashMap<String, pb::Any>) -> FilterOverrides {
     let mut filters = FilterOverrides::default();
@@ -39,10 +39,12 @@ fn one(cx: &mut Context, name: &str, any: pb::Any, filters: &mut FilterOverrides
     let (disabled, inner) = (take(&mut config.disabled), config.config.take());
     cx.rest(&config);
     match inner {
-        _ if disabled => drop(filters.switched.insert(kind, false)),
+        _ if disabled => {
+            filters.switched.insert(kind, false);
+        }
         None => cx.missing("config"),
         Some(inner) if inner.type_url.is_empty() || type_name(&inner) == EMPTY => {
-            drop(filters.switched.insert(kind, true))
+            filters.switched.insert(kind, true);
         }
         Some(inner) => cx.at("config", |cx| settings(cx, name, &inner, filters)),
     }
@@ -66,7 +68,7 @@ const EMPTY: &str = "google.protobuf.Empty";
 type Read = fn(&mut Context, &pb::Any, &mut FilterOverrides);
 
 /// Settings by their types, with the filters they are for.
-static SETTINGS: [(fn() -> String, &str, Read); 6] = [
+static SETTINGS: [(fn() -> String, &str, Read); 7] = [
     (pb::http_rbac::RbacPerRoute::full_name, pb::names::RBAC, |cx, any, filters| {
         let mut message: pb::http_rbac::RbacPerRoute = cx.unpack(any);
         filters.rbac = Some(message.rbac.take().and_then(|rbac| cx.at("rbac", |cx| rbac_rules(cx, rbac))));
@@ -106,6 +108,10 @@ static SETTINGS: [(fn() -> String, &str, Read); 6] = [
             cx.missing("token_bucket");
         }
         filters.local_rate_limit = Some(Box::new(super::rate_limit::filter(cx, message)));
+    }),
+    (pb::jwt_authn::PerRouteConfig::full_name, pb::names::JWT_AUTHN, |cx, any, filters| {
+        let message = cx.unpack(any);
+        filters.jwt = super::jwt::of_route(cx, message);
     }),
 ];
 
