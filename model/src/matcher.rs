@@ -204,8 +204,8 @@ impl HeaderMatcher {
     /// `None`: the header is missing.
     fn conclude(&self, matched: Option<bool>) -> bool {
         match (matched, &self.value) {
-            (None, HeaderValueMatch::Present(want)) => *want == self.invert,
-            (Some(_), HeaderValueMatch::Present(want)) => *want != self.invert,
+            (None, HeaderValueMatch::Present(want)) if !self.treat_missing_as_empty => *want == self.invert,
+            (_, HeaderValueMatch::Present(want)) => *want != self.invert,
             (Some(matched), _) => matched != self.invert,
             (None, _) if self.treat_missing_as_empty => self.value.is_match(b"") != self.invert,
             (None, _) => false,
