@@ -13,11 +13,13 @@ mod fixture;
 mod http1;
 mod origin;
 mod origin_http2;
+mod random;
 mod report;
 mod rows;
 mod run;
 mod seen;
 mod side;
 
+pub use random::{Decisions, What, decide};
 pub use report::Summary;
 pub use run::run_all;
