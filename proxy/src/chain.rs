@@ -33,8 +33,6 @@ pub(crate) async fn handle(connection: Rc<Connection>, request: Request<Incoming
 
 /// The request path.
 async fn run(x: &mut Exchange) -> Step<Response<Body>> {
-    filters::validate::version(x)?;
-    filters::validate::coding(x)?;
     filters::validate::upgrade_form(x)?;
     filters::validate::host(x)?;
     filters::validate::path(x)?;
@@ -78,7 +76,7 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     // A client that is still sending would take the rest for its next request.
     close |= x.progress.complete().is_none();
     // Nor is anything known of what follows a change of protocol that failed.
-    close |= x.head.upgrade.is_some();
+    close |= x.connection.activity.is_unjudged();
     x.record.status = response.status().as_u16();
     if let Some(routed) = x.record.routed.clone() {
         let record = &*x.record;
@@ -110,6 +108,11 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
         response.extensions_mut().insert(ReasonPhrase::from_static(phrase));
     }
     x.respond(response)
+}
+
+/// The phrase that goes with a status.
+pub(crate) fn phrase_or_standard(status: StatusCode) -> &'static [u8] {
+    phrase(status).unwrap_or_else(|| status.canonical_reason().unwrap_or("Unknown").as_bytes())
 }
 
 /// Envoy's phrase, where `http` has another or none.

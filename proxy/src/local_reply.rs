@@ -24,6 +24,10 @@ pub(crate) enum Cause {
     QueryWithoutType,
     /// HTTP/1.0.
     LowVersion,
+    /// The head is too large, or has too many headers.
+    TooLarge(&'static str),
+    /// The head took too long to come in.
+    HeadTimeout,
     /// No `Host`, or two, or one that names no host.
     MissingHost,
     /// Something about the request's headers is wrong.
@@ -166,6 +170,20 @@ impl From<Cause> for LocalReply {
                 "Upgrade Required",
                 Flags::DOWNSTREAM_PROTOCOL_ERROR,
                 "low_version",
+            )
+            .closing(),
+            Cause::TooLarge(details) => Self::new(
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "Request Header Fields Too Large",
+                Flags::DOWNSTREAM_PROTOCOL_ERROR,
+                details,
+            )
+            .closing(),
+            Cause::HeadTimeout => Self::new(
+                S::REQUEST_TIMEOUT,
+                "Request Timeout",
+                Flags::DOWNSTREAM_PROTOCOL_ERROR,
+                "request_header_timeout",
             )
             .closing(),
             Cause::TransferCoding => Self::new(
@@ -355,6 +373,8 @@ mod tests {
                 "http1.invalid_transfer_encoding",
                 2,
             ),
+            (Cause::TooLarge("x"), 431, "Request Header Fields Too Large".into(), "DPE", "x", 2),
+            (Cause::HeadTimeout, 408, "Request Timeout".into(), "DPE", "request_header_timeout", 2),
             (Cause::QueryWithoutType, 400, String::new(), "-", "query_missing_content_type", 13),
             (Cause::MissingHost, 400, String::new(), "-", "missing_host_header", 13),
             (Cause::BadRequest("x"), 400, "Bad Request".into(), "DPE", "x", 13),

@@ -20,6 +20,10 @@ pub(crate) struct Progress {
     last: Cell<Instant>,
     waiting: RefCell<Option<Waker>>,
     broken: Cell<Option<Broken>>,
+    /// The answer is complete: the rest of the request is of no use to anybody.
+    abandoned: Cell<bool>,
+    /// Who reads the body.
+    reader: RefCell<Option<Waker>>,
 }
 
 /// Why a request's body will never be whole.
@@ -55,6 +59,8 @@ impl Progress {
             last: Cell::new(now),
             waiting: RefCell::default(),
             broken: Cell::new(None),
+            abandoned: Cell::new(false),
+            reader: RefCell::default(),
         })
     }
 
@@ -95,6 +101,17 @@ impl Progress {
         .await;
     }
 
+    /// Nobody waits for the rest of the request any more: whoever still sends it on stops.
+    pub(crate) fn abandon(&self) {
+        if self.complete.get().is_some() {
+            return;
+        }
+        self.abandoned.set(true);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
     fn end(&self) {
         if self.complete.get().is_none() {
             self.complete.set(Some(Instant::now()));
@@ -120,7 +137,16 @@ impl RequestBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if self.progress.abandoned.get() {
+            return Poll::Ready(Some(Err(BodyError::Abandoned)));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            let mut reader = self.progress.reader.borrow_mut();
+            if !reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+                *reader = Some(cx.waker().clone());
+            }
+            return Poll::Pending;
+        };
         match &frame {
             None => self.progress.end(),
             Some(Err(error)) => self.progress.broken.set(Some(Broken::of(error))),

@@ -49,6 +49,7 @@ impl ResponseBody {
     /// Sends `body`; `bodiless`: the client will not read it (HEAD).
     pub(crate) fn new(body: Body, mut record: Box<Record>, timers: Timers, bodiless: bool) -> Self {
         if bodiless || body.is_end_stream() {
+            timers.progress.abandon();
             record.finish();
             return Self { body, tail: None };
         }
@@ -57,6 +58,7 @@ impl ResponseBody {
 
     fn end(&mut self) {
         if let Some(mut tail) = self.tail.take() {
+            tail.timers.progress.abandon();
             tail.record.finish();
         }
     }

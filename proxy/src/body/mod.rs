@@ -57,6 +57,9 @@ pub enum BodyError {
     /// The source of a replayed body failed for another reader.
     #[error("the request body ended early")]
     Source,
+    /// The answer came before the end of the request.
+    #[error("the request was answered before its end")]
+    Abandoned,
     /// A second reader needs bytes that were let go.
     #[error("the request body is larger than the replay buffer")]
     NotKept,

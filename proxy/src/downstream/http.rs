@@ -17,12 +17,14 @@ use tokio::time::{Instant, sleep_until};
 use super::activity::{Activity, Waiting};
 use super::connection::Connection;
 use super::detect;
+use super::guard::{Guard, HEADERS_MAX, Refused};
 use super::io::Io;
 use crate::chain;
+use crate::local_reply::LocalReply;
+use crate::metrics::{Family, Symbol};
+use crate::record::{Owner, Record};
 use crate::snapshot::Hcm;
 
-/// Headers of one request at most. Envoy: `max_headers_count`.
-const HEADERS_MAX: usize = 100;
 /// HTTP/2 window of one stream: what one slow upstream may hold in memory.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// HTTP/2 window of a connection; far above h2's floor for small DATA frames.
@@ -31,6 +33,8 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const SEND_BUFFER: usize = 256 << 10;
 /// Streams reset before they were answered that h2 holds.
 const RESET_STREAMS_MAX: usize = 50;
+/// Streams that a client makes us reset, by breaking the protocol on them (CVE-2025-8671).
+const RESET_BY_US_MAX: usize = 100;
 
 /// Spawns a connection's streams on the worker's own thread.
 #[derive(Clone)]
@@ -77,7 +81,11 @@ pub(crate) async fn serve_http(connection: Rc<Connection>, hcm: Arc<Hcm>, mut io
     };
     if http2 {
         connection.activity.speaks_frames();
-        serve_http2(connection, &hcm, io).await;
+        serve_http2(&connection, &hcm, io.counted()).await;
+        if connection.activity.is_flooded() || connection.abused.get() {
+            let labels = [connection.direction.into(), Symbol::FLOOD, Symbol::EMPTY];
+            connection.worker.metrics.add(Family::ConnectionFailures, labels, 1);
+        }
     } else {
         serve_http1(connection, &hcm, io).await;
     }
@@ -89,16 +97,37 @@ async fn drained(connection: &Connection, hcm: &Hcm) {
     tokio::time::sleep(hcm.config.drain_timeout).await;
 }
 
-async fn serve_http1(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
+async fn serve_http1(connection: Rc<Connection>, hcm: &Arc<Hcm>, io: Io) {
+    let io = io.guarded(Guard::new(Arc::clone(hcm), Arc::clone(&connection.activity)));
+    carry_http1(&connection, hcm, io).await;
+    if let Some(refused) = connection.activity.refused() {
+        write_down(&connection, hcm, refused);
+    }
+}
+
+/// A refused head has its line in the access log, as a request has.
+fn write_down(connection: &Rc<Connection>, hcm: &Arc<Hcm>, refused: &Refused) {
+    let owner = Owner::Http(Arc::clone(hcm));
+    let reply = LocalReply::from(refused.cause.clone());
+    connection.request_started();
+    let mut record = Record::new(Rc::clone(connection), owner, refused.version, refused.method.clone());
+    record.path = refused.path.clone();
+    record.status = reply.status.as_u16();
+    record.flags.add(reply.flags);
+    record.details = Some(reply.details);
+    record.bytes_sent = reply.body.len() as u64;
+    record.complete = true;
+}
+
+async fn carry_http1(connection: &Rc<Connection>, hcm: &Hcm, io: Io) {
     let mut builder = http1::Builder::new();
     let head_max = hcm.config.max_request_headers_kb as usize * 1024;
     builder
         .max_headers(HEADERS_MAX)
-        .max_header_size(head_max)
         .max_buf_size(head_max.max(64 << 10) * 2)
         // Heads and idleness are timed by `watch`, with one timer for both.
         .header_read_timeout(None);
-    let for_requests = Rc::clone(&connection);
+    let for_requests = Rc::clone(connection);
     let service = service_fn(move |request| {
         let connection = Rc::clone(&for_requests);
         async move { Ok::<_, Infallible>(chain::handle(connection, request).await) }
@@ -108,9 +137,15 @@ async fn serve_http1(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
         biased;
         // Errors are the peer's: a broken request was answered and a broken connection is gone.
         _ = serving.as_mut() => return,
-        end = until_end(&connection, hcm) => end,
+        end = until_end(connection, hcm) => end,
     };
     if end == End::Close {
+        if matches!(connection.activity.waiting(), Waiting::Head(_)) {
+            // hyper has seen nothing of it, so it ends at once, with our answer.
+            connection.activity.refuse(Refused::too_slow());
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
         return;
     }
     // Responses say `connection: close` from here on. An idle client gets time to use the connection
@@ -122,7 +157,7 @@ async fn serve_http1(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
         () = tokio::time::sleep(grace) => {}
     }
     serving.as_mut().graceful_shutdown();
-    finish(serving, &connection, hcm).await;
+    finish(serving, connection, hcm).await;
 }
 
 /// Waits for the end of a connection that was told to end, but not for a client that is silent.
@@ -134,8 +169,8 @@ async fn finish<F: Future>(serving: std::pin::Pin<&mut F>, connection: &Connecti
     }
 }
 
-async fn serve_http2(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
-    let mut builder = http2::Builder::new(Streams(Rc::clone(&connection)));
+async fn serve_http2(connection: &Rc<Connection>, hcm: &Hcm, io: Io) {
+    let mut builder = http2::Builder::new(Streams(Rc::clone(connection)));
     builder
         .max_concurrent_streams(hcm.config.max_concurrent_streams)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -143,8 +178,9 @@ async fn serve_http2(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(hcm.config.max_request_headers_kb.saturating_mul(1024))
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(Some(RESET_BY_US_MAX))
         .enable_connect_protocol();
-    let for_requests = Rc::clone(&connection);
+    let for_requests = Rc::clone(connection);
     let service = service_fn(move |request| {
         let connection = Rc::clone(&for_requests);
         async move { Ok::<_, Infallible>(chain::handle(connection, request).await) }
@@ -153,7 +189,7 @@ async fn serve_http2(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
     let end = tokio::select! {
         biased;
         _ = serving.as_mut() => return,
-        end = until_end(&connection, hcm) => end,
+        end = until_end(connection, hcm) => end,
     };
     if end == End::Close && connection.abused.get() {
         return;
@@ -165,7 +201,7 @@ async fn serve_http2(connection: Rc<Connection>, hcm: &Hcm, io: Io) {
         let _ = tokio::time::timeout(hcm.config.drain_timeout, serving).await;
         return;
     }
-    finish(serving, &connection, hcm).await;
+    finish(serving, connection, hcm).await;
 }
 
 /// Waits until the connection should end, and says how.

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::upgrade::Upgraded;
@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::activity::Activity;
+use super::frames::Frames;
+use super::guard::Guard;
 
 /// A TCP stream whose first bytes were read already, and may be read once more.
 pub(crate) struct Prefixed {
@@ -32,6 +34,23 @@ pub(crate) enum Stream {
 
 /// A downstream stream that tells its [`Activity`] when bytes come.
 pub(crate) struct Io {
+    source: Source,
+    look: Look,
+    /// Bytes that went to the client.
+    sent: u64,
+}
+
+/// Who looks at what comes.
+enum Look {
+    Nobody,
+    /// At HTTP/1.
+    Guard(Box<Guard>),
+    /// At HTTP/2.
+    Frames(Box<Frames>),
+}
+
+/// The bytes as they come.
+struct Source {
     /// Decrypted bytes that were read ahead.
     prefix: Bytes,
     stream: Stream,
@@ -61,13 +80,25 @@ impl Prefixed {
 
 impl Io {
     pub(crate) fn new(stream: Stream, activity: Arc<Activity>) -> Self {
-        Self { prefix: Bytes::new(), stream, activity }
+        Self { source: Source { prefix: Bytes::new(), stream, activity }, look: Look::Nobody, sent: 0 }
+    }
+
+    /// From here on nothing is read that `guard` does not let through.
+    pub(super) fn guarded(mut self, guard: Guard) -> Self {
+        self.look = Look::Guard(Box::new(guard));
+        self
+    }
+
+    /// From here on frames are counted.
+    pub(super) fn counted(mut self) -> Self {
+        self.look = Look::Frames(Box::new(Frames::new()));
+        self
     }
 
     /// Puts bytes back that were read from this stream.
     pub(crate) fn unread(&mut self, bytes: Bytes) {
-        debug_assert!(self.prefix.is_empty(), "bytes are put back once");
-        self.prefix = bytes;
+        debug_assert!(self.source.prefix.is_empty(), "bytes are put back once");
+        self.source.prefix = bytes;
     }
 }
 
@@ -144,6 +175,28 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let frames = match &mut this.look {
+            Look::Guard(guard) => return guard.poll_read(Pin::new(&mut this.source), cx, buf),
+            Look::Nobody => return Pin::new(&mut this.source).poll_read(cx, buf),
+            Look::Frames(frames) => frames,
+        };
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.source).poll_read(cx, buf))?;
+        if let Err(flood) = frames.came(&buf.filled()[before..], this.sent) {
+            this.source.activity.flooded();
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, flood)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Source {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if take_prefix(&mut self.prefix, buf) {
             self.activity.read();
@@ -161,7 +214,7 @@ impl AsyncRead for Io {
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for Source {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         each!(self, stream => Pin::new(stream).poll_write(cx, buf))
     }
@@ -188,5 +241,39 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.source).poll_write(cx, buf))?;
+        self.sent += written as u64;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.source).poll_write_vectored(cx, bufs))?;
+        self.sent += written as u64;
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.source.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.source).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let Look::Guard(guard) = &mut this.look else { return Pin::new(&mut this.source).poll_shutdown(cx) };
+        ready!(guard.poll_farewell(Pin::new(&mut this.source), cx))?;
+        ready!(Pin::new(&mut this.source).poll_shutdown(cx))?;
+        guard.poll_linger(Pin::new(&mut this.source), cx)
     }
 }

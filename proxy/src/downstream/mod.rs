@@ -3,6 +3,8 @@
 mod activity;
 mod connection;
 mod detect;
+mod frames;
+mod guard;
 mod http;
 mod io;
 mod tcp;

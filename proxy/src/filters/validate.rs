@@ -9,22 +9,8 @@ use pillion_model::path::{Normalized, normalize};
 
 use crate::chain::Step;
 use crate::exchange::Exchange;
-use crate::headers::hop;
 use crate::local_reply::Cause;
 use crate::snapshot::Action;
-
-/// HTTP/1.0 is not accepted.
-pub(crate) fn version(x: &Exchange) -> Step {
-    if x.version < Version::HTTP_11 {
-        return Err(Cause::LowVersion.into());
-    }
-    Ok(())
-}
-
-/// The body's end can be told.
-pub(crate) fn coding(x: &Exchange) -> Step {
-    if hop::is_decodable(&x.head.headers) { Ok(()) } else { Err(Cause::TransferCoding.into()) }
-}
 
 /// QUERY says what it asks with (RFC 10008 section 2.1).
 pub(crate) fn query_type(x: &Exchange) -> Step {

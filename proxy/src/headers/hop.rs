@@ -14,17 +14,6 @@ const NOMINATED_MAX: usize = 10;
 /// Longest `te`.
 const TE_MAX: usize = 256;
 
-/// Whether a message's body has no coding between hops but `chunked`, named once: of any other nobody
-/// could tell where it ends.
-pub(crate) fn is_decodable(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        _ => false,
-    }
-}
-
 /// Removes hop-by-hop headers and those that `connection` names from a request.
 ///
 /// # Errors
@@ -64,14 +53,17 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
 
 /// Whether a comma-separated header holds `token` (without regard to case).
 pub(crate) fn mentions(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    headers.get_all(name).iter().any(|value| {
-        value.as_bytes().split(|byte| *byte == b',').any(|part| {
-            part.split(|byte| *byte == b';')
-                .next()
-                .unwrap_or_default()
-                .trim_ascii()
-                .eq_ignore_ascii_case(token.as_bytes())
-        })
+    headers.get_all(name).iter().any(|value| names(value.as_bytes(), token))
+}
+
+/// Whether a list holds `token`, perhaps with parameters (without regard to case).
+pub(crate) fn names(list: &[u8], token: &str) -> bool {
+    list.split(|byte| *byte == b',').any(|part| {
+        part.split(|byte| *byte == b';')
+            .next()
+            .unwrap_or_default()
+            .trim_ascii()
+            .eq_ignore_ascii_case(token.as_bytes())
     })
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod changes;
 pub(crate) mod client_cert;
 pub(crate) mod format;
 pub(crate) mod forwarded;
+pub(crate) mod framing;
 pub(crate) mod hop;
 pub(crate) mod ids;
 pub(crate) mod names;

@@ -38,6 +38,7 @@ known! {
     TIMEOUT = 17, "timeout";
     SENT = 18, "sent";
     FAILED = 19, "failed";
+    FLOOD = 20, "flood";
 }
 
 /// Every label value seen; at most [`SYMBOLS_MAX`].

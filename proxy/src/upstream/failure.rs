@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::Request;
 use pillion_model::retry::Reset;
 
+use super::heads::BadHead;
 use super::state::EndpointState;
 use crate::body::Body;
 
@@ -106,7 +107,9 @@ pub fn body_reset(error: &crate::body::BodyError) -> Reset {
             // An HTTP/1 message that is not whole breaks the protocol, however it was cut.
             None => Reset::ProtocolError,
         },
-        crate::body::BodyError::Source | crate::body::BodyError::NotKept => Reset::LocalReset,
+        crate::body::BodyError::Source
+        | crate::body::BodyError::Abandoned
+        | crate::body::BodyError::NotKept => Reset::LocalReset,
     }
 }
 
@@ -115,7 +118,8 @@ pub(super) fn classify(error: &hyper::Error) -> Reset {
     if let Some(h2) = find::<h2::Error>(error) {
         return classify_h2(h2);
     }
-    if error.is_parse() {
+    let bad_head = || find::<io::Error>(error)?.get_ref()?.downcast_ref::<BadHead>();
+    if error.is_parse() || bad_head().is_some() {
         return Reset::ProtocolError;
     }
     if error.is_user() {

@@ -41,7 +41,7 @@ pub(super) fn http2_builder(executor: LocalExecutor) -> http2::Builder<LocalExec
 }
 
 /// Header fields of a response.
-const HEADERS_MAX: usize = 100;
+pub(super) const HEADERS_MAX: usize = 100;
 /// Head of an HTTP/1 response, and what is read ahead.
 const HTTP1_BUFFER_MAX: usize = 80 * 1024;
 /// Header list of an HTTP/2 response.

@@ -5,17 +5,20 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use super::heads::{Expected, Heads};
 use super::state::{EndpointState, Priority};
 
 /// An open stream to an endpoint.
 pub struct Io {
     stream: Stream,
+    /// Judges responses, on HTTP/1 connections.
+    heads: Option<Heads>,
     _counted: ConnectionGuard,
 }
 
@@ -61,7 +64,13 @@ impl Drop for ConnectionGuard {
 
 impl Io {
     pub(super) fn new(stream: Stream, counted: ConnectionGuard) -> Self {
-        Self { stream, _counted: counted }
+        Self { stream, heads: None, _counted: counted }
+    }
+
+    /// From here on responses that are expected are judged.
+    pub(super) fn judged(mut self, expected: Expected) -> Self {
+        self.heads = Some(Heads::new(expected));
+        self
     }
 
     /// The TLS session, if there is one.
@@ -84,7 +93,7 @@ impl Io {
 
 macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {
-        match &mut $self.get_mut().stream {
+        match &mut $self.stream {
             Stream::Tcp($stream) => $call,
             Stream::Unix($stream) => $call,
             Stream::Tls($stream) => $call,
@@ -94,17 +103,26 @@ macro_rules! each {
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(each!(this, stream => Pin::new(stream).poll_read(cx, buf)))?;
+        if let Some(heads) = &mut this.heads
+            && let Err(bad) = heads.judge(&buf.filled()[before..])
+        {
+            buf.set_filled(before);
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, bad)));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         each!(self, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
@@ -119,11 +137,11 @@ impl AsyncWrite for Io {
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, stream => Pin::new(stream).poll_flush(cx))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

@@ -4,7 +4,8 @@
 //! URI, extended CONNECT). Responses to upgrades come back in HTTP/1 form, 101 with `upgrade`.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -29,6 +30,9 @@ pub(super) fn to_http1<B: http_body::Body>(request: &mut Request<B>, from: Versi
     if wants_length(request) {
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
+    if wants_chunks(request) {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if from == Version::HTTP_2 {
         join_cookies(request.headers_mut());
     }
@@ -39,6 +43,15 @@ pub(super) fn to_http1<B: http_body::Body>(request: &mut Request<B>, from: Versi
 fn wants_length<B: http_body::Body>(request: &Request<B>) -> bool {
     let usual = !matches!(request.method().as_str(), "GET" | "HEAD" | "DELETE" | "TRACE" | "CONNECT");
     usual && request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH)
+}
+
+/// Whether there is a body where none is usual, of unknown length. hyper would leave it out.
+fn wants_chunks<B: http_body::Body>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.body().is_end_stream()
+        && !request.headers().contains_key(CONTENT_LENGTH)
+        && !request.headers().contains_key(UPGRADE)
+        && http_body::Body::size_hint(request.body()).exact().is_none()
 }
 
 fn upgrade_headers(headers: &mut HeaderMap, protocol: &str) {
@@ -131,5 +144,5 @@ const HOP_BY_HOP: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("http2-settings"),
-    http::header::TRANSFER_ENCODING,
+    TRANSFER_ENCODING,
 ];

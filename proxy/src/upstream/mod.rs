@@ -13,6 +13,7 @@ mod dns;
 mod ewma;
 mod failure;
 mod handshake;
+mod heads;
 mod hosts;
 mod http2;
 mod io;

@@ -6,6 +6,7 @@ use hyper_util::rt::TokioIo;
 
 use super::connect::{ConnectError, dial};
 use super::handshake::{LocalExecutor, http1_builder, http2_builder};
+use super::heads::Expected;
 use super::http2::Http2;
 use super::io::ConnectionGuard;
 use super::pool::{EndpointPool, Http1, Wanted};
@@ -33,12 +34,14 @@ async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> Result<Opene
     };
     let ended = Rc::clone(pool);
     if protocol == Wanted::Http1 {
-        let (send, driver) = http1_builder().handshake(TokioIo::new(io)).await.map_err(broken)?;
+        let expected = Expected::default();
+        let io = TokioIo::new(io.judged(expected.clone()));
+        let (send, driver) = http1_builder().handshake(io).await.map_err(broken)?;
         pool.worker.spawn(async move {
             let _ = driver.with_upgrades().await;
             ended.closed();
         });
-        return Ok(Opened::Http1(Http1 { send, served: 0, generation }));
+        return Ok(Opened::Http1(Http1 { send, expected, served: 0, generation }));
     }
     let executor = LocalExecutor(Rc::clone(&pool.worker));
     let (send, driver) = http2_builder(executor).handshake(TokioIo::new(io)).await.map_err(broken)?;

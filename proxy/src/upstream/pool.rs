@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::connect::ConnectError;
+use super::heads::Expected;
 use super::hosts::Host;
 use super::http2::Http2;
 use super::io::ConnectionGuard;
@@ -50,6 +51,8 @@ pub(super) struct EndpointPool {
 /// An HTTP/1 connection in use by one request.
 pub(super) struct Http1 {
     pub(super) send: http1::SendRequest<Body>,
+    /// Tells the connection that an answer is due.
+    pub(super) expected: Expected,
     /// Requests served before this one.
     pub(super) served: u32,
     /// Of the transport's TLS configuration it was made with.

@@ -20,7 +20,6 @@ use super::pool::{EndpointPool, Refusal, Wanted};
 use super::state::{EndpointState, Outcome, Priority};
 use super::worker::{Pools, View};
 use crate::body::Body;
-use crate::headers::hop;
 
 /// What one request brings to its tries; kept from one try to the next.
 #[derive(Debug)]
@@ -254,13 +253,8 @@ async fn send_http1(
     let tunnel = message::is_tunnel(&request);
     let safe = reused && is_idempotent(request.method().as_str());
     let copy = (safe && attempt.stale == StaleReplay::Pool).then(|| repeat(&request)).flatten();
+    connection.expected.set();
     match connection.send.try_send_request(request).await {
-        Ok(response) if !hop::is_decodable(response.headers()) => {
-            let mut failure =
-                Failure::reset(Reset::ProtocolError).detail("a transfer coding other than chunked");
-            failure.request_sent = true;
-            Err((failure, None))
-        }
         Ok(response) => {
             Ok(answered(response, Lease::new(Connection::Http1(connection), guard), tunnel, None))
         }

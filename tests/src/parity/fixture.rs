@@ -72,6 +72,8 @@ pub(crate) struct Case {
     /// How counts are compared.
     #[serde(default)]
     pub(crate) tally: Tally,
+    /// Lines that contain this are not compared: they are a matter of chance.
+    pub(crate) without: Option<String>,
     /// Differences that the tables explain.
     #[serde(default)]
     pub(crate) differs: Vec<Differs>,
