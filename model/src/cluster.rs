@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::endpoint::LoadAssignment;
+use crate::health_check::HealthCheck;
 use crate::tls::UpstreamTls;
 
 /// A cluster. Envoy: `config.cluster.v3.Cluster`.
@@ -23,6 +24,8 @@ pub struct Cluster {
     pub limits_high: CircuitBreakers,
     /// Passive health; `None`: no ejection.
     pub outlier_detection: Option<OutlierDetection>,
+    /// Active health; `None`: endpoints are as healthy as whoever gave them says.
+    pub health_check: Option<HealthCheck>,
     /// Share in percent of usable endpoints below which all are used. Default 50, 0: never.
     pub panic_threshold_percent: u32,
     /// HTTP version spoken to endpoints.
@@ -187,6 +190,8 @@ pub struct OutlierDetection {
     pub max_ejection: Duration,
     /// Share of endpoints that may be ejected, percent. Default 10.
     pub max_ejection_percent: u32,
+    /// An ejected endpoint returns when it passes its active health check. Default true.
+    pub uneject_on_health_check: bool,
     /// One endpoint may be ejected whatever the percentage.
     pub always_eject_one: bool,
     /// Success-rate detection (standard deviation).
@@ -233,6 +238,7 @@ impl Default for OutlierDetection {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejection_percent: 10,
+            uneject_on_health_check: true,
             always_eject_one: false,
             success_rate: SuccessRate {
                 enforcing: 100,

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod endpoint;
 pub mod filter;
 pub mod health;
+pub mod health_check;
 pub mod http;
 pub mod instance;
 pub mod jwt;

@@ -250,6 +250,11 @@ impl Runtime {
         publishing.bound.get(listener).map(|bound| bound.address)
     }
 
+    /// Waits until every endpoint with an active health check has been asked once.
+    pub async fn first_checks(&self) {
+        self.shared.clusters.first_checks().await;
+    }
+
     /// Open connections.
     pub fn connections(&self) -> usize {
         let open: isize = self.workers.iter().map(|worker| worker.open.all.load(Relaxed)).sum();

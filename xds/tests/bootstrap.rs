@@ -183,10 +183,10 @@ fn what_is_not_supported_is_refused_by_its_path() {
                 "health_checks",
                 json!([{
                     "timeout": "1s", "interval": "1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
-                    "tcp_health_check": {},
+                    "custom_health_check": {"name": "redis"},
                 }]),
             ),
-            format!("{cluster}.health_checks: is not supported"),
+            format!("{cluster}.health_checks[0].custom_health_check: is not supported"),
         ),
         (
             with(CLUSTER, "type", json!("STATIC")),

@@ -177,10 +177,10 @@ fn clusters(state: &State) -> String {
         for host in &cluster.hosts().hosts {
             let (endpoint, stats) = (&host.endpoint, &host.endpoint.stats);
             let at = format!("{name}::{}", endpoint.address);
-            let health = match (endpoint.is_ejected(), host.health) {
-                (true, _) => "/failed_outlier_check".to_owned(),
-                (false, health) => health.as_str().to_owned(),
-            };
+            let flags =
+                [(host.fails_check(), "/failed_active_hc"), (endpoint.is_ejected(), "/failed_outlier_check")];
+            let flags: String = flags.into_iter().filter_map(|(set, flag)| set.then_some(flag)).collect();
+            let health = if flags.is_empty() { host.health.as_str().to_owned() } else { flags };
             for (stat, value) in [
                 ("cx_active", u64::from(stats.cx_active.load(Relaxed))),
                 ("cx_connect_fail", stats.cx_connect_fail.load(Relaxed)),

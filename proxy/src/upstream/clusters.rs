@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pillion_model::cluster::{Cluster as Config, Discovery};
 use pillion_model::endpoint::LoadAssignment;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use super::cluster::Cluster;
 use super::control::Control;
 use super::dns::Names;
+use super::hosts::Host;
 use super::outlier;
 use super::state::ClusterState;
 use super::tls;
@@ -122,6 +124,14 @@ impl Clusters {
         self.with(|inner| inner.clusters.values().cloned().collect())
     }
 
+    /// Waits until every endpoint that is to be asked whether it is well has been asked once.
+    pub async fn first_checks(&self) {
+        let awaits = |cluster: &Arc<Cluster>| cluster.hosts().hosts.iter().any(Host::awaits_check);
+        while self.with(|inner| inner.clusters.values().any(awaits)) {
+            tokio::time::sleep(CHECKS_POLL).await;
+        }
+    }
+
     /// Every address of a host outside the configuration; the error is for people.
     pub async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, String> {
         self.names.addresses(host.to_owned()).await
@@ -201,3 +211,5 @@ impl Inner {
 
 /// Detections waiting for the control task; further ones are dropped and found again.
 const OUTLIER_EVENTS_MAX: usize = 1024;
+/// How often it is looked whether all endpoints have been asked.
+const CHECKS_POLL: Duration = Duration::from_millis(10);

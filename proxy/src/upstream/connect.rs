@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::cluster::Cluster;
 use super::failure::io_detail;
 use super::io::{ConnectionGuard, Io, Stream};
-use super::state::{Address, EndpointState};
+use super::state::{Address, ClusterStats, EndpointState};
 use super::tls::Transport;
 
 /// Why a connection could not be opened; shared by all requests that waited for it.
@@ -35,7 +35,11 @@ pub(super) async fn dial(
     transport: &Transport,
     counted: ConnectionGuard,
 ) -> Result<Io, ConnectError> {
-    let opened = tokio::time::timeout(cluster.config.connect_timeout, open(endpoint, transport)).await;
+    let opened = tokio::time::timeout(
+        cluster.config.connect_timeout,
+        open(&endpoint.address, transport, &endpoint.cluster.stats),
+    )
+    .await;
     let opened = opened.unwrap_or_else(|_elapsed| {
         endpoint.cluster.stats.upstream_cx_connect_timeout.fetch_add(1, Relaxed);
         Err(ConnectError { reset: Reset::ConnectTimeout, detail: Cow::Borrowed("") })
@@ -46,13 +50,18 @@ pub(super) async fn dial(
     opened.map(|stream| Io::new(stream, counted))
 }
 
-async fn open(endpoint: &EndpointState, transport: &Transport) -> Result<Stream, ConnectError> {
+/// Opens one stream that nothing counts, however long it takes.
+pub(super) async fn open(
+    address: &Address,
+    transport: &Transport,
+    stats: &ClusterStats,
+) -> Result<Stream, ConnectError> {
     let refused = |error: io::Error| ConnectError::refused(io_detail(&error));
-    match &endpoint.address {
+    match address {
         Address::Socket(address) => {
             let stream = TcpStream::connect(address).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            transport.secure(stream, address.ip(), &endpoint.cluster.stats).await
+            transport.secure(stream, address.ip(), stats).await
         }
         Address::Pipe(path) if transport.is_tls() => {
             Err(ConnectError::refused(format!("TLS over the Unix socket {path} is not supported")))

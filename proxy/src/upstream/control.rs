@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pillion_model::cluster::Cluster as Config;
+use pillion_model::cluster::{Cluster as Config, OutlierDetection};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::check::{Checks, Verdict};
 use super::clusters::{Clusters, Inner};
 use super::dns::DnsCluster;
 use super::outlier::{Detector, Event, Round};
@@ -53,12 +54,15 @@ impl Clusters {
         };
         let mut changes = self.changes();
         let mut lookups = JoinSet::new();
+        let (mut checks, mut verdicts) = Checks::new();
         loop {
             self.resolve_due(&mut lookups);
+            self.with(|inner| checks.follow(inner.clusters.values()));
             let due = self.with(|inner| inner.next_due()).unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(event) = events.recv() => self.with(|inner| inner.detected(&event)),
+                Some(verdict) = verdicts.recv() => self.with(|inner| inner.checked(&verdict)),
                 Some(Ok(resolved)) = lookups.join_next() => self.with(|inner| inner.resolved(resolved)),
                 _ = changes.changed() => {}
                 () = tokio::time::sleep_until(due) => self.with(|inner| inner.end_intervals(Instant::now())),
@@ -121,6 +125,22 @@ impl Inner {
         self.judge(&name, Instant::now(), |detector, round| {
             detector.in_a_row(round, &event.endpoint, event.kind)
         });
+    }
+
+    /// An endpoint passed its health check, or failed it: the others share its load, or it takes part again.
+    fn checked(&mut self, verdict: &Verdict) {
+        let Verdict { cluster, endpoint, passed } = verdict;
+        let name = cluster.name();
+        if self.clusters.get(name).is_none_or(|present| present.id != cluster.id) {
+            return;
+        }
+        let returns = |config: &OutlierDetection| *passed && config.uneject_on_health_check;
+        if cluster.config.outlier_detection.as_ref().is_some_and(returns) {
+            self.judge(name, Instant::now(), |detector, round| detector.passed(round, endpoint));
+        }
+        if let Some(assignment) = self.assignments.get(name) {
+            cluster.set_endpoints(assignment);
+        }
     }
 
     fn end_intervals(&mut self, now: Instant) {

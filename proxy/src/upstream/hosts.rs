@@ -42,18 +42,34 @@ pub struct Host {
     pub locality: Locality,
     /// 0 is used first.
     pub priority: u32,
+    /// Its cluster asks it whether it is well.
+    is_asked: bool,
     pub(super) transport: Arc<Transport>,
 }
 
 impl Host {
     /// Whether traffic is sent there in the first place.
     pub fn is_healthy(&self) -> bool {
-        self.health.takes_traffic() && !self.endpoint.is_ejected()
+        self.health.takes_traffic() && !self.is_out()
     }
 
     /// Whether traffic is sent there when healthy ones do not suffice.
     pub fn is_degraded(&self) -> bool {
-        self.health == Health::Stale && !self.endpoint.is_ejected()
+        self.health == Health::Stale && !self.is_out()
+    }
+
+    /// Whether it did not pass its active health check, or has not been asked yet.
+    pub fn fails_check(&self) -> bool {
+        self.is_asked && !self.endpoint.checked.is_well()
+    }
+
+    /// Whether its first active health check is still to come.
+    pub(super) fn awaits_check(&self) -> bool {
+        self.is_asked && !self.endpoint.checked.is_known()
+    }
+
+    fn is_out(&self) -> bool {
+        self.endpoint.is_ejected() || self.fails_check()
     }
 }
 
@@ -73,6 +89,7 @@ impl HostSet {
                     hostname: endpoint.hostname.clone(),
                     locality: group.locality.clone(),
                     priority: group.priority,
+                    is_asked: cluster.config.health_check.is_some(),
                     transport: transport(cluster, endpoint),
                 });
             }

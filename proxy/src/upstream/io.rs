@@ -19,7 +19,7 @@ pub struct Io {
     stream: Stream,
     /// Judges responses, on HTTP/1 connections.
     heads: Option<Heads>,
-    _counted: ConnectionGuard,
+    _counted: Option<ConnectionGuard>,
 }
 
 /// What the bytes go through.
@@ -64,7 +64,12 @@ impl Drop for ConnectionGuard {
 
 impl Io {
     pub(super) fn new(stream: Stream, counted: ConnectionGuard) -> Self {
-        Self { stream, heads: None, _counted: counted }
+        Self { stream, heads: None, _counted: Some(counted) }
+    }
+
+    /// One that counts against no limit: that of a health check.
+    pub(super) fn uncounted(stream: Stream) -> Self {
+        Self { stream, heads: None, _counted: None }
     }
 
     /// From here on responses that are expected are judged.

@@ -5,6 +5,7 @@
 //! worker's connections and makes one try at a time. Retrying is the caller's.
 
 mod balance;
+mod check;
 mod cluster;
 mod clusters;
 mod connect;

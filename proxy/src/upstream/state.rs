@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 use tokio::time::Instant;
 
+use super::check::Checked;
 use super::ewma::Ewma;
 use super::outlier;
 
@@ -84,6 +85,10 @@ pub struct ClusterStats {
     pub upstream_rq_retry_overflow: AtomicU64,
     pub upstream_rq_drop_overload: AtomicU64,
     pub upstream_rq_stale_replay: AtomicU64,
+    pub health_check_attempt: AtomicU64,
+    pub health_check_success: AtomicU64,
+    pub health_check_failure: AtomicU64,
+    pub health_check_network_failure: AtomicU64,
     pub lb_healthy_panic: AtomicU64,
     pub membership_change: AtomicU64,
     pub ssl_fail_verify_san: AtomicU64,
@@ -105,6 +110,8 @@ pub struct EndpointState {
     /// Requests that wait for a connection to it.
     pub(super) waiting: CachePadded<AtomicU32>,
     pub(super) ewma: CachePadded<Ewma>,
+    /// Active health, in clusters that have a check.
+    pub(super) checked: Checked,
     /// Passive health.
     pub(super) outlier: CachePadded<outlier::EndpointOutlier>,
     /// No longer part of the cluster: idle connections are closed, none are opened.
@@ -147,6 +154,12 @@ impl ClusterState {
         &self.outlier.stats
     }
 
+    /// Whether a request ever needed a connection to an endpoint that is still there.
+    pub(super) fn has_had_connections(&self) -> bool {
+        let endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.values().filter_map(Weak::upgrade).any(|one| one.stats.cx_total.load(Relaxed) > 0)
+    }
+
     /// Requests in flight and waiting, over both priorities.
     pub fn active_and_pending(&self) -> u64 {
         self.usage
@@ -169,6 +182,7 @@ impl ClusterState {
             active: CachePadded::default(),
             waiting: CachePadded::default(),
             ewma: CachePadded::default(),
+            checked: Checked::default(),
             outlier: CachePadded::default(),
             removed: AtomicBool::new(false),
             stats: CachePadded::default(),

@@ -50,6 +50,16 @@ pub(super) struct View {
 type PoolPair = [Option<Rc<EndpointPool>>; 2];
 
 impl Worker {
+    pub(super) fn new() -> Self {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        Self { tasks, stop, now: Cell::new(Instant::now()) }
+    }
+
+    /// Ends its tasks.
+    pub(super) fn end(&self) {
+        self.stop.cancel();
+    }
+
     /// Runs a task of this worker: it ends with the worker.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let stop = self.stop.clone();
@@ -66,12 +76,7 @@ impl Worker {
 impl Pools {
     /// For the present thread, which must run a tokio `LocalRuntime` or `LocalSet`.
     pub fn new(clusters: Arc<Clusters>) -> Self {
-        let worker = Worker {
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            now: Cell::new(Instant::now()),
-        };
-        Self { worker: Rc::new(worker), views: Rc::default(), clusters }
+        Self { worker: Rc::new(Worker::new()), views: Rc::default(), clusters }
     }
 
     /// Closes idle connections in time, and those of endpoints and identities that are gone. To be
@@ -95,7 +100,7 @@ impl Pools {
         for (_, view) in self.views.borrow_mut().drain() {
             view.drain();
         }
-        self.worker.stop.cancel();
+        self.worker.end();
         self.worker.tasks.close();
         self.worker.tasks.wait().await;
     }

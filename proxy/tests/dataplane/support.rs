@@ -112,6 +112,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 50,
         protocol: UpstreamProtocol::Http1,
         idle_timeout: Some(Duration::from_secs(3600)),

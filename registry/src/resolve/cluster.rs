@@ -92,6 +92,7 @@ fn cluster(
         outlier_detection: outlier_detection(view),
         // Instances that are down are not among the endpoints. When most of the others are ejected,
         // sending them traffic beats refusing it.
+        health_check: None,
         panic_threshold_percent: PANIC_THRESHOLD_PERCENT,
         protocol: match port.protocol {
             Protocol::Http if may_negotiate => UpstreamProtocol::Auto,

@@ -202,6 +202,7 @@ fn application(port: &PortView, registered: &InstancePort) -> Cluster {
         limits: unlimited.clone(),
         limits_high: unlimited,
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 0,
         protocol: match port.protocol {
             Protocol::Http | Protocol::Tcp => UpstreamProtocol::Http1,

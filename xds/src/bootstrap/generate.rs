@@ -100,6 +100,7 @@ fn registry(options: &BootstrapOptions) -> Cluster {
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 50,
         protocol: UpstreamProtocol::Http2,
         idle_timeout: None,

@@ -47,6 +47,9 @@ pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster 
     if name.is_empty() {
         cx.missing("name");
     }
+    if !m.health_checks.is_empty() {
+        own_checks(cx, m.load_assignment.as_ref());
+    }
     let discovery = discovery(cx, &mut m);
     let connect_timeout = cx.duration("connect_timeout", m.connect_timeout.take()).unwrap_or(CONNECT_TIMEOUT);
     let load_balancing = balancing(cx, &mut m, &discovery);
@@ -58,9 +61,7 @@ pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster 
     let tls = cx.some("transport_socket", m.transport_socket.take(), super::tls::upstream).flatten();
     let transports =
         cx.each("transport_socket_matches", take(&mut m.transport_socket_matches), transport_match);
-    if !take(&mut m.health_checks).is_empty() {
-        cx.refuse_at("health_checks", "is not supported: the registry checks; passive: outlier_detection");
-    }
+    let health_check = super::health_check::one(cx, take(&mut m.health_checks));
     cx.rest(&m);
     Cluster {
         name,
@@ -70,6 +71,7 @@ pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster 
         limits,
         limits_high,
         outlier_detection,
+        health_check,
         panic_threshold_percent: panic,
         protocol: http.protocol,
         idle_timeout: http.idle_timeout,
@@ -77,6 +79,22 @@ pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster 
         tls,
         transports,
         destination: destination(&ours),
+    }
+}
+
+/// Endpoints are all checked in the same way: what says otherwise is refused, where there are checks.
+fn own_checks(cx: &mut Context, assignment: Option<&pb::endpoint::ClusterLoadAssignment>) {
+    use pb::endpoint::lb_endpoint::HostIdentifier;
+    for (group, locality) in assignment.iter().flat_map(|assignment| &assignment.endpoints).enumerate() {
+        for (index, one) in locality.lb_endpoints.iter().enumerate() {
+            let Some(HostIdentifier::Endpoint(endpoint)) = &one.host_identifier else { continue };
+            if endpoint.health_check_config.is_some() {
+                let at = format!(
+                    "load_assignment.endpoints[{group}].lb_endpoints[{index}].endpoint.health_check_config"
+                );
+                cx.refuse_at(at, "is not supported");
+            }
+        }
     }
 }
 
@@ -355,7 +373,7 @@ fn thresholds(cx: &mut Context, mut m: pb::cluster::circuit_breakers::Thresholds
 }
 
 fn outlier_detection(cx: &mut Context, mut m: pb::cluster::OutlierDetection) -> OutlierDetection {
-    // Errors of our own are not counted apart, and there are no active health checks.
+    // Errors of our own are not counted apart.
     ignored!(
         cx,
         m,
@@ -363,7 +381,6 @@ fn outlier_detection(cx: &mut Context, mut m: pb::cluster::OutlierDetection) -> 
         enforcing_consecutive_local_origin_failure,
         enforcing_local_origin_success_rate,
         enforcing_failure_percentage_local_origin,
-        successful_active_health_check_uneject_host,
     );
     inert!(m, detect_degraded_hosts = Some(pb::BoolValue { value: false }));
     let mut outlier = OutlierDetection::default();
@@ -387,6 +404,8 @@ fn outlier_detection(cx: &mut Context, mut m: pb::cluster::OutlierDetection) -> 
     set(&mut share.threshold, m.failure_percentage_threshold.take());
     set(&mut share.minimum_hosts, m.failure_percentage_minimum_hosts.take());
     set(&mut share.request_volume, m.failure_percentage_request_volume.take());
+    let uneject = m.successful_active_health_check_uneject_host.take();
+    outlier.uneject_on_health_check = uneject.is_none_or(|on| on.value);
     outlier.always_eject_one = m.always_eject_one_host.take().is_some_and(|on| on.value);
     let mut time = |field, value: Option<pb::Duration>, default| {
         let given = cx.duration(field, value).unwrap_or(default);

@@ -16,6 +16,7 @@ mod cluster;
 mod context;
 mod endpoint;
 mod filters;
+mod health_check;
 mod http;
 mod listener;
 mod matcher;

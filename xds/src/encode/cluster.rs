@@ -40,6 +40,7 @@ pub(crate) fn cluster(cluster: &Cluster, dialect: Dialect<'_>) -> pb::cluster::C
         load_balancing_policy,
         circuit_breakers: circuit_breakers(cluster),
         outlier_detection: cluster.outlier_detection.as_ref().map(outlier_detection),
+        health_checks: cluster.health_check.iter().map(super::health_check::health_check).collect(),
         common_lb_config: Some(pb::cluster::cluster::CommonLbConfig {
             healthy_panic_threshold: Some(percent(cluster.panic_threshold_percent)),
             ..Default::default()
@@ -197,6 +198,9 @@ fn outlier_detection(outlier: &OutlierDetection) -> pb::cluster::OutlierDetectio
         base_ejection_time: Some(duration(outlier.base_ejection)),
         max_ejection_time: Some(duration(outlier.max_ejection)),
         max_ejection_percent: Some(number(outlier.max_ejection_percent)),
+        // Left out where it is the default: older Envoys do not know it.
+        successful_active_health_check_uneject_host: (!outlier.uneject_on_health_check)
+            .then(|| boolean(false)),
         always_eject_one_host: Some(boolean(outlier.always_eject_one)),
         enforcing_success_rate: Some(number(rate.enforcing)),
         success_rate_minimum_hosts: Some(number(rate.minimum_hosts)),

@@ -16,6 +16,7 @@ mod canonical;
 mod cluster;
 mod endpoint;
 mod filters;
+mod health_check;
 mod http;
 mod jwt;
 mod listener;

@@ -6,10 +6,11 @@ use pillion_model::cluster::{
 };
 use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, Locality, LocalityEndpoints};
 use pillion_model::health::Health;
+use pillion_model::health_check::{HealthCheck, HealthChecker, HttpHealthCheck, Pace};
 use pillion_model::instance::Protocol;
 use pillion_model::mesh::{MeshPort, MeshService};
 use pillion_model::name::ServiceName;
-use proptest::collection::btree_map;
+use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use super::matchers::upstream_tls;
@@ -27,7 +28,16 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
     let transport = (name(), btree_map(text(), free(), 0..3), maybe(upstream_tls()))
         .prop_map(|(name, criteria, tls)| TransportMatch { name, criteria, tls });
     (
-        (name(), discovery(), time(), limits(), limits(), maybe(outlier()), 0_u32..=100),
+        (
+            name(),
+            discovery(),
+            time(),
+            limits(),
+            limits(),
+            maybe(outlier()),
+            maybe(health_check()),
+            0_u32..=100,
+        ),
         (protocol, maybe(time()), any::<u32>(), maybe(upstream_tls()), few(transport), maybe(destination)),
     )
         .prop_map(
@@ -39,6 +49,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
                     limits,
                     limits_high,
                     outlier_detection,
+                    health_check,
                     panic,
                 ),
                 (protocol, idle_timeout, requests, tls, transports, destination),
@@ -50,6 +61,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
                 limits,
                 limits_high,
                 outlier_detection,
+                health_check,
                 panic_threshold_percent: panic,
                 protocol,
                 idle_timeout,
@@ -175,30 +187,77 @@ fn limits() -> BoxedStrategy<CircuitBreakers> {
     .boxed()
 }
 
+fn health_check() -> BoxedStrategy<HealthCheck> {
+    let codes = || vec((100_u16..300, 300_u16..=600).prop_map(|(start, end)| start..end), 1..3);
+    let bytes = || vec(any::<u8>(), 1..4);
+    let checker = prop_oneof![
+        (name(), "/[a-z]{0,8}", any::<bool>(), codes(), codes(), vec((name(), "[a-z]{0,8}"), 0..3)).prop_map(
+            |(host, path, http2, expected, retriable, headers)| {
+                let method = if http2 { "HEAD" } else { "GET" }.to_owned();
+                HealthChecker::Http(HttpHealthCheck {
+                    host,
+                    path,
+                    method,
+                    http2,
+                    expected,
+                    retriable,
+                    headers,
+                })
+            }
+        ),
+        (bytes(), vec(bytes(), 0..3)).prop_map(|(send, receive)| HealthChecker::Tcp { send, receive }),
+        (free(), free()).prop_map(|(service, authority)| HealthChecker::Grpc { service, authority }),
+    ];
+    let numbers = (any::<bool>(), 1_u32..9, 1_u32..9, any::<u32>());
+    (checker, numbers, (time(), time(), time(), time(), time()), (time(), time(), time(), time()))
+        .prop_map(|(checker, (reuse_connection, bad, good, jitter_percent), a, b)| HealthCheck {
+            checker,
+            timeout: a.0,
+            reuse_connection,
+            unhealthy_threshold: bad,
+            healthy_threshold: good,
+            pace: Pace {
+                interval: a.1,
+                unhealthy: a.2,
+                unhealthy_edge: a.3,
+                healthy_edge: a.4,
+                no_traffic: b.0,
+                no_traffic_healthy: b.1,
+                initial_jitter: b.2,
+                jitter: b.3,
+                jitter_percent,
+            },
+        })
+        .boxed()
+}
+
 fn outlier() -> BoxedStrategy<OutlierDetection> {
-    (any::<[u32; 13]>(), any::<bool>(), time(), time(), time())
-        .prop_map(|(n, always_eject_one, interval, base_ejection, max_ejection)| OutlierDetection {
-            consecutive_5xx: n[0],
-            enforcing_consecutive_5xx: n[1],
-            consecutive_gateway_failure: n[2],
-            enforcing_consecutive_gateway_failure: n[3],
-            interval,
-            base_ejection,
-            max_ejection,
-            max_ejection_percent: n[4],
-            always_eject_one,
-            success_rate: SuccessRate {
-                enforcing: n[5],
-                minimum_hosts: n[6],
-                request_volume: n[7],
-                stdev_factor: n[8],
-            },
-            failure_percentage: FailurePercentage {
-                enforcing: n[9],
-                threshold: n[10],
-                minimum_hosts: n[11],
-                request_volume: n[12],
-            },
+    (any::<[u32; 13]>(), any::<(bool, bool)>(), time(), time(), time())
+        .prop_map(|(n, (always_eject_one, uneject), interval, base_ejection, max_ejection)| {
+            OutlierDetection {
+                consecutive_5xx: n[0],
+                enforcing_consecutive_5xx: n[1],
+                consecutive_gateway_failure: n[2],
+                enforcing_consecutive_gateway_failure: n[3],
+                interval,
+                base_ejection,
+                max_ejection,
+                max_ejection_percent: n[4],
+                uneject_on_health_check: uneject,
+                always_eject_one,
+                success_rate: SuccessRate {
+                    enforcing: n[5],
+                    minimum_hosts: n[6],
+                    request_volume: n[7],
+                    stdev_factor: n[8],
+                },
+                failure_percentage: FailurePercentage {
+                    enforcing: n[9],
+                    threshold: n[10],
+                    minimum_hosts: n[11],
+                    request_volume: n[12],
+                },
+            }
         })
         .boxed()
 }

@@ -55,8 +55,9 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
     let (drain, drained) = (CancellationToken::new(), CancellationToken::new());
-    // Everything is there before a page is served.
+    // All else is there before a page is served.
     let readiness = Readiness::new();
+    let first_checks = readiness.part("first health checks of endpoints");
     let options = AdminOptions {
         admin: arguments.sidecar.listen.admin.or(bootstrap.admin),
         metrics: arguments.sidecar.listen.metrics,
@@ -78,7 +79,13 @@ async fn serve(
             line(format_args!("{name} {address}"))?;
         }
     }
+    let checks = async {
+        runtime.first_checks().await;
+        drop(first_checks);
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
+        () = checks => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = drain.cancelled() => {}

@@ -63,6 +63,7 @@ pub(in crate::control) fn cluster(name: &str) -> Cluster {
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 50,
         protocol: UpstreamProtocol::Http1,
         idle_timeout: None,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Version};
 
 use super::time::format_time;
 use super::{Context, Field, Operator, Value};
@@ -85,6 +85,9 @@ fn lookup<'a>(headers: Option<&'a HeaderMap>, first: &HeaderName, second: Option
 
 fn request_field<'a>(context: &Context<'a>, field: &Field) -> Option<Cow<'a, str>> {
     let record = context.record;
+    if record.version == Version::HTTP_09 {
+        return None; // a connection that is carried as bytes
+    }
     match field {
         Field::Method => Some(record.method.as_str().into()),
         Field::Path => record.path.as_ref().map(|path| path.as_str().into()),

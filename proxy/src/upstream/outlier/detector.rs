@@ -74,6 +74,16 @@ impl Detector {
         changed
     }
 
+    /// An endpoint passed its active health check: it returns if it was ejected, which is told.
+    pub(in crate::upstream) fn passed(&mut self, round: &Round<'_>, endpoint: &Arc<EndpointState>) -> bool {
+        let ejected = self.monitors.get_mut(&endpoint.id).and_then(|monitor| monitor.ejected_at.take());
+        if ejected.is_some() {
+            endpoint.outlier.return_to_service();
+            self.count_active(round);
+        }
+        ejected.is_some()
+    }
+
     fn let_return(&mut self, round: &Round<'_>, endpoint: &Arc<EndpointState>) -> bool {
         let Some(monitor) = self.monitors.get_mut(&endpoint.id) else { return false };
         let Some(since) = monitor.ejected_at else {

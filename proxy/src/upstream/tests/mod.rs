@@ -1,5 +1,6 @@
 //! Behaviour against in-process origins.
 
+mod check;
 mod control;
 mod http1;
 mod http2;

@@ -47,6 +47,7 @@ pub(in crate::upstream) fn config(name: &str) -> Config {
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 50,
         protocol: UpstreamProtocol::Http1,
         idle_timeout: Some(Duration::from_secs(3600)),
