@@ -5,12 +5,18 @@ Arguments: the address to dial, and the name that is called. Prints what went th
 
 import queue
 import sys
+import time
 
 import grpc
 
 address, authority = sys.argv[1:]
 channel = grpc.insecure_channel(
-    address, options=[("grpc.default_authority", authority), ("grpc.enable_http_proxy", 0)]
+    address,
+    options=[
+        ("grpc.default_authority", authority),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", -1),
+    ],
 )
 TIMEOUT = 20
 
@@ -67,3 +73,21 @@ print("unimplemented")
 calls = [unary.future(b"%d" % number, timeout=TIMEOUT) for number in range(100)]
 assert [call.result() for call in calls] == [b"unary %d" % number for number in range(100)]
 print("hundred")
+
+# A call that the caller gives up ends at the application, too: it counts those.
+ended = channel.unary_unary("/test.Echo/Ended")
+before = int(ended(b"", timeout=TIMEOUT))
+stalled = channel.unary_unary("/test.Echo/Stall").future(b"", timeout=TIMEOUT)
+while int(channel.unary_unary("/test.Echo/Stalled")(b"", timeout=TIMEOUT)) == 0:
+    time.sleep(0.01)
+stalled.cancel()
+assert stalled.cancelled()
+deadline = time.monotonic() + TIMEOUT
+while int(ended(b"", timeout=TIMEOUT)) == before:
+    assert time.monotonic() < deadline, "the application does not know that the call was cancelled"
+    time.sleep(0.01)
+print("cancelled")
+
+large = bytes(range(256)) * (32 * 1024)
+assert unary(large, timeout=TIMEOUT) == b"unary " + large
+print("large")

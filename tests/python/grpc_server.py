@@ -37,10 +37,24 @@ def fail(request, context):
     context.abort(grpc.StatusCode.NOT_FOUND, "there is no such thing")
 
 
+stalls = {"now": 0, "ended": 0}
+
+
 def stall(request, context):
+    stalls["now"] += 1
     while context.is_active():
         time.sleep(0.02)
+    stalls["now"] -= 1
+    stalls["ended"] += 1
     return b""
+
+
+def stalled(request, context):
+    return b"%d" % stalls["now"]
+
+
+def ended(request, context):
+    return b"%d" % stalls["ended"]
 
 
 def main():
@@ -51,8 +65,12 @@ def main():
         "Chat": grpc.stream_stream_rpc_method_handler(chat),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
         "Stall": grpc.unary_unary_rpc_method_handler(stall),
+        "Stalled": grpc.unary_unary_rpc_method_handler(stalled),
+        "Ended": grpc.unary_unary_rpc_method_handler(ended),
     }
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=32))
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=32), options=[("grpc.max_receive_message_length", -1)]
+    )
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Echo", handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -54,7 +54,17 @@ async fn grpc_calls_of_every_kind() {
         let client = finish(&grpc, [script("grpc_client.py"), address.clone(), authority.clone()]).await;
         let said = succeeded(&client);
         assert!(said.contains(WEB), "{address}: {said}");
-        for kind in ["download", "upload", "chat", "fail", "deadline", "unimplemented", "hundred"] {
+        for kind in [
+            "download",
+            "upload",
+            "chat",
+            "fail",
+            "deadline",
+            "unimplemented",
+            "hundred",
+            "cancelled",
+            "large",
+        ] {
             assert!(said.lines().any(|line| line == kind), "{address}: no {kind} in {said}");
         }
     }
@@ -180,11 +190,11 @@ async fn an_application_that_speaks_only_http2_is_reached_from_both_versions() {
 }
 
 #[tokio::test]
-async fn a_hundred_streams_of_one_connection_are_in_flight_at_once() {
+async fn a_thousand_streams_of_one_connection_are_in_flight_at_once() {
     let (Some(h2load), Some(dig)) = (peer("h2load"), peer("dig")) else { return };
     let data = tempfile::tempdir().expect("a folder");
-    // Nobody is answered until a hundred have asked: one by one, none would be.
-    let all = Arc::new(Barrier::new(100));
+    // Nobody is answered until a thousand have asked: one by one, none would be.
+    let all = Arc::new(Barrier::new(1000));
     let app = App::with(move |seen| {
         let all = Arc::clone(&all);
         async move {
@@ -199,8 +209,8 @@ async fn a_hundred_streams_of_one_connection_are_in_flight_at_once() {
         let data = tempfile::tempdir_in(data).expect("a folder");
         let (_registry, _echo, web) = mesh(&data, protocol, app.address).await;
         let url = format!("http://{}:{PORT}/", web.vip(&dig, NAME).await);
-        let words = ["-n", "300", "-c", "1", "-m", "100", "--connection-active-timeout", "20s", &url];
+        let words = ["-n", "3000", "-c", "1", "-m", "1000", "--connection-active-timeout", "20s", &url];
         let load = finish(&h2load, words).await;
-        assert!(succeeded(&load).contains("300 2xx"), "{protocol}: {load:?}");
+        assert!(succeeded(&load).contains("3000 2xx"), "{protocol}: {load:?}");
     }
 }
