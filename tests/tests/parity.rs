@@ -1,6 +1,6 @@
 //! What Envoy does is what Pillion does: `docs/parity.md`.
 
-use pillion_tests::parity::{What, decide, run_all};
+use pillion_tests::parity::{What, decide, other_envoy, run_all};
 use pillion_tests::support::peer;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -10,6 +10,10 @@ async fn the_same_configuration_does_the_same() {
     }
     let summary = run_all(&std::env::var("PILLION_PARITY").unwrap_or_default()).await;
     println!("{summary}");
+    if let Some(other) = other_envoy() {
+        println!("this is what differs from {}; it is a report, and fails nothing", other.display());
+        return;
+    }
     assert!(summary.is_good(), "Pillion differs from Envoy; what differs stands above");
 }
 

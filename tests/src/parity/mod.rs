@@ -23,3 +23,4 @@ mod side;
 pub use random::{Decisions, What, decide};
 pub use report::Summary;
 pub use run::run_all;
+pub use side::other_envoy;

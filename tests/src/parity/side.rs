@@ -118,11 +118,16 @@ fn lines_of(file: &PathBuf, clients: &[u16]) -> Vec<String> {
     text.lines().filter(mine).map(|line| format!("log {}", rest(line))).collect()
 }
 
+/// The Envoy that is to be compared with instead of the one that the fixtures are held against.
+pub fn other_envoy() -> Option<PathBuf> {
+    std::env::var_os("PILLION_PARITY_ENVOY").map(PathBuf::from)
+}
+
 fn spawn(program: Program, file: &Path, admin: u16) -> Process {
     let path = file.display().to_string();
     match program {
         Program::Envoy => {
-            let envoy = peer("envoy").expect("the caller has looked");
+            let envoy = other_envoy().or_else(|| peer("envoy")).expect("the caller has looked");
             let arguments = [
                 "-c",
                 &path,
