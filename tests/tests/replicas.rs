@@ -263,7 +263,8 @@ async fn while_etcd_is_away_everything_is_answered_and_nothing_is_changed() {
     becomes(b, "serving").await;
     mesh.etcd.stop().await;
     let refused = a.cli(&["token", "create"]).await;
-    assert!(refused.code == 1 && refused.stderr.contains("503"), "{refused:?}");
+    let reason = "503: the store does not accept writes: ";
+    assert!(refused.code == 1 && refused.stderr.contains(reason), "{refused:?}");
     tokio::time::sleep(SEVERAL_LEASES).await; // silent so long, which leaves no trace to wait for
     for registry in [a, b] {
         assert_ne!(health(registry).await, "gone", "silence alone deletes nothing");

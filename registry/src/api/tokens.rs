@@ -84,8 +84,9 @@ pub(super) struct AuthorityView {
 
 pub(super) async fn create(State(api): State<Api>, body: Bytes) -> Result<Response, Problem> {
     let new = if body.is_empty() { NewToken::default() } else { parse(&json(&body)?)? };
-    let (token, info) = api.authority.tokens().create(new).await.map_err(|error| match &error {
+    let (token, info) = api.authority.tokens().create(new).await.map_err(|error| match error {
         TokenError::Ttl { got } => Problem::field("ttl", format!("got {got}, {TTL_WANT}")),
+        TokenError::Store(error) => error.into(),
         TokenError::Name { field, error } => Problem::field(field, error.to_string()),
         TokenError::TooMany => Problem::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
         other => Problem::new(StatusCode::SERVICE_UNAVAILABLE, other.to_string()),
