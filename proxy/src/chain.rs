@@ -33,6 +33,9 @@ pub(crate) async fn handle(connection: Rc<Connection>, request: Request<Incoming
 
 /// The request path.
 async fn run(x: &mut Exchange) -> Step<Response<Body>> {
+    if x.connection.worker.shared().overload.sheds() {
+        return Err(Cause::Overloaded.into());
+    }
     filters::validate::upgrade_form(x)?;
     filters::validate::host(x)?;
     filters::validate::path(x)?;
@@ -68,6 +71,10 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
         Ok(response) => response,
         Err(reply) => {
             close |= reply.close;
+            if x.record.routed.is_none() {
+                // Who finds no route is written down as whoever finds one.
+                x.record.keep_request_headers(&x.head.headers);
+            }
             x.record.flags.add(reply.flags);
             x.record.details = Some(reply.details.clone());
             reply.into_response(&x.record.method, x.head.grpc, x.hcm.config.mark_local_replies)

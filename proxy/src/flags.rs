@@ -53,6 +53,8 @@ flags! {
     NO_CLUSTER = 22, "NC";
     /// The connection lived as long as it may.
     DURATION_TIMEOUT = 24, "DT";
+    /// The process has too little memory.
+    OVERLOADED = 27, "OM";
     /// A name could not be resolved.
     DNS_RESOLUTION_FAILURE = 26, "DF";
 }

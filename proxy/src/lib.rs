@@ -17,6 +17,7 @@ mod headers;
 mod local_reply;
 mod metrics;
 mod outbound;
+mod overload;
 mod record;
 mod request;
 mod response;

@@ -26,6 +26,8 @@ pub(crate) enum Cause {
     LowVersion,
     /// The head is too large, or has too many headers.
     TooLarge(&'static str),
+    /// Memory is short.
+    Overloaded,
     /// The head took too long to come in.
     HeadTimeout,
     /// No `Host`, or two, or one that names no host.
@@ -179,6 +181,9 @@ impl From<Cause> for LocalReply {
                 details,
             )
             .closing(),
+            Cause::Overloaded => {
+                Self::new(S::SERVICE_UNAVAILABLE, "envoy overloaded", Flags::OVERLOADED, "overload").closing()
+            }
             Cause::HeadTimeout => Self::new(
                 S::REQUEST_TIMEOUT,
                 "Request Timeout",
@@ -374,6 +379,7 @@ mod tests {
                 2,
             ),
             (Cause::TooLarge("x"), 431, "Request Header Fields Too Large".into(), "DPE", "x", 2),
+            (Cause::Overloaded, 503, "envoy overloaded".into(), "OM", "overload", 14),
             (Cause::HeadTimeout, 408, "Request Timeout".into(), "DPE", "request_header_timeout", 2),
             (Cause::QueryWithoutType, 400, String::new(), "-", "query_missing_content_type", 13),
             (Cause::MissingHost, 400, String::new(), "-", "missing_host_header", 13),

@@ -24,6 +24,7 @@ use crate::access_log::Writers;
 use crate::admin::{Admin, AdminOptions, View};
 use crate::metrics::{Scrape, Shard, Symbols};
 use crate::outbound::{OutboundOptions, VIP_PREFIX, by_host, upstream_listener, vip_listener, vip_listeners};
+use crate::overload::Overload;
 use crate::snapshot::{Compiler, Rejected, Snapshot};
 use crate::upstream::Clusters;
 use crate::worker::{self, Command, OpenConnections, Shared, Start};
@@ -35,11 +36,13 @@ pub struct Options {
     pub workers: NonZeroUsize,
     /// The proxy's own service (`orders.shop`), for metrics; may be empty.
     pub service: String,
+    /// Memory in bytes past which requests are refused; `None`: nine tenths of what the cgroup allows.
+    pub memory_max: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: NonZeroUsize::MIN, service: String::new() }
+        Self { workers: NonZeroUsize::MIN, service: String::new(), memory_max: None }
     }
 }
 
@@ -119,6 +122,7 @@ impl Runtime {
             clusters: Arc::new(Clusters::new()),
             symbols: Arc::clone(&symbols),
             own_service: options.service.clone(),
+            overload: Overload::new(options.memory_max),
             outbound: OnceLock::new(),
             health_failed: AtomicBool::new(false),
             published: watch::Sender::new(0),
@@ -139,9 +143,13 @@ impl Runtime {
             .collect::<Result<Vec<_>, _>>()?;
         let scrape = Scrape::new(shards, symbols, Arc::clone(&writers));
         let stop_control = CancellationToken::new();
-        let (clusters, stop) = (Arc::clone(&shared.clusters), stop_control.clone());
-        let control =
-            spawn_local("control", async move { clusters.run(stop).await }).map_err(named("control"))?;
+        let (clusters, overload) = (Arc::clone(&shared.clusters), Arc::clone(&shared.overload));
+        let stop = stop_control.clone();
+        let control = async move { tokio::join!(clusters.run(stop.clone()), overload.watch(stop)) };
+        let control = spawn_local("control", async move {
+            let ((), ()) = control.await;
+        })
+        .map_err(named("control"))?;
         let (publishing, control) = (Mutex::default(), Some(control));
         Ok(Self { shared, workers, writers, scrape, publishing, control, stop_control })
     }

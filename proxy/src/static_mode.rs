@@ -1,6 +1,5 @@
 //! A proxy without a control plane: what `--envoy-config` runs.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use pillion_model::mesh::Resources;
@@ -33,7 +32,7 @@ fn lines(rejected: &[Rejected]) -> String {
     rejected.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// Runs `resources` on `workers` threads. Unlike a control plane's update it applies as a whole or
+/// Runs `resources`. Unlike a control plane's update it applies as a whole or
 /// not at all.
 ///
 /// # Errors
@@ -41,10 +40,10 @@ fn lines(rejected: &[Rejected]) -> String {
 /// [`StaticError`] with every resource that cannot be run, and why.
 pub fn static_mode(
     resources: Resources,
-    workers: NonZeroUsize,
+    options: &Options,
     admin: AdminOptions,
 ) -> Result<StaticProxy, StaticError> {
-    let runtime = Runtime::start(&Options { workers, service: String::new() })?;
+    let runtime = Runtime::start(options)?;
     let secrets: Arc<dyn Secrets> = Arc::new(NoSecrets);
     let published = runtime.publish(resources, &secrets);
     if !published.rejected.is_empty() {

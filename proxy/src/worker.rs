@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::downstream::{self, Accepted};
-use crate::metrics::{Shard, Symbol, Symbols, WorkerMetrics};
+use crate::metrics::{Family, Shard, Symbol, Symbols, WorkerMetrics};
 use crate::outbound::OutboundOptions;
+use crate::overload::Overload;
 use crate::snapshot::{Listener, Snapshot};
 use crate::upstream::{Clusters, Pools};
 
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) clusters: Arc<Clusters>,
     pub(crate) symbols: Arc<Symbols>,
     pub(crate) own_service: String,
+    pub(crate) overload: Arc<Overload>,
     /// How the application's traffic is taken; set once.
     pub(crate) outbound: OnceLock<OutboundOptions>,
     /// Health checks are to fail: others should send no more.
@@ -180,7 +182,12 @@ impl Worker {
             *last = Some(Arc::clone(listener));
         }
         let Some(listener) = last.clone() else { return };
-        let accepted = Accepted::new(self, listener, accepted, stop.child_token());
+        let Some(admitted) = self.shared.overload.admit() else {
+            let labels = [listener.direction.into(), Symbol::OVERLOAD, Symbol::EMPTY];
+            self.metrics.add(Family::ConnectionFailures, labels, 1);
+            return;
+        };
+        let accepted = Accepted::new(self, listener, accepted, stop.child_token(), admitted);
         let cut = self.cut.clone();
         self.tasks.spawn_local(async move {
             cut.run_until_cancelled(downstream::serve(accepted)).await;

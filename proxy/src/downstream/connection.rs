@@ -23,6 +23,7 @@ use super::tls::Hello;
 use super::{detect, tcp, tls};
 use crate::flags::Flags;
 use crate::metrics::{Family, Symbol};
+use crate::overload::Admitted;
 use crate::record::{Owner, Record};
 use crate::snapshot::{Chain, Hcm, Listener, Snapshot, Terminal};
 use crate::worker::Worker;
@@ -256,8 +257,9 @@ impl Accepted {
         listener: Arc<Listener>,
         (stream, remote): (TcpStream, SocketAddr),
         drain: CancellationToken,
+        admitted: Admitted,
     ) -> Self {
-        let open = Open::new(Rc::clone(worker), listener.direction);
+        let open = Open::new(Rc::clone(worker), listener.direction, admitted);
         Self { worker: Rc::clone(worker), listener, stream, remote, drain, open }
     }
 }
@@ -285,15 +287,16 @@ struct Open {
     worker: Rc<Worker>,
     direction: Direction,
     labels: [Symbol; 3],
+    _admitted: Admitted,
 }
 
 impl Open {
-    fn new(worker: Rc<Worker>, direction: Direction) -> Self {
+    fn new(worker: Rc<Worker>, direction: Direction, admitted: Admitted) -> Self {
         let labels = [direction.into(), Symbol::EMPTY, Symbol::EMPTY];
         worker.metrics.add(Family::ConnectionsTotal, labels, 1);
         worker.metrics.add(Family::Connections, labels, 1);
         worker.connection_opened(direction, 1);
-        Self { worker, direction, labels }
+        Self { worker, direction, labels, _admitted: admitted }
     }
 }
 

@@ -39,6 +39,7 @@ known! {
     SENT = 18, "sent";
     FAILED = 19, "failed";
     FLOOD = 20, "flood";
+    OVERLOAD = 21, "overload";
 }
 
 /// Every label value seen; at most [`SYMBOLS_MAX`].

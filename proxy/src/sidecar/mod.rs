@@ -141,6 +141,7 @@ impl Sidecar {
         let runtime = Arc::new(Runtime::start(&runtime::Options {
             workers: NonZeroUsize::new(options.workers).unwrap_or(NonZeroUsize::MIN),
             service: options.node.service.to_string(),
+            memory_max: options.memory_max,
         })?);
         let inbound = bind_inbound(&runtime, &options)?;
         let (udp, tcp) = bind_udp_and_tcp("local DNS", options.dns).map_err(|error| bind("--dns", error))?;

@@ -53,6 +53,8 @@ pub struct Options {
     pub ttl: Duration,
     /// Worker threads; at least 1.
     pub workers: usize,
+    /// Memory in bytes past which requests are refused; `None`: nine tenths of what the cgroup allows.
+    pub memory_max: Option<u64>,
     /// Destinations outside the mesh. Default: allowed, unless the mesh denies them.
     pub egress: Egress,
     /// Local ports of single services.
@@ -118,6 +120,7 @@ impl Options {
             zone: String::new(),
             ttl: TTL_DEFAULT,
             workers: 1,
+            memory_max: None,
             egress: Egress::Allow,
             upstreams: Vec::new(),
             dependencies: Vec::new(),

@@ -209,7 +209,11 @@ impl Proxy {
 
     /// Runs `resources` with `secrets`.
     pub(crate) fn start_with(resources: Resources, secrets: &Arc<dyn Secrets>) -> Self {
-        let options = Options { workers: NonZeroUsize::new(2).unwrap(), service: "me.test".to_owned() };
+        let options = Options {
+            workers: NonZeroUsize::new(2).unwrap(),
+            service: "me.test".to_owned(),
+            ..Options::default()
+        };
         let runtime = Runtime::start(&options).unwrap();
         let published = runtime.publish(resources, secrets);
         assert_eq!(published.rejected, []);

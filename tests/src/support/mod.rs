@@ -8,6 +8,7 @@ pub mod dns;
 pub mod docker;
 pub mod envoy;
 pub mod etcd;
+pub mod frames;
 pub mod http;
 pub mod load;
 pub mod peer;

@@ -7,7 +7,7 @@ use anyhow::Context;
 use pillion_config::{Diagnostics, document};
 use pillion_net::readiness::Readiness;
 use pillion_proxy::admin::AdminOptions;
-use pillion_proxy::{StaticProxy, static_mode};
+use pillion_proxy::{StaticProxy, runtime, static_mode};
 use pillion_xds::bootstrap::{Bootstrap, read_bootstrap};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -67,8 +67,13 @@ async fn serve(
         set_log_filter: Some(set_log_filter),
         ..AdminOptions::default()
     };
-    let StaticProxy { runtime, admin } =
-        static_mode(bootstrap.resources, arguments.sidecar.traffic.workers(), options)?;
+    let traffic = &arguments.sidecar.traffic;
+    let data_plane = runtime::Options {
+        workers: traffic.workers(),
+        memory_max: traffic.memory_max,
+        ..runtime::Options::default()
+    };
+    let StaticProxy { runtime, admin } = static_mode(bootstrap.resources, &data_plane, options)?;
     for (name, address) in [("admin", admin.admin), ("metrics", admin.metrics)] {
         if let Some(address) = address {
             line(format_args!("{name} {address}"))?;

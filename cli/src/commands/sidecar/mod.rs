@@ -135,6 +135,20 @@ pub(crate) struct TrafficArguments {
     /// Worker threads; without it, one for each CPU that this process may use.
     #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT")]
     pub(crate) workers: Option<NonZeroUsize>,
+    /// Memory past which requests are refused with 503, such as 256MiB; without it, nine tenths of what
+    /// the cgroup allows.
+    #[arg(long, env = "PILLION_MEMORY_MAX", value_name = "SIZE", value_parser = size)]
+    pub(crate) memory_max: Option<u64>,
+}
+
+/// `1234`, `512KiB`, `256MiB` or `2GiB`.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = [("KiB", 10), ("MiB", 20), ("GiB", 30)]
+        .into_iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))
+        .unwrap_or((text, 0));
+    let bytes = digits.trim_end().parse::<u64>().ok().and_then(|count| count.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "want a size such as 256MiB".to_owned())
 }
 
 /// What `--egress` takes.

@@ -50,6 +50,7 @@ impl SidecarArguments {
         options.zone.clone_from(&instance.zone);
         options.ttl = Duration::from_secs(instance.ttl);
         options.workers = self.traffic.workers().get();
+        options.memory_max = self.traffic.memory_max;
         options.egress = match self.traffic.egress {
             super::Egress::Allow => Egress::Allow,
             super::Egress::Deny => Egress::Deny,

@@ -83,11 +83,12 @@ impl ListenArguments {
 
 impl TrafficArguments {
     fn add_to(&self, words: &mut Words) {
-        let Self { egress, access_log, access_log_format, workers } = self;
+        let Self { egress, access_log, access_log_format, workers, memory_max } = self;
         words.add("--egress", value_name(egress));
         words.add_some("--access-log", access_log.as_ref());
         words.add("--access-log-format", value_name(access_log_format));
         words.add_some("--workers", workers.as_ref());
+        words.add_some("--memory-max", memory_max.as_ref());
     }
 }
 
@@ -114,7 +115,7 @@ mod tests {
             --ttl 9 --advertise 10.0.0.1:4 --state-dir /s --inbound 0.0.0.0:1 --outbound 127.0.0.1:2 \
             --admin 127.0.0.1:3 --metrics 0.0.0.0:4 --dns 127.0.0.1:5 --upstream 9001=orders.shop:80 \
             --hosts-file /h --dependency orders --egress deny --access-log /dev/stdout \
-            --access-log-format json --workers 3 --log debug --log-format json";
+            --access-log-format json --workers 3 --memory-max 64MiB --log debug --log-format json";
         let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
         let parsed = parse(&words);
         let again = parsed.words();
