@@ -34,3 +34,8 @@ async fn random(what: What) {
 async fn random_policies_allow_the_same() {
     random(What::Policies).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_routes_match_the_same() {
+    random(What::Routes).await;
+}

@@ -62,6 +62,11 @@ pub(crate) struct Case {
     /// Bytes, instead of requests.
     #[serde(default)]
     pub(crate) raw: Vec<Step>,
+    /// Fields of a request over HTTP/2, as they are, instead of requests.
+    #[serde(default)]
+    pub(crate) fields: Vec<(String, String)>,
+    /// The body that follows them.
+    pub(crate) field_body: Option<String>,
     /// How the origins answer, attempt by attempt; the last stays.
     #[serde(default)]
     pub(crate) origin: Vec<Answer>,

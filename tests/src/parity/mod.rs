@@ -7,6 +7,7 @@
 mod bootstrap;
 mod chance;
 mod client;
+mod client_frames;
 mod client_http2;
 mod compare;
 mod fixture;

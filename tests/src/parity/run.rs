@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::bootstrap::Ports;
 use super::client::{self, Given, Pace};
+use super::client_frames;
 use super::client_http2;
 use super::compare::compare;
 use super::fixture::{Case, Fixture, Request, Tally};
@@ -244,6 +245,10 @@ impl Running {
         let to = self.side.address(case.to.as_ref().unwrap_or(&self.default_listener));
         if !case.raw.is_empty() {
             return vec![client::raw(to, &case.raw, tag, self.pace).await];
+        }
+        if !case.fields.is_empty() {
+            let body = case.field_body.as_deref();
+            return vec![client_frames::request(to, &case.fields, body, tag, self.pace).await];
         }
         let requests = case.all_requests();
         if let Some(times) = case.times {
