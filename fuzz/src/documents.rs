@@ -12,6 +12,16 @@ pub(crate) fn token(input: &[u8]) -> Result<(), String> {
     }
 }
 
+/// An Envoy bootstrap is read or refused, with the place of what is refused.
+pub(crate) fn bootstrap(input: &[u8]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(input);
+    let Ok(document) = pillion_config::document::parse(&text, "input.yaml") else { return Ok(()) };
+    match pillion_xds::bootstrap::read_bootstrap(&document.value) {
+        Err(refused) if refused.problems.is_empty() => Err("it was refused without a word".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// A document is read or refused, in each format.
 pub(crate) fn config(input: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(input);

@@ -9,6 +9,7 @@ mod api;
 mod corpus;
 mod dns;
 mod documents;
+mod http;
 mod mutate;
 mod panics;
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
-use pillion_registry::app::{self, Options, Running};
+use pillion_registry::app::{self, Options};
 use tokio::time::Instant;
 
 use corpus::Corpus;
@@ -38,6 +39,10 @@ enum Target {
     Token,
     /// Documents of resources: YAML, JSON and TOML.
     Config,
+    /// Envoy bootstraps.
+    Bootstrap,
+    /// Bytes to a proxy, as HTTP/1 and HTTP/2: heads, routes, policies.
+    Http,
 }
 
 /// Feeds changed examples to everything that reads what others send.
@@ -63,6 +68,12 @@ struct Arguments {
     keep: PathBuf,
 }
 
+/// What inputs are sent to.
+struct Running {
+    registry: app::Running,
+    proxy: http::Proxy,
+}
+
 fn main() -> ExitCode {
     panics::watch();
     let outcome = tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| {
@@ -85,25 +96,26 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let options = Options { api: any, mesh: any, dns: any, open: true, ..Options::new(data.path()) };
     let registry = app::start(options).await.context("start a registry")?;
     registry.ready().await;
+    let running = Running { registry, proxy: http::Proxy::start().await.context("start a proxy")? };
     let targets = match &arguments.targets[..] {
         [] => <Target as clap::ValueEnum>::value_variants(),
         some => some,
     };
     for target in targets {
-        fuzz(arguments, *target, &registry).await?;
+        fuzz(arguments, *target, &running).await?;
     }
-    registry.stop().await;
+    running.registry.stop().await;
     Ok(())
 }
 
-async fn fuzz(arguments: &Arguments, target: Target, registry: &Running) -> anyhow::Result<()> {
+async fn fuzz(arguments: &Arguments, target: Target, running: &Running) -> anyhow::Result<()> {
     let corpus = Corpus::read(&arguments.corpus.join(target.name()))?;
     if let Some(file) = &arguments.input {
         let input = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-        return attempt(target, registry, &input).await.map_err(|reason| anyhow::anyhow!("failed: {reason}"));
+        return attempt(target, running, &input).await.map_err(|reason| anyhow::anyhow!("failed: {reason}"));
     }
     for (name, example) in corpus.all() {
-        attempt(target, registry, example).await.map_err(|reason| anyhow::anyhow!("{name}: {reason}"))?;
+        attempt(target, running, example).await.map_err(|reason| anyhow::anyhow!("{name}: {reason}"))?;
     }
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut mutator = Mutator::new(seed);
@@ -115,25 +127,27 @@ async fn fuzz(arguments: &Arguments, target: Target, registry: &Running) -> anyh
             _ => mutator.change(&corpus),
         };
         tried += 1;
-        if let Err(reason) = attempt(target, registry, &input).await {
+        if let Err(reason) = attempt(target, running, &input).await {
             std::fs::create_dir_all(&arguments.keep)?;
             let file = arguments.keep.join(format!("{}-{seed}-{tried}", target.name()));
             std::fs::write(&file, &input).with_context(|| format!("write {}", file.display()))?;
             anyhow::bail!("{}: {reason}; the input is {}", target.name(), file.display());
         }
     }
-    println!("{:<7} {tried} inputs in {} s, seed {seed}: none failed", target.name(), arguments.seconds);
+    println!("{:<9} {tried} inputs in {} s, seed {seed}: none failed", target.name(), arguments.seconds);
     Ok(())
 }
 
 /// Tries one input. The error says how it failed.
-async fn attempt(target: Target, registry: &Running, input: &[u8]) -> Result<(), String> {
+async fn attempt(target: Target, running: &Running, input: &[u8]) -> Result<(), String> {
     let begin = Instant::now();
     let outcome = match target {
-        Target::Api => api::attempt(registry.api_addr, input).await,
-        Target::Dns => dns::attempt(registry.dns_addr, input).await,
+        Target::Api => api::attempt(running.registry.api_addr, input).await,
+        Target::Dns => dns::attempt(running.registry.dns_addr, input).await,
         Target::Token => documents::token(input),
         Target::Config => documents::config(input),
+        Target::Bootstrap => documents::bootstrap(input),
+        Target::Http => running.proxy.attempt(input).await,
     };
     if let Some(panic) = panics::take() {
         return Err(panic);
@@ -150,6 +164,8 @@ impl Target {
             Self::Dns => "dns",
             Self::Token => "token",
             Self::Config => "config",
+            Self::Bootstrap => "bootstrap",
+            Self::Http => "http",
         }
     }
 }
