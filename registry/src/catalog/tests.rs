@@ -88,6 +88,17 @@ async fn the_same_registration_again_writes_nothing() {
 }
 
 #[tokio::test]
+async fn an_instance_that_is_deleted_without_a_trace_has_left() {
+    let fixture = Fixture::new().await;
+    fixture.register(json!({"address": "10.0.0.5", "port": 8080})).await.expect("registers");
+    let mut transaction = Transaction::default();
+    transaction.push(Op::delete(record::instance_key(&orders(), &id("a"))));
+    fixture.catalog.commit(transaction).await.expect("commits");
+    assert_eq!(fixture.health(), None);
+    assert!(fixture.catalog.leases().is_empty());
+}
+
+#[tokio::test]
 async fn older_generations_are_refused_and_what_left_does_not_return() {
     let fixture = Fixture::new().await;
     let body = |generation: u64| json!({"address": "10.0.0.5", "port": 8080, "generation": generation});
