@@ -16,6 +16,8 @@ use crate::snapshot::ForwardTo;
 pub(crate) struct Timers {
     pub(crate) progress: Rc<Progress>,
     started: Instant,
+    /// When the router had the request: what filters took does not count for the route's limit.
+    routed: Instant,
     /// From the end of the request.
     route: Option<Duration>,
     /// From the start of the try, once the request is complete.
@@ -48,6 +50,7 @@ impl Timers {
         Self {
             progress,
             started,
+            routed: started,
             route: None,
             per_try: None,
             idle: config.stream_idle_timeout.filter(|limit| !limit.is_zero()),
@@ -60,6 +63,7 @@ impl Timers {
 
     /// Takes the route's limits over, as far as request headers do not override them.
     pub(crate) fn follow(&mut self, forward: &ForwardTo, headers: &HeaderMap, grpc: bool) {
+        self.routed = Instant::now();
         self.route = match millis(headers, &names::TIMEOUT_MS) {
             Some(given) => Some(given).filter(|limit| !limit.is_zero()),
             // One limit or the other, as in Envoy.
@@ -85,9 +89,14 @@ impl Timers {
             .filter(|per_try| !per_try.is_zero() && self.route.is_none_or(|route| *per_try < route));
     }
 
+    /// Since when the answer is awaited.
+    fn awaited(&self) -> Option<Instant> {
+        self.progress.complete().map(|complete| complete.max(self.routed))
+    }
+
     /// What the upstream is told of the time it has, in milliseconds, at the start of a try.
     pub(crate) fn expected_ms(&self) -> Option<u64> {
-        let since = self.progress.complete().map_or(Duration::ZERO, |complete| complete.elapsed());
+        let since = self.awaited().map_or(Duration::ZERO, |since| since.elapsed());
         let left = match (self.route.map(|route| route.saturating_sub(since)), self.per_try) {
             (Some(left), Some(per_try)) => left.min(per_try),
             (left, per_try) => left.or(per_try)?,
@@ -106,7 +115,7 @@ impl Timers {
         let max_stream = Expired::MaxStream { grpc_deadline: self.grpc_deadline };
         let per_try = complete.and_then(|complete| Some(try_started?.max(complete)));
         [
-            after(complete, self.route, Expired::Route),
+            after(self.awaited(), self.route, Expired::Route),
             after(per_try, self.per_try, Expired::PerTry),
             after(Some(self.progress.last()), self.idle, Expired::Idle),
             after(Some(self.started), self.max_stream, max_stream),
@@ -207,6 +216,7 @@ mod tests {
         Timers {
             progress: Rc::clone(progress),
             started: now,
+            routed: now,
             route: Some(Duration::from_secs(15)),
             per_try: Some(Duration::from_secs(1)),
             idle: Some(Duration::from_secs(300)),
