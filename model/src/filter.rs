@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::authz::AuthzOverride;
 use crate::endpoint::Fraction;
 use crate::http::{CorsPolicy, FaultPolicy, HttpFilter};
 use crate::jwt::JwtOverride;
@@ -29,11 +30,13 @@ pub enum FilterKind {
     LocalRateLimit,
     /// JSON Web Tokens.
     JwtAuthn,
+    /// A server that says whether requests may pass.
+    ExtAuthz,
 }
 
 impl FilterKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Rbac,
         Self::Fault,
         Self::Cors,
@@ -42,6 +45,7 @@ impl FilterKind {
         Self::HealthCheck,
         Self::LocalRateLimit,
         Self::JwtAuthn,
+        Self::ExtAuthz,
     ];
 }
 
@@ -58,6 +62,7 @@ impl HttpFilter {
             Self::HealthCheck(_) => FilterKind::HealthCheck,
             Self::LocalRateLimit(_) => FilterKind::LocalRateLimit,
             Self::JwtAuthn(_) => FilterKind::JwtAuthn,
+            Self::ExtAuthz(_) => FilterKind::ExtAuthz,
             Self::OffByDefault(inner) => return inner.kind(),
         })
     }
@@ -81,6 +86,8 @@ pub struct FilterOverrides {
     pub local_rate_limit: Option<Box<LocalRateLimit>>,
     /// Which token is needed.
     pub jwt: Option<JwtOverride>,
+    /// Whether and how a server is asked.
+    pub authz: Option<AuthzOverride>,
     /// Filters without settings here that are switched on or off.
     pub switched: BTreeMap<FilterKind, bool>,
 }
@@ -102,6 +109,7 @@ impl FilterOverrides {
             FilterKind::HealthCheck => false,
             FilterKind::LocalRateLimit => self.local_rate_limit.is_some(),
             FilterKind::JwtAuthn => self.jwt.is_some(),
+            FilterKind::ExtAuthz => self.authz.is_some(),
         };
         self.switched.get(&kind).copied().or_else(|| configured.then_some(true))
     }

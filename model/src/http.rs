@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::authz::ExtAuthz;
 use crate::endpoint::Fraction;
 use crate::filter::{HeaderMutation, HealthCheckFilter, LocalRateLimit};
 use crate::jwt::JwtAuthn;
@@ -165,6 +166,8 @@ pub enum HttpFilter {
     LocalRateLimit(Box<LocalRateLimit>),
     /// JSON Web Tokens.
     JwtAuthn(Box<JwtAuthn>),
+    /// A server that says whether requests may pass.
+    ExtAuthz(Box<ExtAuthz>),
     /// A filter that runs only where a route switches it on. Envoy: `disabled`.
     OffByDefault(Box<Self>),
 }

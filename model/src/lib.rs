@@ -8,6 +8,7 @@
 //! every name is Envoy's where Envoy has one. Service, Subset and AuthorizationPolicy exist only in
 //! `pillion-config` and in the registry's resolve step.
 
+pub mod authz;
 pub mod cluster;
 pub mod endpoint;
 pub mod filter;

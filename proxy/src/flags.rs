@@ -41,6 +41,8 @@ flags! {
     FAULT_INJECTED = 10, "FI";
     /// A limit of ours refused it.
     RATE_LIMITED = 11, "RL";
+    /// The authorization server said no, or nothing.
+    UNAUTHORIZED_EXTERNAL_SERVICE = 12, "UAEX";
     /// The client went away.
     DOWNSTREAM_TERMINATION = 13, "DC";
     /// Nothing moved for too long.

@@ -2,6 +2,7 @@
 //! their gRPC transport; Pillion's own protos.
 
 pub mod ads;
+pub mod authz;
 #[expect(deprecated, reason = "older configurations have the older forms of fields")]
 pub mod bootstrap;
 pub mod codec;

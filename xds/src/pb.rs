@@ -14,9 +14,9 @@ pub(crate) use envoy_types::pb::envoy::extensions::access_loggers::{
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::http::{
-    buffer::v3 as buffer, cors::v3 as cors, fault::v3 as fault, header_mutation::v3 as header_mutation,
-    health_check::v3 as health_check, jwt_authn::v3 as jwt_authn, local_ratelimit::v3 as local_ratelimit,
-    rbac::v3 as http_rbac, router::v3 as router,
+    buffer::v3 as buffer, cors::v3 as cors, ext_authz::v3 as ext_authz, fault::v3 as fault,
+    header_mutation::v3 as header_mutation, health_check::v3 as health_check, jwt_authn::v3 as jwt_authn,
+    local_ratelimit::v3 as local_ratelimit, rbac::v3 as http_rbac, router::v3 as router,
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::listener::{
     http_inspector::v3 as http_inspector, original_dst::v3 as original_dst,
@@ -74,6 +74,7 @@ pub(crate) mod names {
     pub(crate) const HEADER_MUTATION: &str = "envoy.filters.http.header_mutation";
     pub(crate) const BUFFER: &str = "envoy.filters.http.buffer";
     pub(crate) const HEALTH_CHECK: &str = "envoy.filters.http.health_check";
+    pub(crate) const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
     pub(crate) const JWT_AUTHN: &str = "envoy.filters.http.jwt_authn";
     pub(crate) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
     pub(crate) const HTTP: &str = "envoy.filters.network.http_connection_manager";
@@ -96,6 +97,7 @@ pub(crate) mod names {
             FilterKind::HealthCheck => HEALTH_CHECK,
             FilterKind::LocalRateLimit => LOCAL_RATE_LIMIT,
             FilterKind::JwtAuthn => JWT_AUTHN,
+            FilterKind::ExtAuthz => EXT_AUTHZ,
         }
     }
 

@@ -40,6 +40,18 @@ pub(crate) struct Counts {
     pub(crate) enforced: AtomicU64,
 }
 
+impl Counts {
+    /// By Envoy's names.
+    pub(crate) fn read(&self) -> [(&'static str, u64); 4] {
+        [
+            ("enabled", self.enabled.load(Relaxed)),
+            ("ok", self.ok.load(Relaxed)),
+            ("rate_limited", self.limited.load(Relaxed)),
+            ("enforced", self.enforced.load(Relaxed)),
+        ]
+    }
+}
+
 /// A bucket of tokens: one number, the time at which it would have been empty.
 #[derive(Debug)]
 pub(crate) struct Bucket {

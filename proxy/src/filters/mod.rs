@@ -2,6 +2,7 @@
 
 mod buffer;
 pub(crate) mod cors;
+pub(crate) mod ext_authz;
 mod fault;
 mod header_mutation;
 mod health_check;
@@ -13,7 +14,8 @@ pub(crate) mod validate;
 
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use pillion_xds::authz::How;
 
 use crate::chain::Step;
 use crate::exchange::Exchange;
@@ -26,6 +28,8 @@ pub(crate) struct Marks {
     health_check: bool,
     /// The limit that was asked, if its state is to be told.
     limit: Option<Arc<local_rate_limit::Limit>>,
+    /// What the authorization server wants the client to have.
+    answer_headers: Vec<(HeaderName, HeaderValue, How)>,
 }
 
 /// Runs the connection manager's filters in configured order.
@@ -44,6 +48,8 @@ pub(crate) async fn run(x: &mut Exchange) -> Step {
             Work::HealthCheck(filter) => health_check::answer(x, filter).await?,
             Work::LocalRateLimit(limit) => local_rate_limit::check(x, limit)?,
             Work::Jwt(jwt) => jwt::check(x, jwt).await?,
+            // Boxed: few requests are asked about, and all would carry its size.
+            Work::ExtAuthz(authz) => Box::pin(ext_authz::check(x, authz)).await?,
         }
     }
     Ok(())
@@ -62,6 +68,7 @@ pub(crate) fn respond(x: &Exchange, headers: &mut HeaderMap) {
             }
             Work::HealthCheck(_) => health_check::annotate(x, headers),
             Work::LocalRateLimit(_) => local_rate_limit::annotate(x, headers),
+            Work::ExtAuthz(_) => ext_authz::annotate(x, headers),
             Work::Rbac { .. } | Work::Fault(_) | Work::Cors | Work::Buffer { .. } | Work::Jwt(_) => {}
         }
     }

@@ -67,8 +67,17 @@ pub(crate) fn names(list: &[u8], token: &str) -> bool {
     })
 }
 
+/// Whether a header says something of the connection it comes on.
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    of_the_hop().contains(&name)
+}
+
+fn of_the_hop() -> [&'static HeaderName; 5] {
+    [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &TRANSFER_ENCODING, &UPGRADE]
+}
+
 fn strip_common(headers: &mut HeaderMap) {
-    for name in [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &TRANSFER_ENCODING, &UPGRADE] {
+    for name in of_the_hop() {
         headers.remove(name);
     }
 }

@@ -12,6 +12,9 @@ macro_rules! names {
 }
 
 names! {
+    AUTH_FAILURE_MODE_ALLOWED = "x-envoy-auth-failure-mode-allowed";
+    AUTH_HEADERS_TO_REMOVE = "x-envoy-auth-headers-to-remove";
+    AUTH_PARTIAL_BODY = "x-envoy-auth-partial-body";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
     DECORATOR_OPERATION = "x-envoy-decorator-operation";
     DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use http::HeaderName;
+use pillion_model::authz::AuthzOverride;
 use pillion_model::filter::{FilterKind, FilterOverrides, HealthCheckFilter, LocalRateLimit};
 use pillion_model::http::{CorsPolicy, FaultPolicy, HttpFilter};
 use pillion_model::jwt::JwtOverride;
 use pillion_model::rbac::Rbac;
 
+use crate::filters::ext_authz::Authz;
 use crate::filters::jwt::Jwt;
 use crate::filters::local_rate_limit::Limit;
 use crate::headers::changes::Changes;
@@ -30,6 +32,7 @@ pub(crate) enum Work {
     HealthCheck(HealthCheckFilter),
     LocalRateLimit(Arc<Limit>),
     Jwt(Arc<Jwt>),
+    ExtAuthz(Arc<Authz>),
 }
 
 impl Filter {
@@ -62,6 +65,10 @@ impl Filter {
                 });
                 Work::LocalRateLimit(limit(settings, old)?)
             }
+            HttpFilter::ExtAuthz(settings) => Work::ExtAuthz(match old.map(|old| &old.work) {
+                Some(Work::ExtAuthz(old)) if old.settings == **settings => Arc::clone(old),
+                _ => Arc::new(Authz::compile(settings)?),
+            }),
             HttpFilter::JwtAuthn(settings) => Work::Jwt(match old.map(|old| &old.work) {
                 Some(Work::Jwt(old)) if old.settings == **settings => Arc::clone(old),
                 _ => Arc::new(Jwt::compile(settings)?),
@@ -77,7 +84,10 @@ impl Filter {
 
     /// Whether it has something to do with answers.
     pub(crate) fn answers(&self) -> bool {
-        matches!(self.work, Work::HeaderMutation { .. } | Work::HealthCheck(_) | Work::LocalRateLimit(_))
+        matches!(
+            self.work,
+            Work::HeaderMutation { .. } | Work::HealthCheck(_) | Work::LocalRateLimit(_) | Work::ExtAuthz(_)
+        )
     }
 
     /// Request headers that it reads when there is an answer.
@@ -150,6 +160,11 @@ impl RouteFilters {
         })))
     }
 
+    /// The limit that stands here.
+    pub(super) fn limit(&self) -> Option<&Arc<Limit>> {
+        self.limit.as_ref()
+    }
+
     /// Request headers that filters read when there is an answer.
     pub(super) fn read_by_answers(&self) -> impl Iterator<Item = &HeaderName> {
         let limit = self.limit.as_ref().map(|limit| &limit.changes);
@@ -198,6 +213,11 @@ impl<'a> Overrides<'a> {
     /// The longest body that replaces the filter's; `Some(None)`: bodies are not held.
     pub(crate) fn buffer(self) -> Option<Option<u32>> {
         self.first(|level| level.settings.buffer)
+    }
+
+    /// Whether and how a server is asked.
+    pub(crate) fn authz(self) -> Option<&'a AuthzOverride> {
+        self.first(|level| level.settings.authz.as_ref())
     }
 
     /// Which token is needed.

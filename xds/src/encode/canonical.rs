@@ -32,6 +32,8 @@ static ROUTE_ACTION: Shape = Shape(&[(3, Message(&WEIGHTED))]);
 static WEIGHTED: Shape = Shape(&[(1, Message(&CLUSTER_WEIGHT))]);
 static CLUSTER_WEIGHT: Shape = Shape(&[(10, Map(&LEAF))]);
 static HEALTH_CHECK: Shape = Shape(&[(4, Map(&LEAF))]);
+static AUTHZ_PER_ROUTE: Shape = Shape(&[(2, Message(&CHECK_SETTINGS))]);
+static CHECK_SETTINGS: Shape = Shape(&[(1, Map(&LEAF))]);
 static JWT_AUTHN: Shape = Shape(&[(1, Map(&LEAF)), (5, Map(&LEAF))]);
 static CLUSTER: Shape =
     Shape(&[(25, Message(&METADATA)), (33, Message(&ASSIGNMENT)), (43, Message(&TRANSPORT_MATCH))]);
@@ -65,6 +67,7 @@ pub(super) fn shape(full_name: &str) -> Option<&'static Shape> {
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => &RBAC_PER_ROUTE,
         "envoy.extensions.filters.http.health_check.v3.HealthCheck" => &HEALTH_CHECK,
         "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => &JWT_AUTHN,
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => &AUTHZ_PER_ROUTE,
         "envoy.extensions.access_loggers.file.v3.FileAccessLog" => &FILE_LOG,
         _ => return None,
     })

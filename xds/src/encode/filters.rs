@@ -43,6 +43,7 @@ fn config(filter: &HttpFilter) -> pb::Any {
         HttpFilter::Buffer { bytes_max } => any(&buffer(*bytes_max)),
         HttpFilter::HealthCheck(filter) => any(&health_check(filter)),
         HttpFilter::LocalRateLimit(limit) => any(&rate_limit(limit)),
+        HttpFilter::ExtAuthz(authz) => any(&super::authz::filter(authz)),
         HttpFilter::JwtAuthn(jwt) => any(&super::jwt::filter(jwt)),
         HttpFilter::OffByDefault(inner) => config(inner),
     }
@@ -149,6 +150,9 @@ pub(super) fn overrides(filters: &FilterOverrides) -> HashMap<String, pb::Any> {
     }
     if let Some(said) = &filters.jwt {
         insert(pb::names::JWT_AUTHN, any(&super::jwt::of_route(said)));
+    }
+    if let Some(said) = &filters.authz {
+        insert(pb::names::EXT_AUTHZ, any(&super::authz::of_route(said)));
     }
     if let Some(limit) = &filters.local_rate_limit {
         insert(pb::names::LOCAL_RATE_LIMIT, any(&rate_limit(limit)));

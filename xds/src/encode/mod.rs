@@ -12,6 +12,7 @@
 //! | SDS secrets of the proxy's own | files | certificate provider instances |
 //! | listeners with filter chains | as they are | as they are, without `tls_inspector` |
 
+mod authz;
 mod canonical;
 mod cluster;
 mod endpoint;

@@ -24,6 +24,7 @@ pub(crate) fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
         (1_u32..).prop_map(|bytes_max| HttpFilter::Buffer { bytes_max }),
         health_check().prop_map(HttpFilter::HealthCheck),
         super::jwt::jwt().prop_map(|jwt| HttpFilter::JwtAuthn(Box::new(jwt))),
+        super::authz::authz().prop_map(|authz| HttpFilter::ExtAuthz(Box::new(authz))),
         rate_limit(false).prop_map(|limit| HttpFilter::LocalRateLimit(Box::new(limit))),
     ];
     let filter = (filter, any::<bool>())

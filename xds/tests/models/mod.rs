@@ -4,6 +4,7 @@
 //! headers are lower case, a limit of zero is no limit, and what Envoy refuses (empty rule sets,
 //! weights that sum up to zero) does not occur.
 
+pub(crate) mod authz;
 pub(crate) mod endpoints;
 pub(crate) mod filters;
 pub(crate) mod http;

@@ -14,6 +14,7 @@ use proptest::collection::btree_map;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::authz::authz_of_route;
 use super::filters::{mutations, rate_limit};
 use super::http::fault;
 use super::jwt::jwt_of_route;
@@ -196,9 +197,15 @@ pub(crate) fn retry() -> BoxedStrategy<RetryPolicy> {
 
 fn overrides() -> BoxedStrategy<FilterOverrides> {
     let first = (maybe(maybe(rbac())), maybe(fault()), maybe(cors()));
-    let second = (maybe(mutations()), maybe(maybe(1_u32..)), maybe(rate_limit(true)), maybe(jwt_of_route()));
+    let second = (
+        maybe(mutations()),
+        maybe(maybe(1_u32..)),
+        maybe(rate_limit(true)),
+        maybe(jwt_of_route()),
+        maybe(authz_of_route()),
+    );
     (first, second, btree_map(select(FilterKind::ALL.to_vec()), any::<bool>(), 0..3))
-        .prop_map(|((rbac, fault, cors), (header_mutation, buffer, limit, jwt), mut switched)| {
+        .prop_map(|((rbac, fault, cors), (header_mutation, buffer, limit, jwt, authz), mut switched)| {
             let local_rate_limit = limit.map(Box::new);
             let mut filters = FilterOverrides {
                 rbac,
@@ -208,6 +215,7 @@ fn overrides() -> BoxedStrategy<FilterOverrides> {
                 buffer,
                 local_rate_limit,
                 jwt,
+                authz,
                 switched: BTreeMap::new(),
             };
             // Settings switch a filter on by themselves.

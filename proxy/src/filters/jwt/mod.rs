@@ -24,6 +24,7 @@ use pillion_model::matcher::RequestView;
 use pillion_model::tls::DataSource;
 
 use self::keys::Keys;
+pub(crate) use self::places::percent_decoded;
 use self::places::{Found, Place, Places};
 use self::remote::Remote;
 use self::status::Status;
@@ -51,6 +52,17 @@ pub(crate) struct Counts {
     pub(crate) bypassed: AtomicU64,
     /// Refused.
     pub(crate) denied: AtomicU64,
+}
+
+impl Counts {
+    /// By Envoy's names.
+    pub(crate) fn read(&self) -> [(&'static str, u64); 3] {
+        [
+            ("allowed", self.allowed.load(Relaxed)),
+            ("cors_preflight_bypassed", self.bypassed.load(Relaxed)),
+            ("denied", self.denied.load(Relaxed)),
+        ]
+    }
 }
 
 struct Provider {

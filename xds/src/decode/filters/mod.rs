@@ -1,5 +1,6 @@
 //! HTTP filters, and what routes say of them.
 
+mod authz;
 mod fault;
 mod health_check;
 mod jwt;
@@ -20,7 +21,7 @@ use crate::pb;
 pub(super) use overrides::overrides;
 
 const SUPPORTED: &str =
-    "router, rbac, fault, cors, header_mutation, buffer, health_check, local_ratelimit, jwt_authn";
+    "router, rbac, fault, cors, header_mutation, buffer, health_check, local_ratelimit, jwt_authn, ext_authz";
 
 pub(super) fn filters(cx: &mut Context, filters: Vec<pb::hcm::HttpFilter>) -> Vec<HttpFilter> {
     let filters: Vec<HttpFilter> = cx.each("http_filters", filters, filter).into_iter().flatten().collect();
@@ -83,7 +84,7 @@ fn typed_filter(cx: &mut Context, any: &pb::Any) -> Option<HttpFilter> {
 type Read = fn(&mut Context, &pb::Any) -> HttpFilter;
 
 /// Filters by their types.
-static FILTERS: [(fn() -> String, Read); 9] = [
+static FILTERS: [(fn() -> String, Read); 10] = [
     (pb::router::Router::full_name, |cx, any| {
         let message = cx.unpack(any);
         router(cx, message)
@@ -117,6 +118,10 @@ static FILTERS: [(fn() -> String, Read); 9] = [
     (pb::jwt_authn::JwtAuthentication::full_name, |cx, any| {
         let message = cx.unpack(any);
         HttpFilter::JwtAuthn(Box::new(jwt::filter(cx, message)))
+    }),
+    (pb::ext_authz::ExtAuthz::full_name, |cx, any| {
+        let message = cx.unpack(any);
+        HttpFilter::ExtAuthz(Box::new(authz::filter(cx, message)))
     }),
 ];
 

@@ -13,7 +13,7 @@ use crate::decode::matcher::string;
 use crate::pb;
 
 const SUPPORTED: &str = "RBACPerRoute, HTTPFault, CorsPolicy, HeaderMutationPerRoute, BufferPerRoute, \
-                         LocalRateLimit, PerRouteConfig, FilterConfig under their filters' names";
+                         LocalRateLimit, PerRouteConfig, ExtAuthzPerRoute, FilterConfig under their filters' names";
 
 pub(in crate::decode) fn overrides(cx: &mut Context, all: HashMap<String, pb::Any>) -> FilterOverrides {
     let mut filters = FilterOverrides::default();
@@ -68,7 +68,7 @@ const EMPTY: &str = "google.protobuf.Empty";
 type Read = fn(&mut Context, &pb::Any, &mut FilterOverrides);
 
 /// Settings by their types, with the filters they are for.
-static SETTINGS: [(fn() -> String, &str, Read); 7] = [
+static SETTINGS: [(fn() -> String, &str, Read); 8] = [
     (pb::http_rbac::RbacPerRoute::full_name, pb::names::RBAC, |cx, any, filters| {
         let mut message: pb::http_rbac::RbacPerRoute = cx.unpack(any);
         filters.rbac = Some(message.rbac.take().and_then(|rbac| cx.at("rbac", |cx| rbac_rules(cx, rbac))));
@@ -112,6 +112,10 @@ static SETTINGS: [(fn() -> String, &str, Read); 7] = [
     (pb::jwt_authn::PerRouteConfig::full_name, pb::names::JWT_AUTHN, |cx, any, filters| {
         let message = cx.unpack(any);
         filters.jwt = super::jwt::of_route(cx, message);
+    }),
+    (pb::ext_authz::ExtAuthzPerRoute::full_name, pb::names::EXT_AUTHZ, |cx, any, filters| {
+        let message = cx.unpack(any);
+        filters.authz = super::authz::of_route(cx, message);
     }),
 ];
 
