@@ -183,6 +183,10 @@ impl Record {
         };
         Labels {
             direction: connection.direction,
+            manager: match &self.owner {
+                Owner::Http(hcm) => hcm.symbol,
+                Owner::Tcp(_) | Owner::Listener(_) => Symbol::EMPTY,
+            },
             source: connection.source,
             service,
             subset,

@@ -286,7 +286,13 @@ impl Runtime {
     ///
     /// [`StartError`] when a port is taken or the thread cannot be started.
     pub fn serve_admin(&self, options: AdminOptions) -> Result<Admin, StartError> {
-        let view = View { snapshot: Arc::clone(&self.shared.snapshot), scrape: self.scrape.clone() };
+        let view = View {
+            snapshot: Arc::clone(&self.shared.snapshot),
+            scrape: self.scrape.clone(),
+            shared: Arc::clone(&self.shared),
+            workers: self.workers.iter().map(|worker| worker.commands.clone()).collect(),
+            started: Instant::now(),
+        };
         Admin::start(options, view)
     }
 

@@ -3,7 +3,9 @@
 //! Served by a thread of their own over plain HTTP/1.1. The admin port belongs on loopback: it can
 //! drain the proxy. The metrics port shows metrics and health only.
 
+mod envoy;
 mod pages;
+mod stats;
 
 use std::convert::Infallible;
 use std::io;
@@ -21,12 +23,15 @@ use pillion_net::listen::{Reuse, bind_tcp, pause_accept};
 use pillion_net::readiness::Readiness;
 use pillion_net::tls::Secrets;
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Scrape;
 use crate::runtime::StartError;
 use crate::snapshot::Snapshot;
+use crate::worker::{Command, Shared};
 
 /// Changes the log filter; the error says what is wrong with it.
 pub type SetLogFilter = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -63,6 +68,10 @@ pub struct AdminOptions {
 pub(crate) struct View {
     pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(crate) scrape: Scrape,
+    pub(crate) shared: Arc<Shared>,
+    /// What workers are told with.
+    pub(crate) workers: Arc<[UnboundedSender<Command>]>,
+    pub(crate) started: Instant,
 }
 
 /// The running admin thread; dropping it ends it.

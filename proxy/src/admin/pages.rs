@@ -16,16 +16,34 @@ use pillion_xds::encode::{Dialect, encode_cluster, encode_endpoints, encode_list
 use pillion_xds::json::to_json;
 use serde_json::{Value, json};
 
-use super::{Pages, State};
+use super::{Pages, State, envoy, stats as statistics};
 
 type Page = Response<Full<Bytes>>;
 
 /// Answers one request.
 pub(super) fn answer(state: &State, pages: Pages, request: &Request<Incoming>) -> Page {
     let path = request.uri().path();
+    let query = request.uri().query().unwrap_or_default();
     match (pages, request.method(), path) {
-        (_, &Method::GET | &Method::HEAD, "/metrics" | "/stats/prometheus") => {
+        (_, &Method::GET | &Method::HEAD, "/metrics") => {
             page("text/plain; version=0.0.4", state.view.scrape.text())
+        }
+        (_, &Method::GET | &Method::HEAD, "/stats/prometheus") => {
+            stats(state, &format!("format=prometheus&{query}"))
+        }
+        (Pages::All, &Method::GET, "/stats") => stats(state, query),
+        (Pages::All, &Method::GET, "/server_info") => page("application/json", envoy::server_info(state)),
+        (Pages::All, &Method::GET, "/listeners") => {
+            let (content_type, body) = envoy::listeners(state, query);
+            page(content_type, body)
+        }
+        (Pages::All, &Method::POST, "/drain_listeners") => {
+            envoy::drain_listeners(state);
+            text(StatusCode::OK, "OK\n")
+        }
+        (Pages::All, &Method::POST, "/healthcheck/fail" | "/healthcheck/ok") => {
+            envoy::fail_health_checks(state, path.ends_with("fail"));
+            text(StatusCode::OK, "OK\n")
         }
         (_, &Method::GET | &Method::HEAD, "/ready") => ready(state),
         (_, &Method::GET | &Method::HEAD, "/live") => text(StatusCode::OK, "LIVE\n"),
@@ -39,7 +57,11 @@ pub(super) fn answer(state: &State, pages: Pages, request: &Request<Incoming>) -
             text(StatusCode::OK, "draining\n")
         }
         (Pages::All, &Method::POST, "/logging") => logging(state, request.uri().query()),
-        (Pages::All, _, "/drain" | "/logging") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
+        (
+            Pages::All,
+            _,
+            "/drain" | "/logging" | "/drain_listeners" | "/healthcheck/fail" | "/healthcheck/ok",
+        ) => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
         _ => text(StatusCode::NOT_FOUND, "no such page; see /\n"),
     }
 }
@@ -62,8 +84,27 @@ const INDEX: &str = "\
 /live               200 while the process lives
 /drain              POST: stop taking traffic; ?wait=true answers when it is over
 /logging?level=     POST: change the log filter
-/stats/prometheus   metrics
+/stats              statistics under Envoy's names: ?filter=, ?usedonly, ?format=json
+/stats/prometheus   metrics under both names
+/server_info        version, state and age
+/listeners          listeners and their addresses; ?format=json
+/drain_listeners    POST: accept nothing new
+/healthcheck/fail   POST: the health check filter fails, and says so on every answer; /healthcheck/ok ends it
 ";
+
+fn stats(state: &State, query: &str) -> Page {
+    match statistics::Wanted::parse(query) {
+        Err(reason) => text(StatusCode::BAD_REQUEST, &format!("{reason}\n")),
+        Ok(wanted) if wanted.prometheus => {
+            let own = state.view.scrape.text();
+            page("text/plain; version=0.0.4", own + &statistics::prometheus(&state.view, &wanted))
+        }
+        Ok(wanted) => {
+            let content_type = if wanted.is_json() { "application/json" } else { "text/plain" };
+            page(content_type, statistics::page(&state.view, &wanted))
+        }
+    }
+}
 
 fn text(status: StatusCode, body: &str) -> Page {
     let mut page = page("text/plain", body.to_owned());

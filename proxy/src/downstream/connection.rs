@@ -259,7 +259,7 @@ impl Accepted {
         drain: CancellationToken,
         admitted: Admitted,
     ) -> Self {
-        let open = Open::new(Rc::clone(worker), listener.direction, admitted);
+        let open = Open::new(Rc::clone(worker), &listener, admitted);
         Self { worker: Rc::clone(worker), listener, stream, remote, drain, open }
     }
 }
@@ -291,8 +291,9 @@ struct Open {
 }
 
 impl Open {
-    fn new(worker: Rc<Worker>, direction: Direction, admitted: Admitted) -> Self {
-        let labels = [direction.into(), Symbol::EMPTY, Symbol::EMPTY];
+    fn new(worker: Rc<Worker>, listener: &Listener, admitted: Admitted) -> Self {
+        let direction = listener.direction;
+        let labels = [direction.into(), listener.symbol, Symbol::EMPTY];
         worker.metrics.add(Family::ConnectionsTotal, labels, 1);
         worker.metrics.add(Family::Connections, labels, 1);
         worker.connection_opened(direction, 1);

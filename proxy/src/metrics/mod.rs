@@ -24,6 +24,8 @@ use crate::flags::Flags;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Labels {
     pub(crate) direction: Direction,
+    /// Prefix of the connection manager's statistics.
+    pub(crate) manager: Symbol,
     pub(crate) source: Symbol,
     pub(crate) service: Symbol,
     pub(crate) subset: Symbol,

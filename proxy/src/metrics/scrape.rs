@@ -15,6 +15,7 @@ use crate::access_log::Writers;
 #[derive(Clone)]
 pub(crate) struct Scrape {
     registry: Registry,
+    shards: Arc<[Arc<Shard>]>,
 }
 
 struct Workers {
@@ -36,15 +37,34 @@ impl Scrape {
     /// Over all workers' shards.
     pub(crate) fn new(shards: Vec<Arc<Shard>>, symbols: Arc<Symbols>, writers: Arc<Writers>) -> Self {
         let registry = Registry::new();
+        let all: Arc<[Arc<Shard>]> = shards.clone().into();
         registry
             .register(Box::new(Workers { shards, symbols, writers }))
             .expect("the first collector of a new registry");
-        Self { registry }
+        Self { registry, shards: all }
     }
 
     /// The registry, for further collectors.
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Requests finished, by their labels.
+    pub(crate) fn requests(&self) -> Vec<(Labels, u64)> {
+        let all = self.shards.iter().map(|shard| &shard.requests);
+        all.flat_map(|requests| lock(requests).clone())
+            .map(|(labels, series)| (labels, series.count.load(Relaxed)))
+            .collect()
+    }
+
+    /// The sum of a family's counters whose labels are wanted.
+    pub(crate) fn counted(&self, family: Family, wanted: impl Fn(&[Symbol; 3]) -> bool) -> u64 {
+        let of_shard = |shard: &Arc<Shard>| {
+            let counters = lock(&shard.counters);
+            let fitting = counters.iter().filter(|((of, labels), _)| *of == family && wanted(labels));
+            fitting.map(|(_, value)| value.load(Relaxed)).sum::<i64>()
+        };
+        u64::try_from(self.shards.iter().map(of_shard).sum::<i64>()).unwrap_or(0)
     }
 
     /// The text form.
@@ -136,7 +156,10 @@ impl Workers {
         let mut sums: BTreeMap<(usize, [Symbol; 3]), i64> = BTreeMap::new();
         for shard in &self.shards {
             for ((family, labels), value) in lock(&shard.counters).iter() {
-                *sums.entry((*family as usize, *labels)).or_default() += value.load(Relaxed);
+                // What a family does not show is not told apart.
+                let mut labels = *labels;
+                labels[FAMILIES[*family as usize].labels.len()..].fill(Symbol::EMPTY);
+                *sums.entry((*family as usize, labels)).or_default() += value.load(Relaxed);
             }
         }
         for (index, described) in FAMILIES.iter().enumerate() {
@@ -236,7 +259,7 @@ fn sum<'a>(
     let mut sums: hashbrown::HashMap<Labels, Sum> = hashbrown::HashMap::new();
     for shard in shards {
         for (labels, series) in lock(shard).iter() {
-            let sum = sums.entry(*labels).or_default();
+            let sum = sums.entry(Labels { manager: Symbol::EMPTY, ..*labels }).or_default();
             sum.count += series.count.load(Relaxed);
             sum.request_bytes += series.request_bytes.load(Relaxed);
             sum.response_bytes += series.response_bytes.load(Relaxed);

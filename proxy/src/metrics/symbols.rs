@@ -78,6 +78,11 @@ impl Symbols {
         Symbol(index)
     }
 
+    /// The symbol of `text`, if it has one.
+    pub(crate) fn known(&self, text: &str) -> Option<Symbol> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).by_text.get(text).copied()
+    }
+
     /// The text of `symbol`.
     pub(crate) fn text(&self, symbol: Symbol) -> String {
         let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);

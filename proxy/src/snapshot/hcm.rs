@@ -9,11 +9,14 @@ use pillion_model::path::Normalization;
 
 use super::{Compiler, Filter, RouteConfig, Snapshot};
 use crate::access_log::AccessLogger;
+use crate::metrics::Symbol;
 use crate::upstream::ClusterMap;
 
 /// A compiled [`HttpConnectionManager`].
 pub(crate) struct Hcm {
     pub(crate) config: HttpConnectionManager,
+    /// Its statistics' prefix.
+    pub(crate) symbol: Symbol,
     pub(crate) routes: Routes,
     pub(crate) filters: Vec<Filter>,
     /// Whether a filter has something to do with answers.
@@ -74,6 +77,7 @@ impl Hcm {
         let server_name = HeaderValue::from_str(&config.server_name)
             .map_err(|_| format!("server_name `{}` is not a header value", config.server_name))?;
         Ok(Arc::new(Self {
+            symbol: compiler.symbols.intern(&config.stat_prefix),
             routes,
             suppress_envoy_headers: *suppress_envoy_headers,
             kept_request_headers: access_logs

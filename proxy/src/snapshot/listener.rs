@@ -14,11 +14,14 @@ use tokio_util::sync::CancellationToken;
 use super::hcm::Hcm;
 use super::{ClusterRef, Compiler};
 use crate::access_log::AccessLogger;
+use crate::metrics::Symbol;
 use crate::upstream::ClusterMap;
 
 /// A compiled listener.
 pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
+    /// Its name in statistics.
+    pub(crate) symbol: Symbol,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) direction: Direction,
     pub(crate) tls_inspector: bool,
@@ -83,6 +86,7 @@ impl Listener {
             .transpose()?;
         Ok(Arc::new(Self {
             name: listener.name.as_str().into(),
+            symbol: compiler.symbols.intern(&listener.name),
             address: listener.address,
             direction: listener.direction,
             tls_inspector: listener.tls_inspector,

@@ -14,6 +14,7 @@ use pillion_model::route::{
 
 use super::Compiler;
 use super::filters::{Overrides, RouteFilters, Switches};
+use crate::filters::local_rate_limit::Limit;
 use crate::headers::changes::Changes;
 use crate::metrics::Symbol;
 use crate::router::rewrite::PathRewriter;
@@ -165,6 +166,11 @@ impl RouteConfig {
     pub(crate) fn find(self: &Arc<Self>, request: &dyn RequestView, draw: u64) -> Option<Routed> {
         let at = self.table.find(request, draw)?;
         Some(Routed { config: Arc::clone(self), at })
+    }
+
+    /// Every limit that stands at a route or around it.
+    pub(crate) fn limits(&self) -> impl Iterator<Item = &Arc<Limit>> {
+        self.all_filters().filter_map(RouteFilters::limit)
     }
 
     fn all_filters(&self) -> impl Iterator<Item = &RouteFilters> {
