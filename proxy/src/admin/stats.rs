@@ -146,7 +146,7 @@ impl Scope {
         };
         let mut labels = String::new();
         let name = match name.strip_suffix("xx").and_then(|name| name.split_at_checked(name.len() - 1)) {
-            Some((start, class)) if class.as_bytes()[0].is_ascii_digit() => {
+            Some((start, class)) if start.ends_with("_rq_") && class.as_bytes()[0].is_ascii_digit() => {
                 let _ = write!(labels, "envoy_response_code_class=\"{class}\"");
                 format!("{start}xx")
             }
@@ -387,6 +387,13 @@ mod tests {
                 "x.http_local_rate_limit.ok",
                 "envoy_http_local_rate_limit_ok",
                 "envoy_local_http_ratelimit_prefix=\"x\"",
+            ),
+            (
+                Scope::Cluster("a".to_owned()),
+                "outlier_detection.ejections_detected_consecutive_5xx",
+                "cluster.a.outlier_detection.ejections_detected_consecutive_5xx",
+                "envoy_cluster_outlier_detection_ejections_detected_consecutive_5xx",
+                "envoy_cluster_name=\"a\"",
             ),
             (Scope::Server, "server.live", "server.live", "envoy_server_live", ""),
         ] {
