@@ -36,6 +36,7 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     if x.connection.worker.shared().overload.sheds() {
         return Err(Cause::Overloaded.into());
     }
+    filters::validate::lengths(x)?;
     filters::validate::upgrade_form(x)?;
     filters::validate::host(x)?;
     filters::validate::path(x)?;
@@ -56,7 +57,9 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
         Destination::Inner(routes) => return Ok(outbound::inner(x, routes)),
         Destination::External(target) => return outbound::external(x, &target).await,
     };
-    filters::validate::upgrade_allowed(x)?;
+    if unrouted.is_none() {
+        filters::validate::upgrade_allowed(x)?;
+    }
     filters::run(x).await?;
     match unrouted {
         Some(reply) => Err(reply),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use http::header::UPGRADE;
+use http::header::{CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use pillion_model::cluster::{Discovery, UpstreamProtocol};
@@ -294,6 +294,11 @@ async fn send_http2(
     served.set(served.get() + 1);
     let sent = stream.connection.send.borrow_mut().try_send_request(request);
     match sent.await {
+        Ok(response) if response.headers().get_all(CONTENT_LENGTH).iter().nth(1).is_some() => {
+            let mut failure = Failure::reset(Reset::ProtocolError).detail("two lengths");
+            failure.request_sent = true;
+            Err((failure, None))
+        }
         Ok(response) => {
             let lease = Lease::new(Connection::Http2(stream), guard);
             Ok(answered(response, lease, tunnel, protocol.flatten().as_ref()))
