@@ -21,13 +21,12 @@ pub(crate) struct Overload {
 pub(crate) struct Admitted(Arc<Overload>);
 
 impl Overload {
-    /// With as many connections as descriptors allow. `memory_max`: bytes; `None`: nine tenths of what
-    /// the cgroup allows, if it says anything.
+    /// With as many connections as descriptors allow, and so many bytes of memory, if that is limited.
     pub(crate) fn new(memory_max: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             connections: AtomicUsize::new(0),
             connections_max: connections_max(raise_descriptors()),
-            memory_max: memory_max.or_else(|| cgroup_memory_max().map(|max| max / 10 * 9)),
+            memory_max,
             sheds: AtomicBool::new(false),
         })
     }
@@ -95,21 +94,12 @@ fn raise_descriptors() -> u64 {
     limit.maximum.unwrap_or(u64::MAX)
 }
 
-/// What the cgroup of this process may use (version 2).
-fn cgroup_memory_max() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let max = std::fs::read_to_string(format!("/sys/fs/cgroup{own}/memory.max"));
-    // In a container its own group is the root.
-    let max = max.or_else(|_| std::fs::read_to_string("/sys/fs/cgroup/memory.max")).ok()?;
-    max.trim().parse().ok()
-}
-
-/// Resident memory of this process, in bytes.
+/// Memory of this process that is no file's, in bytes.
 fn memory_used() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-    pages.checked_mul(PAGE)
+    let mut pages = text.split(' ').skip(1).map_while(|field| field.parse::<u64>().ok());
+    let (resident, of_files) = (pages.next()?, pages.next()?);
+    resident.saturating_sub(of_files).checked_mul(PAGE)
 }
 
 /// On x86-64.

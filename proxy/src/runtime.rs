@@ -36,7 +36,7 @@ pub struct Options {
     pub workers: NonZeroUsize,
     /// The proxy's own service (`orders.shop`), for metrics; may be empty.
     pub service: String,
-    /// Memory in bytes past which requests are refused; `None`: nine tenths of what the cgroup allows.
+    /// Memory in bytes past which requests are refused; `None`: no limit.
     pub memory_max: Option<u64>,
 }
 

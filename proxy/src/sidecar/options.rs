@@ -53,7 +53,7 @@ pub struct Options {
     pub ttl: Duration,
     /// Worker threads; at least 1.
     pub workers: usize,
-    /// Memory in bytes past which requests are refused; `None`: nine tenths of what the cgroup allows.
+    /// Memory in bytes past which requests are refused; `None`: no limit.
     pub memory_max: Option<u64>,
     /// Destinations outside the mesh. Default: allowed, unless the mesh denies them.
     pub egress: Egress,

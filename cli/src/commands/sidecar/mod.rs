@@ -135,8 +135,7 @@ pub(crate) struct TrafficArguments {
     /// Worker threads; without it, one for each CPU that this process may use.
     #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT")]
     pub(crate) workers: Option<NonZeroUsize>,
-    /// Memory past which requests are refused with 503, such as 256MiB; without it, nine tenths of what
-    /// the cgroup allows.
+    /// Memory past which requests are refused with 503, such as 256MiB; without it, there is no limit.
     #[arg(long, env = "PILLION_MEMORY_MAX", value_name = "SIZE", value_parser = size)]
     pub(crate) memory_max: Option<u64>,
 }
