@@ -2,6 +2,7 @@
 //! ([`report`]). Each bench is a program in `src/bin`, run by `cargo xtask bench`.
 
 pub mod dns;
+pub mod proxy;
 pub mod registry;
 pub mod report;
 pub mod usage;

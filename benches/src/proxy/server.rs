@@ -1,0 +1,157 @@
+//! The proxies, each on CPU 0 with one worker.
+
+use std::ffi::OsStr;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::time::Instant;
+
+use super::configuration::{Hop, Tls, envoy, haproxy, nginx};
+use crate::usage;
+
+/// How long a proxy may take until it accepts.
+const START: Duration = Duration::from_secs(20);
+
+/// Which proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Under test.
+    Pillion,
+    /// With the file that Pillion has.
+    Envoy,
+    /// In HTTP mode.
+    HaProxy,
+    /// As a reverse proxy.
+    Nginx,
+}
+
+/// Programs.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The binary under test.
+    pub pillion: PathBuf,
+    /// Envoy.
+    pub envoy: PathBuf,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Pillion, Self::Envoy, Self::HaProxy, Self::Nginx];
+
+    /// For the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pillion => "Pillion",
+            Self::Envoy => "Envoy",
+            Self::HaProxy => "HAProxy",
+            Self::Nginx => "nginx",
+        }
+    }
+}
+
+/// A running proxy. Dropping it ends it.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it accepts.
+    pub address: SocketAddr,
+    child: Child,
+}
+
+impl Server {
+    /// Starts one that does what `hop` says; its files are in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not installed, or does not start.
+    pub fn start(
+        kind: Kind,
+        programs: &Programs,
+        hop: &Hop,
+        tls: Option<&Tls>,
+        folder: &Path,
+    ) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let file = folder.join("configuration");
+        let (text, mut command) = match kind {
+            Kind::Pillion => {
+                let mut command = pinned(&programs.pillion);
+                command.args(["proxy", "--workers", "1", "--metrics", "127.0.0.1:0", "--log", "error"]);
+                command.arg("--envoy-config").arg(&file);
+                (envoy(hop, tls), command)
+            }
+            Kind::Envoy => {
+                let mut command = pinned(&programs.envoy);
+                command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"]).arg(&file);
+                (envoy(hop, tls), command)
+            }
+            Kind::HaProxy => {
+                let mut command = pinned("haproxy");
+                command.arg("-f").arg(&file);
+                (haproxy(hop, tls), command)
+            }
+            Kind::Nginx => {
+                let mut command = pinned("nginx");
+                command.arg("-p").arg(folder).arg("-c").arg(&file);
+                (nginx(hop, folder), command)
+            }
+        };
+        std::fs::write(&file, text)?;
+        let log = std::fs::File::create(folder.join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("start {}", kind.name()))?;
+        let mut server = Self { address: hop.listen, child };
+        let end = Instant::now() + START;
+        while TcpStream::connect(hop.listen).is_err() {
+            let said = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+            ensure!(server.child.try_wait()?.is_none(), "{} ended: {}", kind.name(), said());
+            ensure!(Instant::now() < end, "{} does not accept within {START:?}: {}", kind.name(), said());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+
+    /// CPU time that it has used.
+    ///
+    /// # Errors
+    ///
+    /// If it is gone.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        usage::cpu_exact(self.child.id(), |_| true)
+    }
+
+    /// Memory of its own, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If it is gone.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        usage::anonymous_bytes(self.child.id())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        // By SIGTERM, for the children of nginx are ended by their parent.
+        let asked = id.map(|id| rustix::process::kill_process(id, rustix::process::Signal::TERM));
+        let end = Instant::now() + Duration::from_secs(2);
+        while asked == Some(Ok(())) && Instant::now() < end {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// A program on CPU 0.
+fn pinned(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0"]).arg(program);
+    command
+}
