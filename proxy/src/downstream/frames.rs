@@ -5,6 +5,8 @@
 //!
 //! It reads frame headers only (RFC 9113 section 4.1), and judges none: that is for `h2`.
 
+use tokio::time::Instant;
+
 /// Counts the frames of one connection.
 pub(super) struct Frames {
     /// Of the preface or a payload: bytes still to come.
@@ -13,6 +15,7 @@ pub(super) struct Frames {
     header: [u8; HEADER],
     filled: usize,
     counts: Counts,
+    since: Instant,
 }
 
 /// What came so far.
@@ -35,9 +38,9 @@ pub(super) struct Flood(&'static str);
 
 impl Frames {
     /// Before the connection's preface.
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         let counts = Counts { headers: 0, priority: 0, window_update: 0, control: 0, empty: 0 };
-        Self { skip: PREFACE, header: [0; HEADER], filled: 0, counts }
+        Self { skip: PREFACE, header: [0; HEADER], filled: 0, counts, since: Instant::now() }
     }
 
     /// Looks at what came; `sent`: bytes that went to the client so far.
@@ -72,6 +75,8 @@ impl Frames {
             counts.headers += u64::from(kind == HEADERS);
             return limit("empty", counts.empty, EMPTY_MAX);
         }
+        // A connection may live for weeks on a PING every few seconds.
+        let base = CONTROL_MAX + CONTROL_PER_SECOND * self.since.elapsed().as_secs();
         match kind {
             PRIORITY => {
                 counts.priority += 1;
@@ -79,14 +84,14 @@ impl Frames {
             }
             WINDOW_UPDATE => {
                 counts.window_update += 1;
-                let allowed = CONTROL_MAX + 2 * counts.headers + sent / SENT_PER_WINDOW_UPDATE;
+                let allowed = base + 2 * counts.headers + sent / SENT_PER_WINDOW_UPDATE;
                 limit("WINDOW_UPDATE", counts.window_update, allowed)
             }
             // `h2` counts resets, and GOAWAY is the last one.
             RST_STREAM | GOAWAY => Ok(()),
             _ => {
                 counts.control += 1;
-                let allowed = CONTROL_MAX + CONTROL_PER_STREAM * counts.headers + sent / SENT_PER_CONTROL;
+                let allowed = base + CONTROL_PER_STREAM * counts.headers + sent / SENT_PER_CONTROL;
                 limit("control", counts.control, allowed)
             }
         }
@@ -115,6 +120,8 @@ const EMPTY_MAX: u64 = 1;
 const PRIORITY_PER_STREAM: u64 = 100;
 /// Of a client that asks for nothing.
 const CONTROL_MAX: u64 = 1000;
+/// More with every second.
+const CONTROL_PER_SECOND: u64 = 10;
 /// More with every request.
 const CONTROL_PER_STREAM: u64 = 10;
 /// And with every so many bytes sent to it: what a PING brings is a quarter of that.
@@ -159,5 +166,20 @@ mod tests {
         }
         assert_eq!(pass(&frame(WINDOW_UPDATE, 0, 4), 100, 10_000), 3000);
         assert_eq!(pass(&frame(6, 0, 8), 100, 64_000), 2000);
+    }
+
+    #[test]
+    fn a_ping_now_and_then_is_no_flood_however_long_it_lasts() {
+        let mut frames = Frames::new();
+        frames.came(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 0).expect("the preface");
+        let ping = frame(6, 0, 8);
+        for _ in 0..CONTROL_MAX {
+            frames.came(&ping, 0).expect("not too many");
+        }
+        assert_eq!(frames.came(&ping, 0), Err(Flood("control")));
+        if let Some(earlier) = frames.since.checked_sub(std::time::Duration::from_secs(60)) {
+            frames.since = earlier;
+            frames.came(&ping, 0).expect("600 more in a minute");
+        }
     }
 }
