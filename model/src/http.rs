@@ -127,6 +127,10 @@ pub enum Codec {
 
 /// Where routes come from.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each connection manager, never moved on the request path"
+)]
 pub enum RouteSource {
     /// Given here.
     Inline(RouteConfiguration),

@@ -132,8 +132,8 @@ fn pointer(name: &str, at: &str) -> String {
 /// `/a/0/b` as problems name it.
 fn path(pointer: &str) -> String {
     let mut path = String::new();
-    let mut parts = pointer.split('/').skip(1).peekable();
-    while let Some(part) = parts.next() {
+    let parts = pointer.split('/').skip(1).peekable();
+    for part in parts {
         match part.parse::<usize>() {
             Ok(index) => write!(path, "[{index}]").unwrap(),
             Err(_) if path.ends_with("providers") => write!(path, "[\"{part}\"]").unwrap(),
@@ -227,7 +227,7 @@ fn fate(field: &FieldDescriptor, pointer: &str, value: Value) -> Fate {
         item || oneof.as_deref() == Some(path) || (path == before && reason.contains(after))
     };
     match read_bootstrap(&bootstrap) {
-        Ok(read) if read.ignored.iter().any(|found| *found == at) => Fate::Ignored,
+        Ok(read) if read.ignored.contains(&at) => Fate::Ignored,
         Ok(_) if REFUSED_LATER.contains(&field.name()) => Fate::Refused,
         Ok(_) => Fate::Supported,
         Err(error) => {

@@ -26,6 +26,7 @@ pub(super) const SERVICE_WAIT_MAX: Duration = Duration::from_millis(800);
 
 /// A resource as read.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, while a response is read")]
 pub(super) enum Item {
     /// LDS.
     Listener(Box<Listener>),

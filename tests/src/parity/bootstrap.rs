@@ -180,7 +180,7 @@ fn cluster(name: &str, fields: &Value, ports: &Ports) -> Value {
 /// `{short name: settings}` as a filter; `disabled` may stand beside it.
 fn filter(given: &Value) -> Value {
     let mut given = given.as_object().cloned().unwrap_or_default();
-    let disabled = given.remove("disabled").unwrap_or_else(|| json!(false));
+    let disabled = given.remove("disabled").unwrap_or(json!(false));
     let (short, settings) = given.iter().next().expect("one filter");
     let (_, name, kind, _) = find(short);
     json!({"name": name, "typed_config": typed(kind, settings), "disabled": disabled})

@@ -144,13 +144,14 @@ fn digits(bytes: &[u8]) -> String {
     let bits: Vec<u8> =
         bytes.iter().take(3).flat_map(|byte| (0..8).rev().map(move |n| byte >> n & 1)).collect();
     let (mut at, mut text) = (0, String::new());
-    while text.len() < 3 && at + 6 <= bits.len() {
+    while text.len() < 3 && at + 5 <= bits.len() {
         let number = |count: usize| bits[at..at + count].iter().fold(0, |sum, bit| sum << 1 | bit);
         match number(5) {
             digit @ 0..=2 => {
                 text.push(char::from(b'0' + digit));
                 at += 5;
             }
+            _ if at + 6 > bits.len() => break,
             _ => {
                 text.push(char::from(b'3' + (number(6).wrapping_sub(0b01_1001) & 7)));
                 at += 6;

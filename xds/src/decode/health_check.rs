@@ -142,7 +142,7 @@ fn http(cx: &mut Context, mut m: pb::core::health_check::HttpHealthCheck) -> Htt
         cx.refuse_at("host", format!("got {host:?}, want a host"));
     }
     cx.rest(&m);
-    let expected = if expected.is_empty() { vec![200..201] } else { expected };
+    let expected = if expected.is_empty() { std::iter::once(200..201).collect() } else { expected };
     HttpHealthCheck { host, path, method, http2, expected, retriable, headers }
 }
 

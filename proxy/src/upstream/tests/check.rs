@@ -45,8 +45,8 @@ fn http(path: &str) -> HealthChecker {
         path: path.to_owned(),
         method: "GET".to_owned(),
         http2: false,
-        expected: vec![200..201],
-        retriable: vec![500..501],
+        expected: std::iter::once(200..201).collect(),
+        retriable: std::iter::once(500..501).collect(),
         headers: vec![("x-a".to_owned(), "b".to_owned())],
     })
 }

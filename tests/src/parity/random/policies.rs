@@ -33,7 +33,7 @@ fn permission(rng: &mut Rng, depth: u8) -> Value {
         |rng: &mut Rng| -> Vec<Value> { (0..=rng.usize(..3)).map(|_| permission(rng, depth - 1)).collect() };
     match rng.u8(..if depth == 0 { 8 } else { 12 }) {
         0 => json!({"any": true}),
-        1 | 2 | 3 => json!({"url_path": {"path": text_of(rng, path)}}),
+        1..=3 => json!({"url_path": {"path": text_of(rng, path)}}),
         4 => json!({"destination_port": one(rng, &[80, 443])}),
         5 => json!({"destination_ip": range(rng)}),
         6 | 7 => json!({"header": header(rng)}),

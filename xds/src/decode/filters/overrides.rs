@@ -67,8 +67,11 @@ const EMPTY: &str = "google.protobuf.Empty";
 
 type Read = fn(&mut Context, &pb::Any, &mut FilterOverrides);
 
-/// Settings by their types, with the filters they are for.
-static SETTINGS: [(fn() -> String, &str, Read); 8] = [
+/// The name of a type, the filter it is for, and how it is read.
+type Setting = (fn() -> String, &'static str, Read);
+
+/// Settings by their types.
+static SETTINGS: [Setting; 8] = [
     (pb::http_rbac::RbacPerRoute::full_name, pb::names::RBAC, |cx, any, filters| {
         let mut message: pb::http_rbac::RbacPerRoute = cx.unpack(any);
         filters.rbac = Some(message.rbac.take().and_then(|rbac| cx.at("rbac", |cx| rbac_rules(cx, rbac))));
