@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use serde_json::{Value, json};
 
@@ -54,6 +54,8 @@ impl Tls {
     pub fn make(folder: &Path) -> anyhow::Result<Self> {
         let key = KeyPair::generate()?;
         let mut root = CertificateParams::new(Vec::<String>::new())?;
+        // A certificate with its issuer's name would be taken for one that signed itself.
+        root.distinguished_name.push(DnType::CommonName, "bench root");
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let root_certificate = root.self_signed(&key)?;
@@ -144,7 +146,7 @@ pub(super) fn envoy(hop: &Hop, tls: Option<&Tls>) -> String {
             let policy = json!({"permissions": [{"any": true}], "principals": [principal]});
             let rules = json!({"rules": {"action": "ALLOW", "policies": {"bench": policy}}});
             let kind = "envoy.extensions.filters.http.rbac.v3.RBAC";
-            filters.push(json!({"name": "rbac", "typed_config": typed(kind, rules)}));
+            filters.push(json!({"name": "envoy.filters.http.rbac", "typed_config": typed(kind, rules)}));
             manager["forward_client_cert_details"] = "SANITIZE_SET".into();
             manager["set_current_client_cert_details"] = json!({"uri": true});
         }
@@ -181,7 +183,7 @@ pub(super) fn haproxy(hop: &Hop, tls: Option<&Tls>) -> String {
     format!(
         "global
   nbthread 1
-  maxconn 20000
+  maxconn 8000
 defaults
   mode http
   timeout connect 1s

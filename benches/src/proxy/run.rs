@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
+
 use super::configuration::{Hop, Role, Tls};
 use super::load::{Load, run};
 use super::server::{Kind, Programs, Server};
@@ -158,7 +160,7 @@ pub fn all(
         for round in 0..=rounds {
             eprintln!("{}: round {round} of {rounds}", scenario.name);
             for way in &ways {
-                let one = way.measure(scenario, length)?;
+                let one = way.measure(scenario, length).with_context(|| way.kind.name())?;
                 // The first round warms up.
                 if round > 0 {
                     found.entry(way.kind).or_default().push(one);
