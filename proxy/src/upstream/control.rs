@@ -55,16 +55,22 @@ impl Clusters {
         let mut changes = self.changes();
         let mut lookups = JoinSet::new();
         let (mut checks, mut verdicts) = Checks::new();
+        let mut endpoints_changed = true;
         loop {
             self.resolve_due(&mut lookups);
-            self.with(|inner| checks.follow(inner.clusters.values()));
+            if std::mem::take(&mut endpoints_changed) {
+                self.with(|inner| checks.follow(inner.clusters.values()));
+            }
             let due = self.with(|inner| inner.next_due()).unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(event) = events.recv() => self.with(|inner| inner.detected(&event)),
                 Some(verdict) = verdicts.recv() => self.with(|inner| inner.checked(&verdict)),
-                Some(Ok(resolved)) = lookups.join_next() => self.with(|inner| inner.resolved(resolved)),
-                _ = changes.changed() => {}
+                Some(Ok(resolved)) = lookups.join_next() => {
+                    self.with(|inner| inner.resolved(resolved));
+                    endpoints_changed = true;
+                }
+                _ = changes.changed() => endpoints_changed = true,
                 () = tokio::time::sleep_until(due) => self.with(|inner| inner.end_intervals(Instant::now())),
             }
         }

@@ -74,7 +74,8 @@ async fn origin_of(code: &Rc<Cell<u16>>, name: &'static str) -> (SocketAddr, Rc<
 fn who_fails_its_check_is_left_out_until_it_passes() {
     on_worker(async {
         let (code, well) = (Rc::new(Cell::new(200)), Rc::new(Cell::new(200)));
-        let ((one, seen), (other, _)) = (origin_of(&code, "one").await, origin_of(&well, "other").await);
+        let ((one, seen), (other, seen_of_other)) =
+            (origin_of(&code, "one").await, origin_of(&well, "other").await);
         let proxy = Proxy::new();
         let (stop, ended) = control(&proxy);
         let mut config = config("web");
@@ -124,9 +125,13 @@ fn who_fails_its_check_is_left_out_until_it_passes() {
 
         // An endpoint that is gone is not asked any more.
         proxy.cluster(cluster.config.clone(), &[other]);
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        let asked_further = async |times: usize| {
+            let before = seen_of_other.requests.borrow().len();
+            until("the other is asked", || seen_of_other.requests.borrow().len() >= before + times).await;
+        };
+        asked_further(2).await; // a question may have been under way
         let asked = seen.requests.borrow().len();
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        asked_further(5).await;
         assert_eq!(seen.requests.borrow().len(), asked);
         stop.cancel();
         ended.await.expect("it ends");
