@@ -12,6 +12,9 @@ use super::{LOOK, beside};
 
 /// Clients that are slow at the same time.
 const SLOW: usize = 300;
+/// How many bytes each of them sends one by one, and how often.
+const CRUMBS: usize = 10;
+const CRUMB_EVERY: Duration = Duration::from_millis(100);
 /// Connections that say nothing.
 const SILENT: usize = 3000;
 
@@ -27,6 +30,19 @@ async fn hold(proxy: &Proxy, count: usize, said: &[u8]) -> Vec<TcpStream> {
     held
 }
 
+/// Opens connections that say this, and then a byte now and then.
+async fn crumbs(proxy: &Proxy, said: &[u8]) -> Vec<TcpStream> {
+    let mut held = hold(proxy, SLOW, said).await;
+    let mut pace = tokio::time::interval(CRUMB_EVERY);
+    for _ in 0..CRUMBS {
+        pace.tick().await;
+        for stream in &mut held {
+            let _closed = stream.write_all(b"a").await;
+        }
+    }
+    held
+}
+
 /// What comes until the end, and when that was.
 async fn rest(stream: &mut TcpStream) -> (String, Duration) {
     let (begun, mut text) = (Instant::now(), Vec::new());
@@ -38,16 +54,7 @@ async fn rest(stream: &mut TcpStream) -> (String, Duration) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_in_crumbs() {
     let proxy = Proxy::start(":").await;
-    let attack = async {
-        let mut held = hold(&proxy, SLOW, b"GET /ok HTTP/1.1\r\nhost: a\r\nx-a: ").await;
-        for _ in 0..10 {
-            for stream in &mut held {
-                let _closed = stream.write_all(b"a").await;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        held
-    };
+    let attack = crumbs(&proxy, b"GET /ok HTTP/1.1\r\nhost: a\r\nx-a: ");
     let mut held = beside("heads in crumbs", &proxy, attack).await;
     let (answer, after) = rest(&mut held[0]).await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
@@ -58,16 +65,7 @@ async fn heads_in_crumbs() {
 async fn bodies_in_crumbs() {
     let proxy = Proxy::start(":").await;
     let head = b"POST /app HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n";
-    let attack = async {
-        let mut held = hold(&proxy, SLOW, head).await;
-        for _ in 0..10 {
-            for stream in &mut held {
-                let _closed = stream.write_all(b"a").await;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        held
-    };
+    let attack = crumbs(&proxy, head);
     let mut held = beside("bodies in crumbs", &proxy, attack).await;
     let (answer, after) = rest(&mut held[0]).await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
@@ -77,11 +75,7 @@ async fn bodies_in_crumbs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_nobody_reads() {
     let proxy = Proxy::start(":").await;
-    let attack = async {
-        let held = hold(&proxy, SLOW / 3, b"GET /big HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        tokio::time::sleep(LOOK).await;
-        held
-    };
+    let attack = hold(&proxy, SLOW / 3, b"GET /big HTTP/1.1\r\nhost: a\r\n\r\n");
     drop(beside("answers that nobody reads", &proxy, attack).await);
 }
 

@@ -147,7 +147,6 @@ async fn answers_that_nobody_takes() {
                 stream.write_all(&asked).await.expect("taken");
                 held.push(stream);
             }
-            tokio::time::sleep(super::LOOK).await;
             held
         };
         drop(beside(name, &proxy, attack).await);

@@ -19,7 +19,8 @@ const NOISE: Duration = Duration::from_millis(500);
 /// How long the neighbour is looked at, without the attack and during it.
 const LOOK: Duration = Duration::from_millis(1500);
 
-/// Runs `attack` beside a neighbour, and judges what the neighbour and the proxy's memory say.
+/// Runs `attack` beside a neighbour, and judges what the neighbour and the proxy's memory say. What the
+/// attack gives, such as open connections, is held until the neighbour has been looked at.
 async fn beside<T>(name: &str, proxy: &Proxy, attack: impl Future<Output = T>) -> T {
     let quiet = neighbour(proxy).await;
     let (memory, ticks) = (proxy.memory_kib(), proxy.ticks());
