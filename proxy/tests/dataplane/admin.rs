@@ -1,6 +1,5 @@
 //! Admin pages under Envoy's names.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use pillion_model::endpoint::Fraction;
@@ -8,19 +7,9 @@ use pillion_model::filter::{HealthCheckFilter, LocalRateLimit, TokenBucket};
 use pillion_model::http::HttpFilter;
 use pillion_model::route::RouteMatch;
 use pillion_proxy::admin::AdminOptions;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::*;
-
-async fn ask(address: SocketAddr, method: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
 
 fn limit() -> HttpFilter {
     let all = Fraction { numerator: 100, denominator: 100 };

@@ -286,14 +286,6 @@ async fn admin_pages_show_what_runs() {
     let drain = options.drain.clone();
     let admin = proxy.runtime.serve_admin(options).unwrap();
     let (pages, metrics) = (admin.admin.unwrap(), admin.metrics.unwrap());
-    let ask = |address, method: &'static str, path: &'static str| async move {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    };
     assert!(ask(metrics, "GET", "/ready").await.contains("not ready: first snapshot"));
     drop(part);
     assert!(ask(metrics, "GET", "/ready").await.starts_with("HTTP/1.1 200"));

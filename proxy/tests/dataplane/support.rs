@@ -25,7 +25,18 @@ use pillion_model::mesh::Resources;
 use pillion_model::route::{Forward, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost};
 use pillion_net::tls::{NoSecrets, Secrets};
 use pillion_proxy::{Options, Runtime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+/// The whole answer to a request without a body.
+pub(crate) async fn ask(address: SocketAddr, method: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
 
 /// What origins answer with.
 pub(crate) type Body = BoxBody<Bytes, Infallible>;

@@ -1,7 +1,7 @@
 //! Names of other zones, which the registry asks others for.
 
-use pillion_tests::support::ports::{free_address, free_port};
-use pillion_tests::support::process::{Process, finish, run};
+use pillion_tests::support::ports::free_address;
+use pillion_tests::support::process::{finish, run};
 use pillion_tests::support::{DEADLINE, Registry, eventually, peer};
 use tokio::net::UdpSocket;
 
@@ -10,29 +10,13 @@ use tokio::net::UdpSocket;
 async fn names_of_other_zones_are_asked_for_elsewhere() {
     let (Some(dig), Some(unbound)) = (peer("dig"), peer("unbound")) else { return };
     let data = tempfile::tempdir().expect("a folder");
-    let (port, folder) = (free_port(), data.path().display());
-    let file = data.path().join("unbound.conf");
-    let text = format!(
-        "server:
-    num-threads: 1
-    interface: 127.0.0.1@{port}
-    username: \"\"
-    chroot: \"\"
-    directory: \"{folder}\"
-    pidfile: \"{folder}/unbound.pid\"
-    use-syslog: no
-    local-zone: \"example.com.\" static
+    let settings = "    local-zone: \"example.com.\" static
     local-data: \"www.example.com. 60 IN A 192.0.2.80\"
     local-data-ptr: \"192.0.2.80 www.example.com\"
     local-zone: \"mesh.internal.\" redirect
     local-data: \"mesh.internal. 60 IN A 192.0.2.66\"
-remote-control:
-    control-enable: no
-"
-    );
-    std::fs::write(&file, text).expect("written");
-    let arguments = ["-d", "-c", &file.display().to_string()].map(str::to_owned);
-    let _unbound = Process::program("unbound", &unbound, arguments);
+";
+    let (_unbound, port) = super::unbound::start(&unbound, data.path(), settings);
     let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
     let resolvers = format!("{},127.0.0.1:{port}", silent.local_addr().expect("bound"));
     let registry = Registry::start_with(data.path(), &["--dns-forward", &resolvers]).await;
@@ -61,7 +45,6 @@ remote-control:
         assert!(answer.contains(want), "{words}: {answer}");
     }
     let metrics = registry.get("/metrics").await.body;
-
     let line =
         metrics.lines().find(|line| line.starts_with("pillion_dns_forwarded_total ")).expect("a metric");
     let count: u64 = line.rsplit(' ').next().expect("a value").parse().expect("a number");

@@ -1,9 +1,32 @@
 //! Behind a resolver we did not write.
 
+use std::path::Path;
+
 use pillion_tests::support::ports::free_port;
 use pillion_tests::support::process::{Process, finish};
 use pillion_tests::support::{DEADLINE, Registry, eventually, peer};
 use serde_json::json;
+
+/// Starts Unbound on a port of 127.0.0.1, with these settings beside what every test needs.
+pub(crate) fn start(unbound: &Path, folder: &Path, settings: &str) -> (Process, u16) {
+    let (port, file, folder) = (free_port(), folder.join("unbound.conf"), folder.display());
+    let text = format!(
+        "remote-control:
+    control-enable: no
+server:
+    num-threads: 1
+    interface: 127.0.0.1@{port}
+    username: \"\"
+    chroot: \"\"
+    directory: \"{folder}\"
+    pidfile: \"{folder}/unbound.pid\"
+    use-syslog: no
+{settings}"
+    );
+    std::fs::write(&file, text).expect("written");
+    let arguments = ["-d", "-c", &file.display().to_string()].map(str::to_owned);
+    (Process::program("unbound", unbound, arguments), port)
+}
 
 /// Unbound forwards to us with the case of names mixed at random, believes only answers in that case,
 /// and keeps a "no" for as long as the SOA beside it says.
@@ -18,32 +41,18 @@ async fn unbound_forwards_with_mixed_case_and_keeps_what_is_denied() {
         assert_eq!(answer.status, 201, "{answer:?}");
     };
     put("orders").await;
-    let (port, folder) = (free_port(), data.path().display());
-    let file = data.path().join("unbound.conf");
-    let text = format!(
-        "server:
-    num-threads: 1
-    interface: 127.0.0.1@{port}
-    username: \"\"
-    chroot: \"\"
-    directory: \"{folder}\"
-    pidfile: \"{folder}/unbound.pid\"
-    use-syslog: no
-    module-config: \"iterator\"
+    let settings = format!(
+        "    module-config: \"iterator\"
     do-not-query-localhost: no
     use-caps-for-id: yes
     local-zone: \"10.in-addr.arpa.\" nodefault
 forward-zone:
     name: \"mesh.internal.\"
     forward-addr: 127.0.0.1@{}
-remote-control:
-    control-enable: no
 ",
         registry.dns.port()
     );
-    std::fs::write(&file, text).expect("written");
-    let arguments = ["-d", "-c", &file.display().to_string()].map(str::to_owned);
-    let _unbound = Process::program("unbound", &unbound, arguments);
+    let (_unbound, port) = start(&unbound, data.path(), &settings);
     let port = port.to_string();
     let ask = async |words: &str| {
         let fixed = ["@127.0.0.1", "-p", &port, "+tries=1", "+time=5"];
