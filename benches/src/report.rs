@@ -6,12 +6,15 @@ use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
+/// Where `cargo xtask bench` says which Cargo profile the programs were built with.
+const PROFILE: &str = "PILLION_BENCH_PROFILE";
+
 /// Everything one run of a bench found.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Which bench.
     pub bench: &'static str,
-    /// The processor, and how many of them, as the kernel names them.
+    /// The processor, how many of them, as the kernel names them, and the Cargo profile.
     pub machine: String,
     /// In order.
     pub rows: Vec<Row>,
@@ -46,8 +49,11 @@ impl Report {
     pub fn new(bench: &'static str) -> Self {
         let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let count = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-        let machine = format!("{count} x {}", model.map_or("unknown processor", |(_, name)| name.trim()));
+        // Not those that the bench has kept for itself.
+        let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+        let model = model.map_or("unknown processor", |(_, name)| name.trim());
+        let profile = std::env::var(PROFILE).unwrap_or_else(|_| "unknown".to_owned());
+        let machine = format!("{count} x {model}, profile {profile}");
         Self { bench, machine, rows: Vec::new() }
     }
 

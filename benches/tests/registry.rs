@@ -15,7 +15,6 @@ async fn every_scenario_measures_something() {
         "--changes=20",
         "--window=2s",
         "--beat=500ms",
-        "--profile=dev",
         "registration",
         "heartbeats",
         "fanout",
@@ -40,7 +39,7 @@ async fn every_scenario_measures_something() {
 async fn registrations_into_etcd_are_measured() {
     let Some(_etcd) = pillion_tests::support::peer("etcd") else { return };
     let binary = pillion_tests::support::pillion();
-    let arguments = Arguments::parse_from(["bench-registry", "etcd", "--instances=500", "--profile=dev"]);
+    let arguments = Arguments::parse_from(["bench-registry", "etcd", "--instances=500"]);
     let report = run(&Arguments { binary: Some(binary.to_owned()), ..arguments }).await.expect("measures");
     let rate = report.rows.iter().find(|row| row.what == "etcd: durable registrations");
     assert!(rate.is_some_and(|row| row.value > 0.0), "{:?}", report.rows);

@@ -11,6 +11,6 @@ pub(crate) fn run(what: &str, profile: &str, rest: &[String]) -> anyhow::Result<
     ensure!(succeeds(build.args(["--profile", profile]))?, "the build failed");
     let folder = crate::test::target_directory()?.join(if profile == "dev" { "debug" } else { profile });
     let mut bench = command(folder.join(program), &[]);
-    bench.env("PILLION_BIN", folder.join("pillion")).args(rest);
+    bench.env("PILLION_BIN", folder.join("pillion")).env("PILLION_BENCH_PROFILE", profile).args(rest);
     succeeds(&mut bench)
 }

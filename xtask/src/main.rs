@@ -43,7 +43,7 @@ enum Command {
     /// Measure a part in a run with its peers: a table, and JSON in `target/bench`.
     Bench {
         /// Which part.
-        #[arg(value_parser = ["registry", "dns"])]
+        #[arg(value_parser = ["registry", "dns", "proxy"])]
         what: String,
         /// The Cargo profile to build with; `quick` builds faster and measures what users do not run.
         #[arg(long, default_value = "release")]

@@ -2,16 +2,17 @@
 
 use std::net::UdpSocket;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use tokio::time::Instant;
 
 use super::data::{Data, ZONE};
+use crate::peer::{Peer, pinned};
 use crate::usage;
 
-/// A running server. Dropping it ends it.
+/// A running server.
 #[derive(Debug)]
 pub struct Server {
     /// For the report.
@@ -20,7 +21,7 @@ pub struct Server {
     pub port: u16,
     /// Where it takes changes, on loopback: the registry's API.
     pub api: Option<u16>,
-    child: Child,
+    process: Peer,
 }
 
 /// The servers that ours is held against, with the programs that they are.
@@ -85,11 +86,11 @@ impl Server {
 
     fn start(name: &'static str, port: u16, api: Option<u16>, mut command: Command) -> anyhow::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().with_context(|| format!("start {name}"))?;
-        let mut server = Self { name, port, api, child };
+        let process = command.spawn().with_context(|| format!("start {name}"))?;
+        let mut server = Self { name, port, api, process: Peer(process) };
         let end = Instant::now() + START;
         while answers(port, ZONE)?.is_none_or(|answer| answer[3] & 0x0f != 0) {
-            ensure!(server.child.try_wait()?.is_none(), "{name} ended");
+            ensure!(server.process.0.try_wait()?.is_none(), "{name} ended");
             ensure!(Instant::now() < end, "{name} does not answer within {START:?}");
         }
         Ok(server)
@@ -103,8 +104,8 @@ impl Server {
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         match self.api {
             // Threads of a runtime come and go: only the process knows what those used that ended.
-            Some(_) => usage::cpu(self.child.id()),
-            None => usage::cpu_exact(self.child.id(), |_| true),
+            Some(_) => usage::cpu(self.process.0.id()),
+            None => usage::cpu_exact(self.process.0.id(), |_| true),
         }
     }
 
@@ -114,7 +115,7 @@ impl Server {
     ///
     /// If it is gone.
     pub fn cpu_answering(&self) -> anyhow::Result<Option<Duration>> {
-        let used = usage::cpu_exact(self.child.id(), |thread| thread.starts_with(ANSWERING))?;
+        let used = usage::cpu_exact(self.process.0.id(), |thread| thread.starts_with(ANSWERING))?;
         Ok(Some(used).filter(|used| !used.is_zero()))
     }
 
@@ -127,30 +128,6 @@ impl Server {
         let answer = answers(self.port, name)?.unwrap_or_default();
         Ok(answer.windows(4).any(|bytes| bytes == address.octets()))
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        // By SIGTERM, for NSD's children are ended by their parent.
-        let asked = id.map(|id| rustix::process::kill_process(id, rustix::process::Signal::TERM));
-        let end = Instant::now() + Duration::from_secs(5);
-        while asked == Some(Ok(())) && Instant::now() < end {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// A program on CPU 0.
-fn pinned(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("taskset");
-    command.args(["-c", "0"]).arg(program);
-    command
 }
 
 /// The answer to an A question, if one comes within a fifth of a second.

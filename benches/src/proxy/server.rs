@@ -1,15 +1,15 @@
 //! The proxies, each on CPU 0 with one worker.
 
-use std::ffi::OsStr;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tokio::time::Instant;
 
 use super::configuration::{Hop, Tls, envoy, haproxy, nginx};
+use crate::peer::{Peer, pinned};
 use crate::usage;
 
 /// How long a proxy may take until it accepts.
@@ -52,12 +52,12 @@ impl Kind {
     }
 }
 
-/// A running proxy. Dropping it ends it.
+/// A running proxy.
 #[derive(Debug)]
 pub struct Server {
     /// Where it accepts.
     pub address: SocketAddr,
-    child: Child,
+    process: Peer,
 }
 
 impl Server {
@@ -101,12 +101,12 @@ impl Server {
         std::fs::write(&file, text)?;
         let log = std::fs::File::create(folder.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("start {}", kind.name()))?;
-        let mut server = Self { address: hop.listen, child };
+        let process = command.spawn().with_context(|| format!("start {}", kind.name()))?;
+        let mut server = Self { address: hop.listen, process: Peer(process) };
         let end = Instant::now() + START;
         while TcpStream::connect(hop.listen).is_err() {
             let said = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-            ensure!(server.child.try_wait()?.is_none(), "{} ended: {}", kind.name(), said());
+            ensure!(server.process.0.try_wait()?.is_none(), "{} ended: {}", kind.name(), said());
             ensure!(Instant::now() < end, "{} does not accept within {START:?}: {}", kind.name(), said());
             std::thread::park_timeout(Duration::from_millis(20));
         }
@@ -119,7 +119,7 @@ impl Server {
     ///
     /// If it is gone.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        usage::cpu_exact(self.child.id(), |_| true)
+        usage::cpu_exact(self.process.0.id(), |_| true)
     }
 
     /// Memory of its own, in bytes.
@@ -128,30 +128,6 @@ impl Server {
     ///
     /// If it is gone.
     pub fn memory(&self) -> anyhow::Result<u64> {
-        usage::anonymous_bytes(self.child.id())
+        usage::anonymous_bytes(self.process.0.id())
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        // By SIGTERM, for the children of nginx are ended by their parent.
-        let asked = id.map(|id| rustix::process::kill_process(id, rustix::process::Signal::TERM));
-        let end = Instant::now() + Duration::from_secs(2);
-        while asked == Some(Ok(())) && Instant::now() < end {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// A program on CPU 0.
-fn pinned(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("taskset");
-    command.args(["-c", "0"]).arg(program);
-    command
 }

@@ -68,9 +68,6 @@ pub struct Arguments {
     /// The `pillion` to measure; without it the one beside this program.
     #[arg(long, env = "PILLION_BIN")]
     pub binary: Option<PathBuf>,
-    /// The profile that the programs were built with, for the report.
-    #[arg(long, env = "PILLION_BENCH_PROFILE", default_value = "release")]
-    pub profile: String,
 }
 
 /// Runs the scenarios and tells what they found.
@@ -82,7 +79,6 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     ensure!(arguments.streams > 0 && arguments.services > 0, "want at least one stream and one service");
     server::raise_descriptors()?;
     let mut report = Report::new("registry");
-    report.machine = format!("{}, profile {}", report.machine, arguments.profile);
     let all =
         [Scenario::Registration, Scenario::Heartbeats, Scenario::Fanout, Scenario::Restart, Scenario::Etcd];
     let chosen = all.iter().filter(|one| arguments.scenarios.is_empty() || arguments.scenarios.contains(one));
