@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::endpoint::LoadAssignment;
 use crate::health_check::HealthCheck;
+use crate::subset::Subsets;
 use crate::tls::UpstreamTls;
 
 /// A cluster. Envoy: `config.cluster.v3.Cluster`.
@@ -18,6 +19,8 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// How one endpoint is chosen.
     pub load_balancing: LoadBalancing,
+    /// How endpoints are divided by labels; `None`: not at all.
+    pub subsets: Option<Subsets>,
     /// Limits at default priority.
     pub limits: CircuitBreakers,
     /// Limits at high priority.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::health::Health;
+use crate::metadata::Fields;
 
 /// All endpoints of one cluster. Envoy: `ClusterLoadAssignment`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,8 +71,10 @@ pub struct Endpoint {
     pub weight: u32,
     /// Health as the registry combines it.
     pub health: Health,
-    /// Endpoint metadata `envoy.lb` (subset selection), text values only.
+    /// Endpoint metadata `envoy.lb` (subset selection), those that are texts.
     pub labels: Arc<BTreeMap<String, String>>,
+    /// Those that are not texts; other keys than in `labels`.
+    pub other_labels: Fields,
     /// Endpoint metadata `envoy.transport_socket_match`: picks the cluster's transport socket.
     pub transport: Arc<BTreeMap<String, String>>,
 }

@@ -7,6 +7,7 @@ use crate::cluster::Destination;
 use crate::endpoint::Fraction;
 pub use crate::filter::FilterOverrides;
 use crate::matcher::{HeaderMatcher, QueryMatcher, Regex, RequestView};
+use crate::metadata::Fields;
 use crate::retry::RetryPolicy;
 
 /// Virtual hosts under one name. Envoy: `RouteConfiguration`.
@@ -129,6 +130,8 @@ pub enum RouteAction {
 pub struct Forward {
     /// Where to.
     pub to: ClusterChoice,
+    /// Labels of the endpoints wanted (subset selection); empty: the cluster's fallback.
+    pub metadata_match: Fields,
     /// Answer when the cluster does not exist. Default 503.
     pub cluster_missing_status: u16,
     /// Path rewrite.
@@ -160,6 +163,7 @@ impl Forward {
     pub fn to(cluster: impl Into<String>) -> Self {
         Self {
             to: ClusterChoice::Cluster(cluster.into()),
+            metadata_match: Fields::new(),
             cluster_missing_status: 503,
             rewrite: None,
             host_rewrite: None,
@@ -194,6 +198,8 @@ pub struct WeightedCluster {
     pub cluster: String,
     /// Its share of the sum of all weights.
     pub weight: u32,
+    /// Labels of the endpoints wanted, beside and instead of those of the route.
+    pub metadata_match: Fields,
     /// Header changes.
     pub headers: HeaderChanges,
     /// Filter settings of requests that go there.

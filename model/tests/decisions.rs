@@ -224,6 +224,7 @@ fn a_missing_header_matches_only_inverted_presence_or_as_empty() {
 #[test]
 fn weights_share_the_draws_exactly() {
     let cluster = |name: &str, weight| WeightedCluster {
+        metadata_match: Default::default(),
         cluster: name.to_owned(),
         weight,
         headers: HeaderChanges::default(),

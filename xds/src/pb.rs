@@ -34,7 +34,7 @@ pub(crate) use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstre
 pub(crate) use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 pub(crate) use envoy_types::pb::envoy::r#type::v3 as types;
 pub(crate) use envoy_types::pb::google::protobuf::{
-    Any, BoolValue, Duration, Empty, Struct, UInt32Value, UInt64Value, Value, value::Kind,
+    Any, BoolValue, Duration, Empty, ListValue, Struct, UInt32Value, UInt64Value, Value, value::Kind,
 };
 
 /// `xds.type.v3.TypedStruct`: how a type that the other side may not know travels.

@@ -56,6 +56,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
     let mut attempt = Attempt::default();
     attempt.priority = if forward.high_priority { Priority::High } else { Priority::Default };
     attempt.hash = hashed.hash;
+    attempt.selection = target.selection;
     attempt.downstream = x.version;
     attempt.redraws = retries.redraws();
     attempt.stale = StaleReplay::Pool;
@@ -111,12 +112,14 @@ pub(super) fn choose(x: &mut Exchange, to: &ClusterRef, missing: StatusCode) -> 
     match to {
         ClusterRef::Ready(target) => Ok(target.clone()),
         ClusterRef::Missing(_) => Err(Cause::NoCluster(missing).into()),
-        ClusterRef::FromHeader(name) => {
+        ClusterRef::FromHeader(name, labels) => {
             let named = x.head.headers.get(name).and_then(|value| value.to_str().ok());
             let cluster =
                 named.and_then(|name| x.snapshot.clusters.get(name)).ok_or(Cause::NoCluster(missing))?;
             let worker = &x.connection.worker;
-            Ok(Target::with_symbols(&worker.metrics.symbols, &worker.own_service_name, cluster))
+            let selection = cluster.selection(labels);
+            let target = Target::with_symbols(&worker.metrics.symbols, &worker.own_service_name, cluster);
+            Ok(Target { selection, ..target })
         }
         ClusterRef::Weighted { total, choices } => {
             let mut rest = x.draw % total;

@@ -122,6 +122,7 @@ impl Snapshot {
                 }
             }
         }
+        compiler.clusters.settle();
         let mut services = BTreeMap::new();
         for (asked, service) in &resources.services {
             let service = Arc::new(service.clone());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use pillion_model::endpoint::Fraction;
 use pillion_model::matcher::RequestView;
+use pillion_model::metadata::Fields;
 use pillion_model::route::{
     self as model, ClusterChoice, Forward, HashPolicy, HostRewrite, PathMatch, PathRewrite, Redirect,
     RouteAction, RouteConfiguration, RouteTable,
@@ -18,7 +19,7 @@ use crate::filters::local_rate_limit::Limit;
 use crate::headers::changes::Changes;
 use crate::metrics::Symbol;
 use crate::router::rewrite::PathRewriter;
-use crate::upstream::{Cluster, ClusterMap};
+use crate::upstream::{Cluster, ClusterMap, Selection};
 
 /// A compiled route configuration.
 pub(crate) struct RouteConfig {
@@ -91,8 +92,8 @@ pub(crate) enum ClusterRef {
     Ready(Target),
     /// One that does not.
     Missing(String),
-    /// Named by a request header.
-    FromHeader(HeaderName),
+    /// Named by a request header, with the labels that its endpoints should have.
+    FromHeader(HeaderName, Fields),
     /// One of several.
     Weighted { total: u64, choices: Vec<Choice> },
 }
@@ -111,6 +112,8 @@ pub(crate) struct Target {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) service: Symbol,
     pub(crate) subset: Symbol,
+    /// Which of its endpoints are asked for.
+    pub(crate) selection: Selection,
 }
 
 /// The virtual host and route a request matched; keeps the configuration alive.
@@ -316,7 +319,7 @@ impl ForwardTo {
             Some(Action::Forward(old)) => old.to.choices(),
             _ => &[],
         };
-        let to = ClusterRef::compile(compiler, &forward.to, clusters, old)?;
+        let to = ClusterRef::compile(compiler, forward, clusters, old)?;
         to.note_used(used, clusters);
         let mirrors: Vec<Mirror> = forward
             .mirrors
@@ -365,24 +368,32 @@ impl ForwardTo {
 impl ClusterRef {
     fn compile(
         compiler: &Compiler<'_>,
-        choice: &ClusterChoice,
+        forward: &Forward,
         clusters: &ClusterMap,
         old: &[Choice],
     ) -> Result<Self, String> {
-        Ok(match choice {
-            ClusterChoice::Cluster(name) => Self::find(compiler, name, clusters),
-            ClusterChoice::Header(name) => Self::FromHeader(
-                HeaderName::from_bytes(name.as_bytes())
-                    .map_err(|_| format!("`{name}` is not a header name"))?,
-            ),
+        let labels = &forward.metadata_match;
+        Ok(match &forward.to {
+            ClusterChoice::Cluster(name) => Self::find(compiler, name, clusters).asking(labels),
+            ClusterChoice::Header(name) => {
+                // Any of them may be named.
+                for cluster in clusters.values() {
+                    cluster.select(labels);
+                }
+                let name = HeaderName::from_bytes(name.as_bytes())
+                    .map_err(|_| format!("`{name}` is not a header name"))?;
+                Self::FromHeader(name, labels.clone())
+            }
             ClusterChoice::Weighted(list) => {
                 let choices = list
                     .iter()
                     .enumerate()
                     .map(|(at, entry)| {
                         let old = old.get(at).and_then(|old| old.filters.as_deref());
+                        let mut labels = labels.clone();
+                        labels.extend(entry.metadata_match.clone());
                         Ok(Choice {
-                            to: Self::find(compiler, &entry.cluster, clusters),
+                            to: Self::find(compiler, &entry.cluster, clusters).asking(&labels),
                             weight: u64::from(entry.weight),
                             changes: Changes::compile(&entry.headers)?,
                             filters: RouteFilters::compile(&entry.filters, old)?,
@@ -406,6 +417,14 @@ impl ClusterRef {
         }
     }
 
+    /// The same, for endpoints with these labels.
+    fn asking(mut self, labels: &Fields) -> Self {
+        if let Self::Ready(target) = &mut self {
+            target.selection = target.cluster.select(labels);
+        }
+        self
+    }
+
     /// Header changes of one of several clusters.
     pub(crate) fn changes_of(&self, choice: usize) -> Option<&Changes> {
         self.choices().get(choice).map(|choice| &choice.changes)
@@ -425,7 +444,7 @@ impl ClusterRef {
                 used.push((target.cluster.name().to_owned(), Some(Arc::clone(&target.cluster))));
             }
             Self::Missing(name) => used.push((name.clone(), clusters.get(name).cloned())),
-            Self::FromHeader(_) => {}
+            Self::FromHeader(..) => {}
             Self::Weighted { choices, .. } => {
                 for choice in choices {
                     choice.to.note_used(used, clusters);
@@ -451,7 +470,7 @@ impl Target {
             None if cluster.name().starts_with("inbound|") => (symbols.intern(own_service), Symbol::EMPTY),
             None => (symbols.intern(cluster.name()), Symbol::EMPTY),
         };
-        Self { cluster: Arc::clone(cluster), service, subset }
+        Self { cluster: Arc::clone(cluster), service, subset, selection: Selection::default() }
     }
 }
 

@@ -9,10 +9,12 @@ use arc_swap::ArcSwap;
 use pillion_model::cluster::{CircuitBreakers, Cluster as Config};
 use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, LocalityEndpoints};
 use pillion_model::health::Health;
+use pillion_model::metadata::Fields;
 use pillion_model::retry;
 
 use super::hosts::HostSet;
 use super::state::{ClusterState, Priority, next_id};
+use super::subset::{Selection, Selections};
 use super::tls::Transport;
 
 /// A cluster under one configuration. Routes hold it by `Arc`; endpoints are swapped inside.
@@ -25,6 +27,8 @@ pub struct Cluster {
     pub state: Arc<ClusterState>,
     /// In order of choice; the last one matches every endpoint.
     pub(super) transports: Vec<Arc<Transport>>,
+    /// What routes ask for, in clusters with subsets.
+    pub(super) selections: Selections,
     hosts: ArcSwap<HostSet>,
     version: AtomicU64,
     retired: AtomicBool,
@@ -39,6 +43,7 @@ impl Cluster {
             config,
             state,
             transports,
+            selections: Selections::default(),
             hosts: ArcSwap::from_pointee(HostSet::default()),
             version: AtomicU64::new(0),
             retired: AtomicBool::new(false),
@@ -57,6 +62,17 @@ impl Cluster {
             Priority::Default => &self.config.limits,
             Priority::High => &self.config.limits_high,
         }
+    }
+
+    /// What routes that ask for endpoints with these labels have to say when they send. One that is
+    /// new is in force after [`Clusters::settle`](super::Clusters::settle).
+    pub fn select(&self, labels: &Fields) -> Selection {
+        if self.config.subsets.is_none() { Selection::default() } else { self.selections.add(labels) }
+    }
+
+    /// As [`Self::select`], for labels that were selected before.
+    pub fn selection(&self, labels: &Fields) -> Selection {
+        self.selections.find(labels).unwrap_or_default()
     }
 
     /// The present endpoints.
@@ -85,6 +101,7 @@ impl Cluster {
         if changed {
             self.state.stats.membership_change.fetch_add(1, Ordering::Relaxed);
         }
+        new.count_subsets(&old, &self.state);
         self.hosts.store(Arc::new(new));
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -105,6 +122,7 @@ impl Cluster {
             weight: 1,
             health: Health::Serving,
             labels: Arc::default(),
+            other_labels: Default::default(),
             transport: Arc::default(),
         });
         let locality = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };

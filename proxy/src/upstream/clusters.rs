@@ -102,6 +102,16 @@ impl Clusters {
         (map, rejected)
     }
 
+    /// Arranges endpoints for what routes have begun to ask for.
+    pub fn settle(&self) {
+        let inner = self.lock();
+        for (name, cluster) in inner.clusters.iter().filter(|(_, cluster)| cluster.selections.have_grown()) {
+            if let Some(assignment) = inner.assignments.get(name) {
+                cluster.set_endpoints(assignment);
+            }
+        }
+    }
+
     /// Takes new secrets: new connections use them, those made with the ones before are drained.
     /// A cluster whose secrets have become unusable goes on with the ones before.
     pub fn rotate(&self, secrets: &dyn Secrets) -> Vec<Rejected> {

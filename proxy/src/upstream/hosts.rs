@@ -9,11 +9,12 @@ use pillion_model::endpoint::{Endpoint, Fraction, HostAddress, LoadAssignment, L
 use pillion_model::health::Health;
 use tokio::time::Instant;
 
-use super::balance::{Balance, Draw, LocalityHosts, Turns};
+use super::balance::{Balance, Draw, LocalityHosts, Rules, Turns};
 use super::cluster::Cluster;
 use super::failure::Cause;
 use super::send::Attempt;
 use super::state::{Address, ClusterState, EndpointState};
+use super::subset::{Parts, SubsetHosts};
 use super::tls::Transport;
 
 /// All endpoints of a cluster, and how load is shared among them. Never changed, only replaced.
@@ -24,6 +25,8 @@ pub struct HostSet {
     /// Share of requests to drop, per category.
     pub drops: Vec<(String, Fraction)>,
     balance: Balance,
+    /// Instead of `balance`, where the cluster has any.
+    subsets: Option<SubsetHosts>,
     /// Of clusters that follow the original destination: places by address.
     by_address: Option<HashMap<Address, usize>>,
 }
@@ -76,12 +79,13 @@ impl Host {
 impl HostSet {
     /// Arranges the addresses of `assignment`; names must have been resolved and are left out.
     pub(super) fn build(cluster: &Cluster, assignment: &LoadAssignment) -> Self {
-        let mut hosts = Vec::new();
+        let (mut hosts, mut endpoints) = (Vec::new(), Vec::new());
         let mut localities = Vec::with_capacity(assignment.localities.len());
         for group in &assignment.localities {
             let first = hosts.len();
             for endpoint in &group.endpoints {
                 let Some(address) = address(&endpoint.address) else { continue };
+                endpoints.push(endpoint);
                 hosts.push(Host {
                     endpoint: cluster.state.endpoint(&address),
                     weight: endpoint.weight.max(1),
@@ -99,17 +103,23 @@ impl HostSet {
         let config = &cluster.config;
         let overprovisioning =
             if assignment.overprovisioning == 0 { 140 } else { assignment.overprovisioning };
-        let balance = Balance::arrange(
-            &config.load_balancing,
-            &hosts,
-            &localities,
+        let rules = Rules {
+            policy: &config.load_balancing,
             overprovisioning,
-            config.panic_threshold_percent,
-        );
+            panic_threshold: config.panic_threshold_percent,
+        };
+        let (mut balance, mut subset_hosts) = (Balance::default(), None);
+        if let Some(subsets) = &config.subsets {
+            let asked = cluster.selections.all();
+            let parts = Parts { rules, hosts: &hosts, endpoints: &endpoints, localities: &localities };
+            subset_hosts = Some(SubsetHosts::arrange(subsets, &asked, &parts));
+        } else {
+            balance = Balance::arrange(rules, &hosts, &localities, 0);
+        }
         let by_address = matches!(config.discovery, Discovery::OriginalDst).then(|| {
             hosts.iter().enumerate().map(|(at, host)| (host.endpoint.address.clone(), at)).collect()
         });
-        Self { hosts, drops: assignment.drops.clone(), balance, by_address }
+        Self { hosts, drops: assignment.drops.clone(), balance, subsets: subset_hosts, by_address }
     }
 
     /// Chooses an endpoint: its place in `hosts`.
@@ -126,7 +136,11 @@ impl HostSet {
         }
         let avoid = |host: &Host| attempt.has_tried(host.endpoint.id);
         let draw = Draw { hash: attempt.hash, redraws: attempt.redraws, avoid: &avoid, now };
-        match self.balance.pick(&self.hosts, turns, &draw) {
+        let choice = match &self.subsets {
+            None => self.balance.pick(&self.hosts, turns, &draw),
+            Some(subsets) => subsets.pick(attempt.selection, &self.hosts, turns, &draw, &state.stats),
+        };
+        match choice {
             Some(choice) => {
                 if choice.panic {
                     state.stats.lb_healthy_panic.fetch_add(1, Relaxed);
@@ -137,6 +151,13 @@ impl HostSet {
                 state.stats.upstream_cx_none_healthy.fetch_add(1, Relaxed);
                 Err(Cause::NoHealthyUpstream)
             }
+        }
+    }
+
+    /// Counts subsets that came and went since `old`.
+    pub(super) fn count_subsets(&self, old: &Self, state: &ClusterState) {
+        if let Some(subsets) = &self.subsets {
+            subsets.count(old.subsets.as_ref(), &state.stats);
         }
     }
 

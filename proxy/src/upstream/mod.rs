@@ -26,6 +26,7 @@ mod pool;
 mod relay;
 mod send;
 mod state;
+mod subset;
 mod tcp;
 mod tls;
 mod worker;
@@ -46,6 +47,7 @@ pub use send::{Attempt, Sent, StaleReplay, grpc_to_http};
 pub use state::{
     Address, ClusterState, ClusterStats, EndpointState, EndpointStats, Outcome, Priority, Usage,
 };
+pub use subset::Selection;
 pub use tcp::TcpUpstream;
 pub use tls::Transport;
 pub use worker::Pools;

@@ -18,6 +18,7 @@ use super::lease::{Connection, Lease, RequestGuard, TunnelGuard, UpstreamBody};
 use super::message;
 use super::pool::{EndpointPool, Refusal, Wanted};
 use super::state::{EndpointState, Outcome, Priority};
+use super::subset::Selection;
 use super::worker::{Pools, View};
 use crate::body::Body;
 
@@ -28,6 +29,8 @@ pub struct Attempt {
     pub priority: Priority,
     /// Consistent hash of the request; `None`: random.
     pub hash: Option<u64>,
+    /// What the route asks for, in clusters with subsets.
+    pub selection: Selection,
     /// HTTP version of the downstream request, for clusters that follow it.
     pub downstream: Version,
     /// Draws made to avoid endpoints tried before; 0: they are not avoided.
@@ -78,6 +81,7 @@ impl Default for Attempt {
         Self {
             priority: Priority::Default,
             hash: None,
+            selection: Selection::default(),
             downstream: Version::HTTP_11,
             redraws: 0,
             destination: None,

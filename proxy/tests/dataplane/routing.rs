@@ -70,6 +70,7 @@ async fn weights_split_and_rewrites_rewrite() {
     };
     let (a, b) = (origin("a").await, origin("b").await);
     let weighted = |cluster: &str, weight| WeightedCluster {
+        metadata_match: Default::default(),
         cluster: cluster.to_owned(),
         weight,
         headers: Default::default(),

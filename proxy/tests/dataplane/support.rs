@@ -107,6 +107,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
             weight: 1,
             health: Health::Serving,
             labels: Default::default(),
+            other_labels: Default::default(),
             transport: Default::default(),
         })
         .collect();
@@ -120,6 +121,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         }),
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::RoundRobin,
+        subsets: None,
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
         outlier_detection: None,

@@ -87,6 +87,7 @@ fn cluster(
         discovery,
         connect_timeout: if external.is_some() { EXTERNAL_CONNECT_TIMEOUT } else { MESH_CONNECT_TIMEOUT },
         load_balancing: load_balancing(view),
+        subsets: None,
         limits: limits(view),
         limits_high: limits(view),
         outlier_detection: outlier_detection(view),
@@ -183,6 +184,7 @@ fn external_endpoint(endpoint: &ExternalEndpoint, port: &PortView) -> Endpoint {
         weight: endpoint.weight.unwrap_or(WEIGHT_DEFAULT),
         health: Health::Serving,
         labels: endpoint.labels.clone().into(),
+        other_labels: Default::default(),
         transport: Arc::default(),
     }
 }

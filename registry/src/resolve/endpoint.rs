@@ -89,6 +89,7 @@ fn endpoint(
         weight: instance.weight,
         health,
         labels: Arc::clone(&instance.labels),
+        other_labels: Default::default(),
         transport: inbound_port.map(|_| Arc::clone(meshed)).unwrap_or_default(),
     })
 }

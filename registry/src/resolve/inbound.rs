@@ -180,6 +180,7 @@ fn application(port: &PortView, registered: &InstancePort) -> Cluster {
         weight: 1,
         health: Health::Serving,
         labels: Default::default(),
+        other_labels: Default::default(),
         transport: Default::default(),
     };
     // Callers keep the limits; a second set of them here would only hide whose limit was reached.
@@ -199,6 +200,7 @@ fn application(port: &PortView, registered: &InstancePort) -> Cluster {
         }),
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::RoundRobin,
+        subsets: None,
         limits: unlimited.clone(),
         limits_high: unlimited,
         outlier_detection: None,

@@ -139,6 +139,7 @@ impl Builder<'_> {
     fn choice(&self) -> ClusterChoice {
         let own = || outbound_cluster(&self.port.name, "", self.view.name);
         let clusters = self.rule.split.iter().map(|share| WeightedCluster {
+            metadata_match: Default::default(),
             cluster: self.cluster(share.service.as_deref(), share.subset.as_deref()),
             weight: share.weight.unwrap_or(1),
             headers: HeaderChanges::default(),

@@ -80,6 +80,7 @@ fn registry(options: &BootstrapOptions) -> Cluster {
         weight: 1,
         health: Health::Serving,
         labels: Default::default(),
+        other_labels: Default::default(),
         transport: Default::default(),
     });
     let assignment = LoadAssignment {
@@ -97,6 +98,7 @@ fn registry(options: &BootstrapOptions) -> Cluster {
         discovery: Discovery::StrictDns { assignment, refresh: Duration::from_secs(5) },
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::RoundRobin,
+        subsets: None,
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
         outlier_detection: None,

@@ -5,10 +5,12 @@ use std::mem::take;
 
 use pillion_model::endpoint::{Endpoint, Fraction, HostAddress, LoadAssignment, Locality, LocalityEndpoints};
 use pillion_model::health::Health;
+use pillion_model::metadata::{Fields, Value};
 
 use super::Context;
 use super::context::ignored;
 use super::matcher::text;
+use super::metadata::fields;
 use crate::pb;
 use pb::core::HealthStatus;
 use pb::endpoint::lb_endpoint::HostIdentifier;
@@ -111,6 +113,7 @@ fn endpoint(cx: &mut Context, mut one: pb::endpoint::LbEndpoint) -> Endpoint {
         weight,
         health,
         labels: parts.labels.into(),
+        other_labels: parts.other_labels,
         transport: parts.transport.into(),
     }
 }
@@ -118,6 +121,7 @@ fn endpoint(cx: &mut Context, mut one: pb::endpoint::LbEndpoint) -> Endpoint {
 struct Metadata {
     ours: pb::Struct,
     labels: BTreeMap<String, String>,
+    other_labels: Fields,
     transport: BTreeMap<String, String>,
 }
 
@@ -125,16 +129,16 @@ fn metadata(cx: &mut Context, mut metadata: pb::core::Metadata) -> Metadata {
     let mut part = |name| metadata.filter_metadata.remove(name).unwrap_or_default();
     let (ours, subset, transport) = (part(pb::METADATA), part(pb::names::SUBSET), part(pb::names::TRANSPORT));
     ignored!(cx, metadata, filter_metadata, typed_filter_metadata);
-    let mut labels = BTreeMap::new();
-    for key in subset.fields.keys() {
-        match text(&subset, key) {
-            Some(value) => drop(labels.insert(key.clone(), value.to_owned())),
-            None => cx.ignore(format_args!("filter_metadata[\"{}\"].{key}", pb::names::SUBSET)),
+    let (mut labels, mut other_labels) = (BTreeMap::new(), Fields::new());
+    for (key, value) in fields(subset) {
+        match value {
+            Value::Text(text) => drop(labels.insert(key, text)),
+            other => drop(other_labels.insert(key, other)),
         }
     }
     let transport =
         cx.at(format_args!("filter_metadata[\"{}\"]", pb::names::TRANSPORT), |cx| texts(cx, transport));
-    Metadata { ours, labels, transport }
+    Metadata { ours, labels, other_labels, transport }
 }
 
 /// A struct of texts.

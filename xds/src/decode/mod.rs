@@ -12,6 +12,7 @@
 //! A path is written as Envoy's documentation writes it, from the resource:
 //! `filter_chains[0].filters[1].typed_config.http_filters[0].typed_config.rules`.
 
+mod balancing;
 mod cluster;
 mod context;
 mod endpoint;
@@ -20,10 +21,12 @@ mod health_check;
 mod http;
 mod listener;
 mod matcher;
+mod metadata;
 mod policy;
 mod rbac;
 mod route;
 mod service;
+mod subset;
 mod tls;
 mod upstream;
 

@@ -14,6 +14,7 @@ use super::Context;
 use super::context::ignored;
 use super::filters::overrides;
 use super::matcher::{flag, header, our_metadata, pattern, query, regex};
+use super::metadata::labels;
 use super::policy::{changes, retry_policy};
 use crate::encode::RETRY_ONLY_SAFE;
 use crate::pb;
@@ -192,6 +193,7 @@ fn forward(cx: &mut Context, mut m: pb::route::RouteAction) -> Forward {
     });
     let forward = Forward {
         to,
+        metadata_match: cx.some("metadata_match", m.metadata_match.take(), labels).unwrap_or_default(),
         cluster_missing_status,
         rewrite,
         host_rewrite,
@@ -252,6 +254,7 @@ fn weighted(cx: &mut Context, mut m: pb::route::weighted_cluster::ClusterWeight)
     let cluster = WeightedCluster {
         cluster: take(&mut m.name),
         weight,
+        metadata_match: cx.some("metadata_match", m.metadata_match.take(), labels).unwrap_or_default(),
         headers: HeaderChanges {
             request: changes(cx, "request", &mut m.request_headers_to_remove, &mut m.request_headers_to_add),
             response: changes(

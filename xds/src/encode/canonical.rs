@@ -28,9 +28,10 @@ static METADATA: Shape = Shape(&[(1, Map(&STRUCT))]);
 static ROUTES: Shape = Shape(&[(2, Message(&VIRTUAL_HOST)), (16, Map(&LEAF))]);
 static VIRTUAL_HOST: Shape = Shape(&[(3, Message(&ROUTE)), (15, Map(&LEAF)), (24, Message(&METADATA))]);
 static ROUTE: Shape = Shape(&[(2, Message(&ROUTE_ACTION)), (4, Message(&METADATA)), (13, Map(&LEAF))]);
-static ROUTE_ACTION: Shape = Shape(&[(3, Message(&WEIGHTED))]);
+static ROUTE_ACTION: Shape = Shape(&[(3, Message(&WEIGHTED)), (4, Message(&METADATA))]);
 static WEIGHTED: Shape = Shape(&[(1, Message(&CLUSTER_WEIGHT))]);
-static CLUSTER_WEIGHT: Shape = Shape(&[(10, Map(&LEAF))]);
+static CLUSTER_WEIGHT: Shape = Shape(&[(3, Message(&METADATA)), (10, Map(&LEAF))]);
+static SUBSET: Shape = Shape(&[(2, Message(&STRUCT))]);
 static HEALTH_CHECK: Shape = Shape(&[(4, Map(&LEAF))]);
 static AUTHZ_PER_ROUTE: Shape = Shape(&[(2, Message(&CHECK_SETTINGS))]);
 static CHECK_SETTINGS: Shape = Shape(&[(1, Map(&LEAF))]);
@@ -58,6 +59,7 @@ pub(super) fn shape(full_name: &str) -> Option<&'static Shape> {
         "envoy.config.route.v3.RouteConfiguration" => &ROUTES,
         "envoy.config.cluster.v3.Cluster" => &CLUSTER,
         "envoy.config.endpoint.v3.ClusterLoadAssignment" => &ASSIGNMENT,
+        "envoy.extensions.load_balancing_policies.subset.v3.Subset" => &SUBSET,
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             &CONNECTION_MANAGER
         }

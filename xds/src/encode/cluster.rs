@@ -4,17 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use pillion_model::cluster::{
-    CircuitBreakers, Cluster, Destination, Discovery, LoadBalancing, OutlierDetection, TransportMatch,
-    UpstreamProtocol,
+    CircuitBreakers, Cluster, Destination, Discovery, OutlierDetection, TransportMatch, UpstreamProtocol,
 };
 use pillion_model::tls::UpstreamTls;
-use prost::{Message, Name};
 
-use super::{Dialect, ads, any, boolean, duration, large, limit, metadata, number, percent, text, texts};
+use super::{Dialect, ads, any, boolean, duration, limit, metadata, number, percent, text, texts};
 use crate::decode::DNS_REFRESH;
 use crate::pb;
-use pb::cluster::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
-use pb::lb::common::v3::{LocalityLbConfig, locality_lb_config};
+use pb::cluster::cluster::{ClusterDiscoveryType, DiscoveryType};
 use pb::upstream_http::http_protocol_options as options;
 
 #[expect(deprecated, reason = "the DNS cluster extension that replaces these fields says the same")]
@@ -22,7 +19,7 @@ pub(crate) fn cluster(cluster: &Cluster, dialect: Dialect<'_>) -> pb::cluster::C
     let protocol = protocol(cluster, dialect);
     let tls = |context: &UpstreamTls| transport(context, protocol, dialect);
     let (kind, assignment, refresh) = discovery(&cluster.discovery, dialect);
-    let (lb_policy, load_balancing_policy) = balancing(cluster, dialect);
+    let (lb_policy, load_balancing_policy) = super::balancing::balancing(cluster, dialect);
     pb::cluster::Cluster {
         name: cluster.name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
@@ -81,83 +78,6 @@ fn discovery(
         }
         Discovery::Eds { .. } => (DiscoveryType::Eds, None, None),
         Discovery::OriginalDst => (DiscoveryType::OriginalDst, None, None),
-    }
-}
-
-fn balancing(
-    cluster: &Cluster,
-    dialect: Dialect<'_>,
-) -> (LbPolicy, Option<pb::cluster::LoadBalancingPolicy>) {
-    if cluster.discovery == Discovery::OriginalDst {
-        return (LbPolicy::ClusterProvided, None);
-    }
-    if matches!(dialect, Dialect::Grpc) {
-        return (grpc_balancing(&cluster.load_balancing), None);
-    }
-    // Weights of localities count where there are any, as `LocalityEndpoints::weight` says.
-    let weighted = locality_lb_config::LocalityWeightedLbConfig {};
-    let locality = Some(LocalityLbConfig {
-        locality_config_specifier: Some(
-            locality_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(weighted),
-        ),
-    });
-    let least_request = |choices| {
-        let config = pb::lb::least_request::v3::LeastRequest {
-            choice_count: Some(number(choices)),
-            locality_lb_config: locality,
-            ..Default::default()
-        };
-        policy("envoy.load_balancing_policies.least_request", &config)
-    };
-    let policies = match cluster.load_balancing {
-        LoadBalancing::Ewma => {
-            let ours = pb::TypedStruct { type_url: pb::EWMA.to_owned(), value: None };
-            vec![policy("pillion.load_balancing_policies.ewma", &ours), least_request(2)]
-        }
-        LoadBalancing::LeastRequest { choices } => vec![least_request(choices)],
-        LoadBalancing::RoundRobin => vec![policy(
-            "envoy.load_balancing_policies.round_robin",
-            &pb::lb::round_robin::v3::RoundRobin { slow_start_config: None, locality_lb_config: locality },
-        )],
-        LoadBalancing::Random => vec![policy(
-            "envoy.load_balancing_policies.random",
-            &pb::lb::random::v3::Random { locality_lb_config: locality },
-        )],
-        LoadBalancing::RingHash { size_min, size_max } => vec![policy(
-            "envoy.load_balancing_policies.ring_hash",
-            &pb::lb::ring_hash::v3::RingHash {
-                minimum_ring_size: Some(large(size_min)),
-                maximum_ring_size: Some(large(size_max)),
-                locality_weighted_lb_config: Some(weighted),
-                ..Default::default()
-            },
-        )],
-        LoadBalancing::Maglev { table_size } => vec![policy(
-            "envoy.load_balancing_policies.maglev",
-            &pb::lb::maglev::v3::Maglev {
-                table_size: Some(large(table_size)),
-                locality_weighted_lb_config: Some(weighted),
-                ..Default::default()
-            },
-        )],
-    };
-    (LbPolicy::RoundRobin, Some(pb::cluster::LoadBalancingPolicy { policies }))
-}
-
-fn grpc_balancing(balancing: &LoadBalancing) -> LbPolicy {
-    match balancing {
-        LoadBalancing::Ewma | LoadBalancing::LeastRequest { .. } => LbPolicy::LeastRequest,
-        LoadBalancing::RoundRobin | LoadBalancing::Random => LbPolicy::RoundRobin,
-        LoadBalancing::RingHash { .. } | LoadBalancing::Maglev { .. } => LbPolicy::RingHash,
-    }
-}
-
-fn policy<M: Message + Name>(name: &str, config: &M) -> pb::cluster::load_balancing_policy::Policy {
-    pb::cluster::load_balancing_policy::Policy {
-        typed_extension_config: Some(pb::core::TypedExtensionConfig {
-            name: name.to_owned(),
-            typed_config: Some(any(config)),
-        }),
     }
 }
 

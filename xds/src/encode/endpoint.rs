@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, LocalityEndpoints};
 use pillion_model::health::Health;
 
+use super::metadata::fields;
 use super::{Dialect, fraction, metadata, number, text, texts};
 use crate::pb;
 use pb::core::HealthStatus;
@@ -53,12 +54,14 @@ fn locality(group: &LocalityEndpoints, dialect: Dialect<'_>) -> pb::endpoint::Lo
 
 fn endpoint(endpoint: &Endpoint) -> pb::endpoint::LbEndpoint {
     let (status, word) = health(endpoint.health);
+    let mut labels = fields(&endpoint.other_labels);
+    labels.fields.extend(texts(&*endpoint.labels).fields);
     let ours = word.map(|word| ("health".to_owned(), text(word)));
     pb::endpoint::LbEndpoint {
         health_status: status.into(),
         metadata: metadata(BTreeMap::from([
             (pb::METADATA, pb::Struct { fields: ours.into_iter().collect() }),
-            (pb::names::SUBSET, texts(&*endpoint.labels)),
+            (pb::names::SUBSET, labels),
             (pb::names::TRANSPORT, texts(&*endpoint.transport)),
         ])),
         load_balancing_weight: Some(number(endpoint.weight.max(1))),

@@ -13,6 +13,7 @@
 //! | listeners with filter chains | as they are | as they are, without `tls_inspector` |
 
 mod authz;
+mod balancing;
 mod canonical;
 mod cluster;
 mod endpoint;
@@ -22,6 +23,7 @@ mod http;
 mod jwt;
 mod listener;
 mod matcher;
+mod metadata;
 mod rbac;
 mod route;
 mod tls;

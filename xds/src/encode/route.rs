@@ -9,6 +9,7 @@ use pillion_model::route::{
 
 use super::filters::overrides;
 use super::matcher::{header, pattern, query, regex};
+use super::metadata::labels;
 use super::{Dialect, any, boolean, duration, flag, limit, number, runtime_fraction};
 use crate::pb;
 use pb::route::redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier};
@@ -146,6 +147,7 @@ fn forward(forward: &Forward) -> pb::route::RouteAction {
                 ..Default::default()
             }),
         }),
+        metadata_match: labels(&forward.metadata_match),
         cluster_not_found_response_code: missing.into(),
         prefix_rewrite,
         regex_rewrite,
@@ -179,6 +181,7 @@ fn weighted(one: &WeightedCluster) -> pb::route::weighted_cluster::ClusterWeight
     pb::route::weighted_cluster::ClusterWeight {
         name: one.cluster.clone(),
         weight: Some(number(one.weight)),
+        metadata_match: labels(&one.metadata_match),
         typed_per_filter_config: overrides(&one.filters),
         request_headers_to_add: changes.request_add,
         request_headers_to_remove: changes.request_remove,

@@ -10,10 +10,12 @@ use pillion_model::health_check::{HealthCheck, HealthChecker, HttpHealthCheck, P
 use pillion_model::instance::Protocol;
 use pillion_model::mesh::{MeshPort, MeshService};
 use pillion_model::name::ServiceName;
+use pillion_model::subset::Subsets;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use super::matchers::upstream_tls;
+use super::subsets::{other_fields, subsets};
 use super::{few, fraction, free, maybe, name, socket, text, time};
 
 pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
@@ -44,7 +46,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
             |(
                 (
                     name,
-                    (discovery, load_balancing),
+                    (discovery, load_balancing, subsets),
                     connect_timeout,
                     limits,
                     limits_high,
@@ -58,6 +60,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
                 discovery,
                 connect_timeout,
                 load_balancing,
+                subsets,
                 limits,
                 limits_high,
                 outlier_detection,
@@ -75,7 +78,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
 }
 
 /// An original-destination cluster has its own balancing.
-fn discovery() -> BoxedStrategy<(Discovery, LoadBalancing)> {
+fn discovery() -> BoxedStrategy<(Discovery, LoadBalancing, Option<Subsets>)> {
     let discovery = prop_oneof![
         assignment(socket_address().boxed()).prop_map(Discovery::Static),
         (assignment(dns_address().boxed()), time())
@@ -93,8 +96,8 @@ fn discovery() -> BoxedStrategy<(Discovery, LoadBalancing)> {
         any::<u64>().prop_map(|table_size| LoadBalancing::Maglev { table_size }),
     ];
     prop_oneof![
-        5 => (discovery, balancing),
-        1 => Just((Discovery::OriginalDst, LoadBalancing::Ewma)),
+        5 => (discovery, balancing, maybe(subsets())),
+        1 => Just((Discovery::OriginalDst, LoadBalancing::Ewma, None)),
     ]
     .boxed()
 }
@@ -106,6 +109,7 @@ fn one(address: HostAddress) -> LoadAssignment {
         weight: 1,
         health: Health::Serving,
         labels: Default::default(),
+        other_labels: Default::default(),
         transport: Default::default(),
     };
     LoadAssignment {
@@ -142,14 +146,18 @@ fn assignment(address: BoxedStrategy<HostAddress>) -> BoxedStrategy<LoadAssignme
         Just(Health::Down),
     ];
     let labels = || btree_map(text(), free(), 0..3);
-    let endpoint = (address, free(), 1_u32.., health, labels(), labels()).prop_map(
-        |(address, hostname, weight, health, labels, transport)| Endpoint {
-            address,
-            hostname,
-            weight,
-            health,
-            labels: labels.into(),
-            transport: transport.into(),
+    let endpoint = (address, free(), 1_u32.., health, labels(), other_fields(), labels()).prop_map(
+        |(address, hostname, weight, health, labels, mut other_labels, transport)| {
+            other_labels.retain(|key, _| !labels.contains_key(key));
+            Endpoint {
+                address,
+                hostname,
+                weight,
+                health,
+                labels: labels.into(),
+                other_labels,
+                transport: transport.into(),
+            }
         },
     );
     let place =

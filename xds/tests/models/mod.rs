@@ -12,6 +12,7 @@ pub(crate) mod jwt;
 pub(crate) mod listeners;
 pub(crate) mod matchers;
 pub(crate) mod routes;
+pub(crate) mod subsets;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -19,6 +19,7 @@ use super::filters::{mutations, rate_limit};
 use super::http::fault;
 use super::jwt::jwt_of_route;
 use super::matchers::{header, query, rbac, regex, string};
+use super::subsets::fields;
 use super::{duration, few, fraction, free, maybe, name, some, text, time};
 
 pub(crate) fn configuration() -> BoxedStrategy<RouteConfiguration> {
@@ -88,10 +89,15 @@ pub(crate) fn route_match() -> BoxedStrategy<RouteMatch> {
 }
 
 fn forward() -> BoxedStrategy<Forward> {
-    let weighted =
-        (name(), 1_u32..1000, changes(), overrides()).prop_map(|(cluster, weight, headers, filters)| {
-            WeightedCluster { cluster, weight, headers, filters }
-        });
+    let weighted = (name(), 1_u32..1000, fields(), changes(), overrides()).prop_map(
+        |(cluster, weight, metadata_match, headers, filters)| WeightedCluster {
+            cluster,
+            weight,
+            metadata_match,
+            headers,
+            filters,
+        },
+    );
     let to = prop_oneof![
         name().prop_map(ClusterChoice::Cluster),
         name().prop_map(ClusterChoice::Header),
@@ -106,26 +112,32 @@ fn forward() -> BoxedStrategy<Forward> {
     let missing = prop_oneof![Just(503), Just(404), Just(500)];
     let times = (maybe(time()), maybe(duration()), maybe(time()), maybe(duration()));
     (
-        (to, missing, maybe(rewrite()), maybe(host_rewrite), times),
+        ((to, fields()), missing, maybe(rewrite()), maybe(host_rewrite), times),
         (maybe(retry()), few(mirror), few(hash()), few((name(), any::<bool>())), any::<bool>()),
     )
-        .prop_map(|((to, missing, rewrite, host_rewrite, times), (retry, mirrors, hash, upgrades, high))| {
-            Forward {
-                to,
-                cluster_missing_status: missing,
-                rewrite,
-                host_rewrite,
-                timeout: times.0,
-                idle_timeout: times.1,
-                max_stream_duration: times.2,
-                grpc_timeout_max: times.3,
-                retry,
-                mirrors,
-                hash,
-                upgrades,
-                high_priority: high,
-            }
-        })
+        .prop_map(
+            |(
+                ((to, metadata_match), missing, rewrite, host_rewrite, times),
+                (retry, mirrors, hash, upgrades, high),
+            )| {
+                Forward {
+                    to,
+                    metadata_match,
+                    cluster_missing_status: missing,
+                    rewrite,
+                    host_rewrite,
+                    timeout: times.0,
+                    idle_timeout: times.1,
+                    max_stream_duration: times.2,
+                    grpc_timeout_max: times.3,
+                    retry,
+                    mirrors,
+                    hash,
+                    upgrades,
+                    high_priority: high,
+                }
+            },
+        )
         .boxed()
 }
 

@@ -23,6 +23,7 @@ pub(crate) struct Balance {
     policy: LoadBalancing,
     loads: Loads,
     levels: Vec<Level>,
+    /// The number of groups, and of those of other balances before.
     groups: usize,
 }
 
@@ -66,6 +67,16 @@ pub(crate) struct LocalityHosts {
     pub(crate) members: Vec<u32>,
 }
 
+/// What a cluster says of choosing.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    pub(crate) policy: &'a LoadBalancing,
+    /// Percent, usually 140.
+    pub(crate) overprovisioning: u32,
+    /// Percent.
+    pub(crate) panic_threshold: u32,
+}
+
 /// What a choice depends on besides the endpoints.
 pub(crate) struct Draw<'a> {
     pub(crate) hash: Option<u64>,
@@ -83,14 +94,14 @@ pub(crate) struct Choice {
 }
 
 impl Balance {
-    /// Arranges `hosts` in their `localities`. Percentages: overprovisioning, panic threshold.
+    /// Arranges `hosts` in their `localities`. A worker's turns are its own from place `first` on.
     pub(crate) fn arrange(
-        policy: &LoadBalancing,
+        rules: Rules<'_>,
         hosts: &[Host],
         localities: &[LocalityHosts],
-        overprovisioning: u32,
-        panic_threshold: u32,
+        first: usize,
     ) -> Self {
+        let Rules { policy, overprovisioning, panic_threshold } = rules;
         let count = localities.iter().map(|it| it.priority as usize + 1).max().unwrap_or(0);
         let of_level = |level: usize| -> Vec<&LocalityHosts> {
             localities.iter().filter(|it| it.priority as usize == level).collect()
@@ -100,7 +111,7 @@ impl Balance {
             policy: policy.clone(),
             loads: Loads::share(&counts, overprovisioning, panic_threshold),
             levels: Vec::with_capacity(count),
-            groups: 0,
+            groups: first,
         };
         for level in 0..count {
             let localities = of_level(level);
@@ -113,6 +124,11 @@ impl Balance {
             balance.levels.push(arranged);
         }
         balance
+    }
+
+    /// The place after its last turn.
+    pub(crate) fn end(&self) -> usize {
+        self.groups
     }
 
     /// One tier of one priority. Localities count by weight and availability, except in panic.

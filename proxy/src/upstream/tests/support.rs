@@ -44,6 +44,7 @@ pub(in crate::upstream) fn config(name: &str) -> Config {
         discovery: Discovery::Eds { service_name: String::new() },
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::Ewma,
+        subsets: None,
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
         outlier_detection: None,
@@ -66,6 +67,7 @@ pub(in crate::upstream) fn endpoint(address: SocketAddr) -> Endpoint {
         weight: 1,
         health: Health::Serving,
         labels: Default::default(),
+        other_labels: Default::default(),
         transport: Default::default(),
     }
 }
