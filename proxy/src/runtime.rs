@@ -159,12 +159,22 @@ impl Runtime {
     /// says that certificate or roots have changed.
     pub fn publish(&self, resources: Resources, secrets: &Arc<dyn Secrets>) -> Published {
         let mut publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = Vec::new();
         if !publishing.secrets.as_ref().is_some_and(|old| Arc::ptr_eq(old, secrets)) {
             publishing.secrets = Some(Arc::clone(secrets));
             publishing.identity_generation += 1;
+            refused = self.shared.clusters.rotate(&**secrets);
         }
         publishing.resources = resources;
-        self.apply(&mut publishing)
+        let mut published = self.apply(&mut publishing);
+        // One that is gone by now needs no secrets.
+        refused.retain(|refused| publishing.resources.clusters.contains_key(&refused.name));
+        published.rejected.extend(refused.into_iter().map(|refused| Rejected {
+            kind: "cluster",
+            name: refused.name,
+            reason: refused.reason,
+        }));
+        published
     }
 
     /// Takes the application's own traffic: see [`OutboundOptions`]. To be called once.

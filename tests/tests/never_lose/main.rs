@@ -1,0 +1,3 @@
+//! Requests that must not be lost, nor carried out twice.
+
+mod single;
