@@ -80,7 +80,9 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
             }
             x.record.flags.add(reply.flags);
             x.record.details = Some(reply.details.clone());
-            reply.into_response(&x.record.method, x.head.grpc, x.hcm.config.mark_local_replies)
+            // A mark makes callers send a POST again.
+            let mark = x.hcm.config.mark_local_replies && !x.asked;
+            reply.into_response(&x.record.method, x.head.grpc, mark)
         }
     };
     // A client that is still sending would take the rest for its next request.

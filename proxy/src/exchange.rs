@@ -115,6 +115,8 @@ pub(crate) struct Exchange {
     /// Set by the router once both sides agreed to change protocol.
     pub(crate) tunnel: Option<Tunnel>,
     pub(crate) record: Box<Record>,
+    /// Whether an upstream may have seen the request.
+    pub(crate) asked: bool,
     /// One random number for all choices of this request.
     pub(crate) draw: u64,
     pub(crate) request_id: Option<HeaderValue>,
@@ -174,6 +176,7 @@ impl Exchange {
             progress,
             tunnel: None,
             record,
+            asked: false,
             draw: fastrand::u64(..),
             request_id: None,
             choice: None,

@@ -68,6 +68,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         x.record.attempts += 1;
         let started = Instant::now();
         let tried = try_once(x, &target, &mut attempt, request, started).await;
+        x.asked |= tried.reached_upstream();
         drop(permit.take());
         let unasked = matches!(&tried, Tried::Failed(failure) if failure.endpoint.is_none());
         let asked = attempt.endpoint.as_ref().filter(|_| !unasked);

@@ -107,22 +107,15 @@ pub(super) fn connection_manager(
     }
 }
 
-/// Marks every local reply of an Envoy as a Pillion sidecar marks its own.
+/// Marks local replies of an Envoy as a Pillion sidecar marks its own: those to requests that the
+/// application cannot have seen.
 pub(crate) fn local_reply_mark() -> pb::hcm::LocalReplyConfig {
     use pb::accesslog::access_log_filter::FilterSpecifier;
-    let any_status = pb::accesslog::StatusCodeFilter {
-        comparison: Some(pb::accesslog::ComparisonFilter {
-            op: pb::accesslog::comparison_filter::Op::Ge.into(),
-            value: Some(pb::core::RuntimeUInt32 {
-                default_value: 100,
-                runtime_key: "pillion.local_reply_status".to_owned(),
-            }),
-        }),
-    };
+    let unseen = pb::accesslog::ResponseFlagFilter { flags: UNSEEN.map(str::to_owned).to_vec() };
     pb::hcm::LocalReplyConfig {
         mappers: vec![pb::hcm::ResponseMapper {
             filter: Some(pb::accesslog::AccessLogFilter {
-                filter_specifier: Some(FilterSpecifier::StatusCodeFilter(any_status)),
+                filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(unseen)),
             }),
             headers_to_add: vec![pb::core::HeaderValueOption {
                 header: Some(pb::core::HeaderValue {
@@ -139,6 +132,10 @@ pub(crate) fn local_reply_mark() -> pb::hcm::LocalReplyConfig {
         body_format: None,
     }
 }
+
+/// Response flags of requests of which no upstream got a byte: no route, no cluster, no endpoint, no
+/// connection, no room, or an answer made on purpose.
+const UNSEEN: [&str; 9] = ["FI", "NC", "NR", "OM", "RL", "UAEX", "UF", "UH", "UO"];
 
 pub(super) fn access_logs(logs: &[AccessLog]) -> Vec<pb::accesslog::AccessLog> {
     logs.iter().map(access_log).collect()
