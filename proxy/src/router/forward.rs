@@ -5,7 +5,7 @@ use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
-use pillion_model::retry::Reset;
+use pillion_model::retry::{Reset, is_idempotent};
 use tokio::time::Instant;
 
 use super::hash::{self, Hashed};
@@ -26,6 +26,8 @@ use crate::upstream::{Attempt, Cause as Failed, Failure, Priority, Sent, StaleRe
 
 /// Bytes of a request's body kept for a retry or a mirror.
 const REPLAY_BYTES_MAX: usize = 1 << 20;
+/// The same for an idempotent request that may meet a connection which its upstream is just closing.
+const STALE_BYTES_MAX: usize = 64 << 10;
 
 /// What one try ended with.
 enum Tried {
@@ -173,10 +175,17 @@ struct Requests {
 impl Requests {
     fn new(x: &mut Exchange, retries: bool, mirrors: bool) -> Self {
         let body = std::mem::take(&mut x.body);
-        if matches!(body, Body::Empty) || !(retries || mirrors) {
+        let kept_max = if retries || mirrors {
+            REPLAY_BYTES_MAX
+        } else if is_idempotent(x.head.method.as_str()) && x.head.upgrade.is_none() {
+            STALE_BYTES_MAX
+        } else {
+            0
+        };
+        if matches!(body, Body::Empty) || kept_max == 0 {
             return Self { buffer: None, body: Some(body) };
         }
-        Self { buffer: Some(ReplayBuffer::new(body, REPLAY_BYTES_MAX)), body: None }
+        Self { buffer: Some(ReplayBuffer::new(body, kept_max)), body: None }
     }
 
     /// Whether the request can be made once more.

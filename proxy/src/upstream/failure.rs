@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
-use http::Request;
+use http::{Request, Response};
 use pillion_model::retry::Reset;
 
 use super::heads::BadHead;
@@ -139,6 +139,31 @@ fn classify_h2(error: &h2::Error) -> Reset {
         Some(_) if error.is_remote() => Reset::RemoteReset,
         Some(_) if error.is_library() => Reset::ProtocolError,
         _ => Reset::ConnectionTermination,
+    }
+}
+
+/// The status passive health counts: a gRPC status in the headers is one of HTTP's in disguise.
+pub(super) fn passive_status<B>(response: &Response<B>) -> u16 {
+    let grpc =
+        response.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    grpc.map_or_else(|| response.status().as_u16(), grpc_to_http)
+}
+
+/// Envoy's mapping of gRPC status codes to HTTP's.
+pub fn grpc_to_http(status: u32) -> u16 {
+    match status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
     }
 }
 

@@ -42,6 +42,44 @@ impl Drop for RequestGuard {
     }
 }
 
+/// A place among the requests that wait for a connection.
+pub(super) struct Pending<'a> {
+    pool: &'a EndpointPool,
+    priority: Priority,
+}
+
+impl<'a> Pending<'a> {
+    /// Takes a place, if the cluster's limit leaves one.
+    pub(super) fn acquire(pool: &'a EndpointPool, priority: Priority) -> Option<Self> {
+        let cluster = &pool.endpoint.cluster;
+        let pending = &cluster.usage(priority).pending;
+        if pending.fetch_add(1, Relaxed) >= pool.cluster.limits(priority).pending_max {
+            pending.fetch_sub(1, Relaxed);
+            cluster.stats.upstream_rq_pending_overflow.fetch_add(1, Relaxed);
+            return None;
+        }
+        pool.endpoint.waiting.fetch_add(1, Relaxed);
+        Some(Self { pool, priority })
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.pool.endpoint.waiting.fetch_sub(1, Relaxed);
+        self.pool.endpoint.cluster.usage(self.priority).pending.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Which kept connections a request may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reuse {
+    /// Any: if the peer is just closing it, the request is sent again.
+    Any,
+    /// One in use a moment ago: the peer may be closing others for their idleness, and nobody could
+    /// tell whether it has seen the request.
+    Recent,
+}
+
 /// The connection a request is on.
 pub(super) enum Connection {
     Http1(Http1),

@@ -37,13 +37,13 @@ mod tests;
 pub use cluster::{Cluster, RetryPermit};
 pub use clusters::{ClusterMap, Clusters, Rejected};
 pub use dns::Names;
-pub use failure::{Cause, Failure, body_reset, reset_reason};
+pub use failure::{Cause, Failure, body_reset, grpc_to_http, reset_reason};
 pub use hosts::{Host, HostSet};
 pub use io::Io;
 pub use lease::{TunnelGuard, UpstreamBody};
 pub use outlier::OutlierStats;
 pub use relay::{RelayEnd, Relayed, relay};
-pub use send::{Attempt, Sent, StaleReplay, grpc_to_http};
+pub use send::{Attempt, Sent, StaleReplay};
 pub use state::{
     Address, ClusterState, ClusterStats, EndpointState, EndpointStats, Outcome, Priority, Usage,
 };

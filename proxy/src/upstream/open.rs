@@ -23,7 +23,8 @@ pub(super) async fn connect(pool: Rc<EndpointPool>, counted: ConnectionGuard) {
     pool.opened(opened);
 }
 
-async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> Result<Opened, ConnectError> {
+/// Opens a connection, and starts it.
+pub(super) async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> Result<Opened, ConnectError> {
     let generation = pool.transport.generation();
     let io = dial(&pool.cluster, &pool.endpoint, &pool.transport, counted).await?;
     let broken = |error: hyper::Error| ConnectError::refused(error.to_string());

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use hyper::client::conn::http1;
 use pillion_model::retry::Reset;
@@ -21,8 +22,8 @@ use super::heads::Expected;
 use super::hosts::Host;
 use super::http2::Http2;
 use super::io::ConnectionGuard;
-use super::lease::Connection;
-use super::open::{Opened, connect};
+use super::lease::{Connection, Pending, Reuse};
+use super::open::{Opened, connect, open};
 use super::state::{EndpointState, Priority};
 use super::tls::Transport;
 use super::worker::Worker;
@@ -120,15 +121,23 @@ impl EndpointPool {
     }
 
     /// A connection that can take a request at once.
-    pub(super) fn ready(self: &Rc<Self>) -> Option<Connection> {
-        if let Some(connection) = self.ready_http1() {
+    pub(super) fn ready(self: &Rc<Self>, reuse: Reuse) -> Option<Connection> {
+        if let Some(connection) = self.ready_http1(reuse) {
             return Some(Connection::Http1(connection));
         }
         self.ready_http2().map(Connection::Http2)
     }
 
-    fn ready_http1(&self) -> Option<Http1> {
+    fn ready_http1(&self, reuse: Reuse) -> Option<Http1> {
         let mut idle = self.idle.borrow_mut();
+        if reuse == Reuse::Recent
+            && let Some(last) = idle.last()
+            && self.worker.now().saturating_duration_since(last.since) > RECENT
+        {
+            // The others are older still. A new one takes the place of the oldest.
+            idle.remove(0);
+            return None;
+        }
         while let Some(Idle { connection, .. }) = idle.pop() {
             if connection.send.is_ready() && connection.generation == self.transport.generation() {
                 return Some(connection);
@@ -188,7 +197,7 @@ impl EndpointPool {
             if self.waiting.borrow().is_empty() {
                 return;
             }
-            let Some(connection) = self.ready() else { return };
+            let Some(connection) = self.ready(Reuse::Recent) else { return };
             self.hand_over(connection);
         }
     }
@@ -306,6 +315,28 @@ impl EndpointPool {
         self.open.get() == 0 && self.connecting.get() == 0
     }
 
+    /// A connection that nobody has used yet.
+    pub(super) async fn fresh(self: &Rc<Self>, priority: Priority) -> Result<Connection, Refusal> {
+        let max = self.cluster.limits(priority).connections_max;
+        let first = self.open.get() + self.connecting.get() == 0;
+        if let Some(counted) = ConnectionGuard::acquire(&self.endpoint, priority, max, first) {
+            match open(self, counted).await.map_err(Refusal::Connect)? {
+                Opened::Http1(connection) => {
+                    self.open.set(self.open.get() + 1);
+                    return Ok(Connection::Http1(connection));
+                }
+                Opened::Http2(connection) => {
+                    self.open.set(self.open.get() + 1);
+                    self.shared.borrow_mut().push(connection);
+                }
+            }
+        }
+        match self.ready_http2() {
+            Some(stream) => Ok(Connection::Http2(stream)),
+            None => self.wait(priority).await,
+        }
+    }
+
     /// A connection was opened, or could not be.
     pub(super) fn opened(self: &Rc<Self>, opened: Result<Opened, ConnectError>) {
         self.connecting.set(self.connecting.get() - 1);
@@ -357,33 +388,8 @@ impl Drop for Stream {
     }
 }
 
-/// A place among the requests that wait for a connection.
-struct Pending<'a> {
-    pool: &'a EndpointPool,
-    priority: Priority,
-}
-
-impl<'a> Pending<'a> {
-    fn acquire(pool: &'a EndpointPool, priority: Priority) -> Option<Self> {
-        let cluster = &pool.endpoint.cluster;
-        let pending = &cluster.usage(priority).pending;
-        if pending.fetch_add(1, Relaxed) >= pool.cluster.limits(priority).pending_max {
-            pending.fetch_sub(1, Relaxed);
-            cluster.stats.upstream_rq_pending_overflow.fetch_add(1, Relaxed);
-            return None;
-        }
-        pool.endpoint.waiting.fetch_add(1, Relaxed);
-        Some(Self { pool, priority })
-    }
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        self.pool.endpoint.waiting.fetch_sub(1, Relaxed);
-        self.pool.endpoint.cluster.usage(self.priority).pending.fetch_sub(1, Relaxed);
-    }
-}
-
+/// How long after its last use nobody closes a connection for idleness: servers wait a second or more.
+const RECENT: Duration = Duration::from_millis(500);
 /// Streams on the least used connection from which on another connection is opened beside it.
 const STREAMS_PRESSURE: usize = 64;
 /// Shared connections of one worker to one endpoint opened for pressure alone.

@@ -13,8 +13,8 @@ use pillion_model::retry::{Reset, is_idempotent};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
-use super::failure::{Cause, Failure, classify};
-use super::lease::{Connection, Lease, RequestGuard, TunnelGuard, UpstreamBody};
+use super::failure::{Cause, Failure, classify, passive_status};
+use super::lease::{Connection, Lease, RequestGuard, Reuse, TunnelGuard, UpstreamBody};
 use super::message;
 use super::pool::{EndpointPool, Refusal, Wanted};
 use super::state::{EndpointState, Outcome, Priority};
@@ -192,24 +192,29 @@ async fn try_pool(
     mut request: Request<Body>,
 ) -> Result<Sent, Failure> {
     let mut repeats = REPEATS_MAX;
+    // With TLS a new connection costs round trips, and is kept for longer.
+    let any = is_idempotent(request.method().as_str()) || pool.transport.is_tls();
+    let reuse = if any { Reuse::Any } else { Reuse::Recent };
+    let mut stale = false;
     loop {
-        let connection = match pool.ready() {
+        let ready = if stale { None } else { pool.ready(reuse) };
+        let connection = match ready {
             Some(connection) => connection,
-            None => match pool.wait(attempt.priority).await {
-                Ok(connection) => {
-                    // Opening it is not the endpoint's latency: whoever is met first would look slow.
-                    attempt.started = Some(Instant::now());
-                    connection
+            None => {
+                let opened = if stale {
+                    pool.fresh(attempt.priority).await
+                } else {
+                    pool.wait(attempt.priority).await
+                };
+                match opened {
+                    Ok(connection) => {
+                        // Opening it is not the endpoint's latency: whoever is met first would look slow.
+                        attempt.started = Some(Instant::now());
+                        connection
+                    }
+                    Err(refusal) => return Err(refused(refusal, pool).hand_back(request)),
                 }
-                // Nobody was asked.
-                Err(Refusal::Overflow) => {
-                    return Err(Failure::reset(Reset::Overflow).hand_back(request));
-                }
-                Err(Refusal::Connect(error)) => {
-                    let failure = Failure::reset(error.reset).detail(error.detail);
-                    return Err(failure.at(&pool.endpoint).hand_back(request));
-                }
-            },
+            }
         };
         let Some(guard) = RequestGuard::acquire(pool, attempt.priority) else {
             pool.endpoint.cluster.stats.upstream_rq_active_overflow.fetch_add(1, Relaxed);
@@ -229,9 +234,10 @@ async fn try_pool(
         match again {
             Some(again) if repeats > 0 => {
                 // What was never sent may be sent until this gives up; what the peer may have seen
-                // only once more, and on a connection that is not as old.
+                // only once more, and on a new connection.
                 repeats = if failure.request_sent { 0 } else { repeats - 1 };
-                if failure.stale_connection {
+                stale = failure.stale_connection;
+                if stale {
                     pool.forget_idle();
                 }
                 pool.endpoint.cluster.stats.upstream_rq_stale_replay.fetch_add(1, Relaxed);
@@ -240,6 +246,14 @@ async fn try_pool(
             Some(again) => return Err(failure.at(&pool.endpoint).hand_back(again)),
             None => return Err(failure.at(&pool.endpoint)),
         }
+    }
+}
+
+fn refused(refusal: Refusal, pool: &EndpointPool) -> Failure {
+    match refusal {
+        // Nobody was asked.
+        Refusal::Overflow => Failure::reset(Reset::Overflow),
+        Refusal::Connect(error) => Failure::reset(error.reset).detail(error.detail).at(&pool.endpoint),
     }
 }
 
@@ -272,7 +286,8 @@ async fn send_http1(
             let mut failure = Failure::reset(reset).detail(detail(&error));
             failure.request_sent = true;
             failure.stale_connection = stale;
-            Err((failure, copy.filter(|_| stale)))
+            // Meanwhile the body may have become larger than what is kept of it.
+            Err((failure, copy.filter(|copy| stale && copy.body().try_clone().is_some())))
         }
     }
 }
@@ -363,31 +378,6 @@ fn unsent_failure(error: &hyper::Error) -> Failure {
 
 fn detail(error: &hyper::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-}
-
-/// The status passive health counts: a gRPC status in the headers is one of HTTP's in disguise.
-fn passive_status<B>(response: &Response<B>) -> u16 {
-    let grpc =
-        response.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-    grpc.map_or_else(|| response.status().as_u16(), grpc_to_http)
-}
-
-/// Envoy's mapping of gRPC status codes to HTTP's.
-pub fn grpc_to_http(status: u32) -> u16 {
-    match status {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
 }
 
 /// A pool that hands out dying connections one after the other is left after this many.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use rustix::process::Signal;
+
 use super::http::{self, Answer};
 use super::ports::free_address;
 use super::process::{Finished, Process, run};
@@ -59,6 +61,15 @@ impl Registry {
     pub async fn crash(self) -> Crashed {
         let Self { process, api, mesh, dns, data, more } = self;
         process.kill().await;
+        Crashed { addresses: [api, mesh, dns], data, more }
+    }
+
+    /// Tells it to end, and waits until it has.
+    pub async fn stop(self) -> Crashed {
+        let Self { mut process, api, mesh, dns, data, more } = self;
+        process.signal(Signal::TERM);
+        let status = process.exit(DEADLINE).await;
+        assert!(status.success(), "{status}: {}", process.output());
         Crashed { addresses: [api, mesh, dns], data, more }
     }
 
@@ -134,7 +145,7 @@ impl Registry {
     }
 }
 
-/// What is left of a registry that was killed.
+/// What is left of a registry that was killed or stopped.
 #[derive(Debug)]
 pub struct Crashed {
     addresses: [SocketAddr; 3],

@@ -79,6 +79,32 @@ fn a_stale_connection_costs_an_idempotent_request_nothing() {
     });
 }
 
+/// Nobody can tell whether an upstream that closes a connection for idleness has seen a POST on it.
+#[test]
+fn a_post_goes_on_no_connection_that_was_idle_for_long() {
+    on_worker(async {
+        let (address, seen) = http1_origin(async |_| ok("hello")).await;
+        let proxy = Proxy::new();
+        let mut config = config("web");
+        config.limits.connections_max = 1;
+        let cluster = proxy.cluster(config, &[address]);
+        let post = async || {
+            let post = Request::post("/").header("host", "test").body(Body::full("pay")).expect("a request");
+            read(proxy.pools.send(&cluster, &mut Attempt::default(), post).await.expect("an answer")).await
+        };
+        for (idle, what, connections) in
+            [(0, "GET", 1), (100, "POST", 1), (600, "GET", 1), (600, "POST", 2), (100, "POST", 2)]
+        {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_millis(idle)).await;
+            tokio::time::resume();
+            let answer = if what == "GET" { proxy.text(&cluster).await } else { post().await };
+            assert_eq!(answer, "hello");
+            assert_eq!(seen.connections.get(), connections, "{what} after {idle} ms");
+        }
+    });
+}
+
 #[test]
 fn a_stale_connection_is_told_where_repeating_is_the_callers() {
     on_worker(async {
