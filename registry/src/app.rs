@@ -167,6 +167,7 @@ pub struct Running {
     pub token_is_new: bool,
     readiness: Readiness,
     catalog: Arc<Catalog>,
+    hub: Arc<Hub>,
     control: Arc<Control>,
     authority: Arc<Authority>,
     serving: CancellationToken,
@@ -254,7 +255,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
 
     let parts = api::Parts {
         catalog: Arc::clone(&catalog),
-        hub,
+        hub: Arc::clone(&hub),
         control: Arc::clone(&control),
         ads,
         authority: Arc::clone(&authority),
@@ -284,6 +285,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         token_is_new,
         readiness,
         catalog,
+        hub,
         control,
         authority,
         serving,
@@ -316,6 +318,7 @@ impl Running {
         self.readiness.leave();
         self.serving.cancel();
         self.control.close();
+        self.hub.close();
         self.servers.close();
         self.servers.wait().await;
         self.background.cancel();
@@ -327,6 +330,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.serving.cancel();
+        self.control.close();
+        self.hub.close();
         self.background.cancel();
     }
 }

@@ -11,7 +11,8 @@ use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
 use http_body::{Frame, SizeHint};
-use tokio_util::sync::CancellationToken;
+
+use super::signal::{Asked, Signal};
 
 /// The open connections. Cheap to clone.
 #[derive(Clone)]
@@ -29,7 +30,7 @@ struct Held {
 }
 
 struct Open {
-    cut: CancellationToken,
+    signal: Arc<Signal>,
     /// Requests that are being answered.
     busy: usize,
     asked: bool,
@@ -49,11 +50,17 @@ impl Connections {
             return None;
         }
         let id = held.tick();
-        let cut = CancellationToken::new();
-        held.open.insert(id, Open { cut: cut.clone(), busy: 0, asked: false, since: id });
+        let signal = Arc::new(Signal::default());
+        held.open.insert(id, Open { signal: Arc::clone(&signal), busy: 0, asked: false, since: id });
         held.idle.insert((false, id), id);
         drop(held);
-        Some(Place { connections: self.clone(), id, cut })
+        Some(Place { connections: self.clone(), id, signal })
+    }
+
+    /// Asks something of everybody.
+    pub(super) fn ask_all(&self, what: Asked) {
+        let signals: Vec<_> = self.lock().open.values().map(|open| Arc::clone(&open.signal)).collect();
+        signals.iter().for_each(|signal| signal.ask(what));
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -71,7 +78,7 @@ impl Held {
     fn shed(&mut self) -> bool {
         let Some((_, id)) = self.idle.pop_first() else { return false };
         if let Some(open) = self.open.remove(&id) {
-            open.cut.cancel();
+            open.signal.ask(Asked::Cut);
         }
         true
     }
@@ -106,13 +113,13 @@ impl Held {
 pub(super) struct Place {
     connections: Connections,
     id: u64,
-    cut: CancellationToken,
+    signal: Arc<Signal>,
 }
 
 impl Place {
-    /// Cancelled when the connection must go.
-    pub(super) fn cut(&self) -> &CancellationToken {
-        &self.cut
+    /// What is asked of the connection.
+    pub(super) fn signal(&self) -> &Arc<Signal> {
+        &self.signal
     }
 
     /// Whether it has asked anything yet.
@@ -182,7 +189,7 @@ mod tests {
         let (asked, silent, busy) = (enter().expect("room"), enter().expect("room"), enter().expect("room"));
         drop(asked.begin());
         let request = busy.begin();
-        let cut = |place: &Place| place.cut().is_cancelled();
+        let cut = |place: &Place| place.signal().is_asked(Asked::Cut);
         // Who never asked goes before who asked once, though that one came first.
         let first = enter().expect("an idle one goes");
         assert_eq!([cut(&asked), cut(&silent), cut(&busy)], [false, true, false]);

@@ -4,6 +4,7 @@
 mod client;
 mod connections;
 mod server;
+mod signal;
 mod stall;
 #[cfg(test)]
 mod tests;

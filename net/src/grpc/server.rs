@@ -34,6 +34,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tower::ServiceExt as _;
 
 use super::connections::{Answering, Connections, Place};
+use super::signal::Asked;
 use super::stall::Impatient;
 use crate::listen::pause_accept;
 use crate::tls::{self, PeerCertificate, ServerTls};
@@ -85,7 +86,7 @@ impl Serve {
     ///
     /// A connection also ends (after GOAWAY) when its client's certificate does.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
-        let (open, cut) = (TaskTracker::new(), CancellationToken::new());
+        let open = TaskTracker::new();
         let connections = Connections::new(self.connections_max);
         let shared = Arc::new(self);
         while let Some((stream, remote)) = accept(&listener, &stop).await {
@@ -93,37 +94,38 @@ impl Serve {
                 tracing::debug!(server = shared.name, %remote, "too many connections, and none is idle");
                 continue;
             };
-            let (shared, stop, cut) = (Arc::clone(&shared), stop.clone(), cut.clone());
+            let shared = Arc::clone(&shared);
             open.spawn(async move {
-                let shed = place.cut().clone();
-                let connection = Box::pin(shared.connection(stream, remote, place, stop));
-                cut.run_until_cancelled(shed.run_until_cancelled(connection)).await;
+                let signal = Arc::clone(place.signal());
+                let connection = Box::pin(shared.connection(stream, remote, place));
+                signal.unless(Asked::Cut, connection).await;
             });
         }
         drop(listener); // the port is free while we drain
+        connections.ask_all(Asked::Finish);
         open.close();
         if timeout(shared.grace, open.wait()).await.is_err() {
             tracing::warn!(server = shared.name, connections = open.len(), "grace is over, closing");
-            cut.cancel();
+            connections.ask_all(Asked::Cut);
             open.wait().await;
         }
     }
 
-    async fn connection(&self, stream: TcpStream, remote: SocketAddr, place: Place, stop: CancellationToken) {
+    async fn connection(&self, stream: TcpStream, remote: SocketAddr, place: Place) {
         // Nothing is made ready for those who say nothing: so they cost next to nothing.
-        let spoke = stop.run_until_cancelled(timeout(HEADER_TIMEOUT, stream.readable())).await;
-        if matches!(spoke, Some(Ok(Ok(())))) {
-            Box::pin(self.accepted(stream, remote, place, stop)).await;
+        let speaks = timeout(HEADER_TIMEOUT, stream.readable());
+        if matches!(place.signal().unless(Asked::Finish, speaks).await, Some(Ok(Ok(())))) {
+            Box::pin(self.accepted(stream, remote, place)).await;
         }
     }
 
-    async fn accepted(&self, stream: TcpStream, remote: SocketAddr, place: Place, stop: CancellationToken) {
+    async fn accepted(&self, stream: TcpStream, remote: SocketAddr, place: Place) {
         let _ = stream.set_nodelay(true);
         let Ok(local) = stream.local_addr() else { return };
         let config = match &self.security {
             ServerSecurity::Plaintext => {
                 let incoming = Incoming { local, remote, tls: false };
-                return self.http(stream, Versions::Both, incoming, None, place, stop).await;
+                return self.http(stream, Versions::Both, incoming, None, place).await;
             }
             ServerSecurity::Fixed(config) => Arc::clone(config),
             ServerSecurity::Mesh(tls) => match tls.current() {
@@ -134,14 +136,14 @@ impl Serve {
             },
         };
         // In a box that is gone when connections that last begin: there are many of them.
-        let Some((stream, peer)) = Box::pin(self.handshake(config, stream, remote, &stop)).await else {
+        let Some((stream, peer)) = Box::pin(self.handshake(config, stream, remote, &place)).await else {
             return;
         };
         let versions = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Versions::Two,
             _ => Versions::Both,
         };
-        self.http(stream, versions, Incoming { local, remote, tls: true }, peer, place, stop).await;
+        self.http(stream, versions, Incoming { local, remote, tls: true }, peer, place).await;
     }
 
     async fn handshake(
@@ -149,10 +151,10 @@ impl Serve {
         config: Arc<ServerConfig>,
         stream: TcpStream,
         remote: SocketAddr,
-        stop: &CancellationToken,
+        place: &Place,
     ) -> Option<(Box<TlsStream<TcpStream>>, Option<Arc<PeerCertificate>>)> {
         let accept = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream));
-        let stream = match stop.run_until_cancelled(accept).await?.ok()? {
+        let stream = match place.signal().unless(Asked::Finish, accept).await?.ok()? {
             Ok(stream) => stream,
             Err(error) => {
                 let reason = tls::explain(&error);
@@ -179,7 +181,6 @@ impl Serve {
         incoming: Incoming,
         peer: Option<Arc<PeerCertificate>>,
         place: Place,
-        stop: CancellationToken,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -201,7 +202,8 @@ impl Serve {
         let stream = TokioIo::new(Impatient::new(stream, STALL_MAX));
         let finish = async move {
             tokio::select! {
-                () = stop.cancelled() => {}
+                biased;
+                () = place.signal().asked(Asked::Finish) => {}
                 () = certificate_end(ends_in) => {}
                 () = never_asks(&place) => {}
             }
@@ -228,6 +230,7 @@ impl Serve {
         C: GracefulConnection<Error: Display>,
     {
         let ended = tokio::select! {
+            biased;
             ended = connection.as_mut() => ended,
             () = finish => {
                 connection.as_mut().graceful_shutdown();

@@ -5,15 +5,18 @@
 //! it misses nothing.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use http_body::Frame;
 use pillion_model::name::ServiceName;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::request::{Position, Query, gone, position};
 use super::{Api, Problem};
@@ -48,11 +51,7 @@ pub(super) async fn stream(
         (None, None) => None,
     };
     let subscription = api.hub.subscribe(&world, interest, after)?;
-    let start = Stream { subscription, stop: api.stop.clone() };
-    let events = stream::unfold(start, Stream::next);
-    let first = stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from_static(RETRY.as_bytes()))]);
-    let body = Body::from_stream(futures_util::StreamExt::chain(first, events));
-    let mut response = body.into_response();
+    let mut response = Body::new(Stream::new(subscription)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -81,34 +80,73 @@ fn interest(query: &Query) -> Result<Interest, Problem> {
     }
 }
 
+/// The events as they happen. It is a body of its own, without what a stream of futures does for each.
 struct Stream {
     subscription: Subscription,
-    stop: tokio_util::sync::CancellationToken,
+    /// What has not been said of the beginning.
+    greeting: Option<Bytes>,
+    said_at: Instant,
+    /// Runs beyond the time at which something must be said; set again only when it has ended.
+    silence: Pin<Box<Sleep>>,
 }
 
 impl Stream {
-    async fn next(mut self) -> Option<(Result<Bytes, std::convert::Infallible>, Self)> {
-        let next = tokio::time::timeout(PROGRESS_EVERY, self.subscription.next());
-        let batch = self.stop.run_until_cancelled(next).await?;
-        let batch = batch.unwrap_or_else(|_| self.subscription.progress());
-        Some((Ok(text(&batch)), self))
+    fn new(subscription: Subscription) -> Self {
+        let greeting = Some(Bytes::from_static(RETRY.as_bytes()));
+        Self { subscription, greeting, said_at: Instant::now(), silence: Box::pin(sleep(PROGRESS_EVERY)) }
+    }
+
+    /// How far the subscriber is, when nothing has been said for so long.
+    fn poll_progress(&mut self, context: &mut Context<'_>) -> Poll<Batch> {
+        while self.silence.as_mut().poll(context).is_ready() {
+            let (now, due) = (Instant::now(), self.said_at + PROGRESS_EVERY);
+            if due <= now {
+                self.silence.as_mut().reset(now + PROGRESS_EVERY);
+                return Poll::Ready(self.subscription.progress());
+            }
+            self.silence.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+}
+
+impl HttpBody for Stream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(greeting) = self.greeting.take() {
+            return Poll::Ready(Some(Ok(Frame::data(greeting))));
+        }
+        let batch = match self.subscription.poll_next(context) {
+            Poll::Ready(Some(batch)) => batch,
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => std::task::ready!(self.poll_progress(context)),
+        };
+        self.said_at = Instant::now();
+        Poll::Ready(Some(Ok(Frame::data(text(&batch)))))
     }
 }
 
 fn text(batch: &Batch) -> Bytes {
-    let size: usize = batch.events.iter().map(|event| event.data.len() + 32).sum();
-    let mut text = Vec::with_capacity(size + 96);
+    let size: usize = batch.events.iter().map(|event| event.data.len() + EVENT_BYTES).sum();
+    let token = batch.token.as_bytes();
+    let mut text = Vec::with_capacity(size + PROGRESS_BYTES + 2 * token.len());
     for Event { kind, data } in &batch.events {
-        text.extend_from_slice(b"event: ");
-        text.extend_from_slice(kind.as_str().as_bytes());
-        text.extend_from_slice(b"\ndata: ");
-        text.extend_from_slice(data);
-        text.extend_from_slice(b"\n\n");
+        for part in [b"event: ", kind.as_str().as_bytes(), b"\ndata: ", data, b"\n\n"] {
+            text.extend_from_slice(part);
+        }
     }
-    let mut progress = String::new();
-    let token = &batch.token;
-    // Writing to a String cannot fail.
-    let _ = write!(progress, "event: progress\nid: {token}\ndata: {{\"token\":\"{token}\"}}\n\n");
-    text.extend_from_slice(progress.as_bytes());
+    for part in [b"event: progress\nid: ", token, b"\ndata: {\"token\":\"", token, b"\"}\n\n"] {
+        text.extend_from_slice(part);
+    }
     text.into()
 }
+
+/// What stands around an event, at most.
+const EVENT_BYTES: usize = 32;
+/// What stands around the tokens of a progress mark.
+const PROGRESS_BYTES: usize = 48;

@@ -122,6 +122,6 @@ impl Watcher {
         let at = batch.token.rsplit_once('.').and_then(|(_, n)| n.parse::<u64>().ok()).expect("a token");
         assert!(at >= self.position, "positions never go back: from {} to {at}", self.position);
         self.position = at;
-        self.token = Some(batch.token.clone());
+        self.token = Some(batch.token.to_string());
     }
 }

@@ -6,25 +6,27 @@
 //! by time. Positions are store revisions; see [`Subscription::next`] for what resuming promises.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pillion_model::name::ServiceName;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, CatalogService, World};
 
 mod encode;
+mod subscriber;
 mod subscription;
 
 #[cfg(test)]
 mod tests;
 
 pub use subscription::{Batch, Event, EventKind, Subscription};
+
+use subscriber::{Change, Subscriber};
 
 /// Least time between two flushes of one topic.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(100);
@@ -82,6 +84,8 @@ struct State {
     by_service: HashMap<ServiceName, BTreeMap<u64, Arc<Subscriber>>>,
     wide: BTreeMap<u64, Arc<Subscriber>>,
     next_id: u64,
+    /// Nobody is told anything any more.
+    closed: bool,
 }
 
 struct Topic {
@@ -91,25 +95,11 @@ struct Topic {
     revision: u64,
     /// The whole state, encoded for the first who asks.
     whole: Arc<OnceLock<Bytes>>,
-    /// The last few changes, each from one revision to the next.
-    changes: VecDeque<Change>,
+    /// The last few changes, each with the revision it applies to.
+    changes: VecDeque<(u64, Bytes)>,
     flushed_at: Option<Instant>,
     /// First revision that is not told yet.
     pending: Option<u64>,
-}
-
-#[derive(Clone)]
-struct Change {
-    since: u64,
-    data: Bytes,
-}
-
-struct Subscriber {
-    interest: Interest,
-    dirty: Mutex<BTreeSet<ServiceName>>,
-    /// What it was told is of another history.
-    begins_again: AtomicBool,
-    bell: Notify,
 }
 
 impl Hub {
@@ -126,6 +116,7 @@ impl Hub {
                 by_service: HashMap::new(),
                 wide: BTreeMap::new(),
                 next_id: 0,
+                closed: false,
             }),
         })
     }
@@ -151,9 +142,26 @@ impl Hub {
 
     /// Takes in the catalog's state and flushes what is due; says when the rest is.
     pub(crate) fn look(&self, world: &World, now: Instant) -> Option<Instant> {
+        let mut bells = Vec::new();
         let mut state = self.lock();
-        state.notice(world);
-        state.flush(now)
+        state.notice(world, &mut bells);
+        let next = state.flush(now, &mut bells);
+        drop(state);
+        // Not before: whoever wakes up may want the lock.
+        bells.into_iter().for_each(Waker::wake);
+        next
+    }
+
+    /// Ends all subscriptions, also those to come.
+    pub fn close(&self) {
+        let mut bells = Vec::new();
+        let mut state = self.lock();
+        state.closed = true;
+        for subscriber in state.subscribers.values() {
+            subscriber.close(&mut bells);
+        }
+        drop(state);
+        bells.into_iter().for_each(Waker::wake);
     }
 
     /// Begins to watch from `world` on, which is newer than `after`: everything up to that revision is
@@ -168,10 +176,9 @@ impl Hub {
         interest: Interest,
         after: Option<u64>,
     ) -> Result<Subscription, TooMany> {
-        let mut state = self.lock();
         // What the subscriber may have seen elsewhere already, it must be told here too.
-        state.notice(world);
-        state.flush(Instant::now());
+        self.look(world, Instant::now());
+        let mut state = self.lock();
         if state.subscribers.len() >= SUBSCRIBERS_MAX {
             return Err(TooMany);
         }
@@ -180,12 +187,7 @@ impl Hub {
             known.map_or_else(|| topic.told.is_some(), |known| topic.revision > known)
         };
         let dirty = state.covered(&interest).filter(behind).map(|(name, _)| name.clone()).collect();
-        let subscriber = Arc::new(Subscriber {
-            interest,
-            dirty: Mutex::new(dirty),
-            begins_again: AtomicBool::new(false),
-            bell: Notify::new(),
-        });
+        let subscriber = Arc::new(Subscriber::new(interest, dirty, state.closed));
         let id = state.next_id;
         state.next_id += 1;
         match &subscriber.interest {
@@ -245,25 +247,23 @@ impl State {
     }
 
     /// Takes in a state of the catalog, unless it is an old one.
-    fn notice(&mut self, world: &World) {
+    fn notice(&mut self, world: &World, bells: &mut Vec<Waker>) {
         if world.epoch != self.seen.epoch {
-            self.begin_again(world);
+            self.begin_again(world, bells);
         } else if world.revision > self.seen.revision {
             self.mark(world);
         }
     }
 
     /// Another history is in force: everybody has to forget what they were told.
-    fn begin_again(&mut self, world: &World) {
+    fn begin_again(&mut self, world: &World, bells: &mut Vec<Waker>) {
         self.topics = Topic::all(world);
         self.pending.clear();
         self.seen = world.clone();
         (self.told_up_to, self.forgotten_up_to) = (world.revision, world.floor);
         for subscriber in self.subscribers.values() {
             let covered = self.covered(&subscriber.interest).map(|(name, _)| name.clone()).collect();
-            *subscriber.dirty() = covered;
-            subscriber.begins_again.store(true, Ordering::Relaxed);
-            subscriber.bell.notify_one();
+            subscriber.begin_again(covered, bells);
         }
     }
 
@@ -284,7 +284,8 @@ impl State {
     }
 
     /// Tells the pending topics that may be told now; says when the next one may.
-    fn flush(&mut self, now: Instant) -> Option<Instant> {
+    fn flush(&mut self, now: Instant, bells: &mut Vec<Waker>) -> Option<Instant> {
+        let mut told = Vec::new();
         let mut next: Option<Instant> = None;
         let (mut later, mut later_from) = (BTreeSet::new(), None);
         for name in std::mem::take(&mut self.pending) {
@@ -296,19 +297,24 @@ impl State {
                 later.insert(name);
                 continue;
             }
-            let narrow = self.by_service.get(&name).into_iter().flat_map(BTreeMap::values);
-            let wide = self.wide.values().filter(|subscriber| subscriber.interest.covers(&name));
-            let mut watching = narrow.chain(wide).peekable();
-            let is_watched = watching.peek().is_some();
+            let is_watched = watching(&self.by_service, &self.wide, &name).next().is_some();
             let service = self.seen.catalog.services.get(&name);
-            topic.flush(&name, service, self.seen.revision, is_watched, now);
-            for subscriber in watching {
-                subscriber.dirty().insert(name.clone());
-                subscriber.bell.notify_one();
+            let change = topic.flush(&name, service, self.seen.revision, is_watched, now);
+            if is_watched {
+                told.push((name, change));
             }
         }
         self.pending = later;
         self.told_up_to = later_from.map_or(self.seen.revision, |first: u64| first - 1);
+        let token: Arc<str> = self.token().into();
+        for (name, change) in told {
+            let change = change.map(|(since, revision, data)| {
+                Arc::new(Change { service: name.clone(), since, revision, data, token: Arc::clone(&token) })
+            });
+            for subscriber in watching(&self.by_service, &self.wide, &name) {
+                subscriber.tell(&name, change.as_ref(), bells);
+            }
+        }
         // What left before the floor is told by a resync to whoever resumes from before.
         let floor = self.seen.floor;
         if std::mem::replace(&mut self.forgotten_up_to, floor) != floor {
@@ -317,12 +323,21 @@ impl State {
         }
         next
     }
+
+    /// Whoever resumes from it has been told everything that has been told.
+    fn token(&self) -> String {
+        format!("{}.{}", self.seen.epoch, self.told_up_to)
+    }
 }
 
-impl Subscriber {
-    fn dirty(&self) -> MutexGuard<'_, BTreeSet<ServiceName>> {
-        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Everybody who wants to hear about a service.
+fn watching<'a>(
+    by_service: &'a HashMap<ServiceName, BTreeMap<u64, Arc<Subscriber>>>,
+    wide: &'a BTreeMap<u64, Arc<Subscriber>>,
+    name: &'a ServiceName,
+) -> impl Iterator<Item = &'a Arc<Subscriber>> {
+    let narrow = by_service.get(name).into_iter().flat_map(BTreeMap::values);
+    narrow.chain(wide.values().filter(|subscriber| subscriber.interest.covers(name)))
 }
 
 impl Topic {
@@ -342,8 +357,8 @@ impl Topic {
         }
     }
 
-    /// Tells a state of the service. A change is only of use to those who watch: whoever begins later gets
-    /// the whole state.
+    /// Tells a state of the service; returns the change: since when, to when, and what. It is only of use to
+    /// those who watch: whoever begins later gets the whole state.
     fn flush(
         &mut self,
         name: &ServiceName,
@@ -351,27 +366,32 @@ impl Topic {
         world_revision: u64,
         is_watched: bool,
         now: Instant,
-    ) {
+    ) -> Option<(u64, u64, Bytes)> {
         let revision = service.map_or(world_revision, |service| service.revision);
-        match (&self.told, service) {
+        let change = match (&self.told, service) {
             (Some(last), Some(next)) if is_watched => {
                 let data = encode::change(name, self.revision, last, next);
-                self.changes.push_back(Change { since: self.revision, data });
+                self.changes.push_back((self.revision, data.clone()));
                 let excess = self.changes.len().saturating_sub(CHANGES_KEPT);
                 self.changes.drain(..excess);
+                Some((self.revision, revision, data))
             }
-            _ => self.changes.clear(),
-        }
+            _ => {
+                self.changes.clear();
+                None
+            }
+        };
         self.told = service.cloned();
         self.revision = revision;
         self.whole = Arc::default();
         self.flushed_at = Some(now);
         self.pending = None;
+        change
     }
 
     /// The changes that lead from `position` to now, if they are all kept.
     fn changes_since(&self, position: u64) -> Option<Vec<Bytes>> {
-        let first = self.changes.iter().position(|change| change.since == position)?;
-        Some(self.changes.iter().skip(first).map(|change| change.data.clone()).collect())
+        let first = self.changes.iter().position(|(since, _)| *since == position)?;
+        Some(self.changes.iter().skip(first).map(|(_, data)| data.clone()).collect())
     }
 }

@@ -1,13 +1,15 @@
 //! One who watches: its position per service, and what it is told next.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use pillion_model::name::ServiceName;
 
-use super::{Hub, Subscriber, encode};
+use super::subscriber::{Change, Subscriber};
+use super::{Hub, encode};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub struct Batch {
     /// In order; may be empty when only time has passed.
     pub events: Vec<Event>,
     /// Whoever resumes after this misses nothing. `<epoch>.<revision>`.
-    pub token: String,
+    pub token: Arc<str>,
 }
 
 /// A subscriber's end. Dropping it ends the subscription.
@@ -79,18 +81,42 @@ impl Subscription {
     }
 
     /// What to tell next; waits until there is something. The first batch of one who knew nothing
-    /// comes at once and is complete. Cancel safe.
+    /// comes at once and is complete. Waits forever when the hub is closed. Cancel safe.
     ///
     /// A service's revisions rise from event to event; after resuming, an event may repeat what was
     /// already known (its revision tells).
     pub async fn next(&mut self) -> Batch {
+        match poll_fn(|context| self.poll_next(context)).await {
+            Some(batch) => batch,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The same for one who polls; `None` when the hub is closed.
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Batch>> {
+        if self.first {
+            self.first = false;
+            return Poll::Ready(Some(self.take()));
+        }
         loop {
-            let batch = self.take();
-            if self.first || !batch.events.is_empty() {
-                self.first = false;
-                return batch;
+            let mut news = self.subscriber.news();
+            if !news.is_any() {
+                // Under its lock: what comes afterwards finds whom to wake.
+                self.subscriber.listen(context);
+                return Poll::Pending;
             }
-            self.subscriber.bell.notified().await;
+            if news.closed {
+                return Poll::Ready(None);
+            }
+            let change = news.take_change();
+            drop(news);
+            let batch = match change {
+                Some(change) => self.apply(&change),
+                None => self.take(),
+            };
+            if !batch.events.is_empty() {
+                return Poll::Ready(Some(batch));
+            }
         }
     }
 
@@ -101,14 +127,31 @@ impl Subscription {
 
     /// Whether there is something to tell.
     pub fn is_behind(&self) -> bool {
-        !self.subscriber.dirty().is_empty()
+        self.subscriber.news().is_any()
+    }
+
+    /// What a change is for this subscriber: itself, if that is what it waits for.
+    fn apply(&mut self, change: &Change) -> Batch {
+        match self.positions.get_mut(&change.service) {
+            Some(position) if *position == change.since => {
+                *position = change.revision;
+                let event = Event { kind: EventKind::Change, data: change.data.clone() };
+                Batch { events: vec![event], token: Arc::clone(&change.token) }
+            }
+            _ => {
+                self.subscriber.news().dirty.insert(change.service.clone());
+                self.take()
+            }
+        }
     }
 
     fn take(&mut self) -> Batch {
         let state = self.hub.lock();
-        let dirty = std::mem::take(&mut *self.subscriber.dirty());
+        let mut news = self.subscriber.news();
+        let (dirty, begins_again) = (news.take_dirty(), std::mem::take(&mut news.begins_again));
+        drop(news);
         let mut events = Vec::new();
-        if self.subscriber.begins_again.swap(false, Ordering::Relaxed) {
+        if begins_again {
             self.positions.clear();
             self.resync = true;
         }
@@ -143,7 +186,7 @@ impl Subscription {
                 },
             }
         }
-        let token = format!("{}.{}", state.seen.epoch, state.told_up_to);
+        let token = state.token().into();
         drop(state);
         // A big service takes a while to encode: not while others wait for the lock.
         for (name, service, whole) in wholes {
