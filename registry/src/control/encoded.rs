@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
+use pillion_model::mesh::EGRESS_ROUTES;
 use pillion_model::name::ServiceName;
 use pillion_xds::ads::Encoded;
 use pillion_xds::encode::{Dialect, encode_cluster, encode_endpoints, encode_routes, encode_service};
+use pillion_xds::type_url;
 
 use crate::catalog::{ByService, CatalogView};
 use crate::resolve::{MeshModel, ServiceModel, egress};
@@ -32,6 +34,17 @@ pub(super) struct Revisions {
     pub(super) services: u64,
 }
 
+/// What differs between two snapshots.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Resources, by type and name.
+    pub(super) names: BTreeSet<(&'static str, String)>,
+    /// Services that are not as they were to their own proxies.
+    pub(super) services: BTreeSet<ServiceName>,
+    /// What cannot be told apart.
+    pub(super) everything: bool,
+}
+
 /// One service, as its callers' sidecars are told of it. Each part is encoded for the first who asks, and
 /// shared by all snapshots in which it is the same.
 pub(super) struct ServiceEncoded {
@@ -53,17 +66,19 @@ impl Snapshot {
             egress: Encodings::default(),
             revisions: Revisions::default(),
         };
-        nothing.next(model, catalog, &model.services.keys().cloned().collect())
+        nothing.next(model, catalog, &model.services.keys().cloned().collect()).0
     }
 
     /// The next snapshot, in which the models of `different` services are not what they were; the others
-    /// are shared with this one.
+    /// are shared with this one. And what is not as it was.
     pub(super) fn next(
         &self,
         model: &Arc<MeshModel>,
         catalog: &Arc<CatalogView>,
         different: &BTreeSet<ServiceName>,
-    ) -> Self {
+    ) -> (Self, News) {
+        let mut news = News { everything: model.zone != self.model.zone, ..News::default() };
+        news.services.clone_from(different);
         let mut next = Self {
             model: Arc::clone(model),
             catalog: Arc::clone(catalog),
@@ -73,6 +88,7 @@ impl Snapshot {
         };
         let mut changed = Changed::default();
         for name in different {
+            news.compare(self.model.services.get(name), model.services.get(name));
             let last = self.services.get(name).map(|last| &**last);
             match model.services.get(name) {
                 Some(service) => {
@@ -88,14 +104,55 @@ impl Snapshot {
         if next.egress.is_empty() || model.egress_allowed != self.model.egress_allowed {
             next.egress = by_name([encode_routes(&egress(model.egress_allowed), Dialect::Pillion)]);
             changed.routes = true;
+            news.names.insert((type_url::ROUTE, EGRESS_ROUTES.to_owned()));
         }
         // Who is called what may change without any service doing so.
-        changed.services |= !Arc::ptr_eq(&model.names, &self.model.names);
+        if !Arc::ptr_eq(&model.names, &self.model.names) {
+            changed.services = true;
+            news.compare_names(&self.model.names, &model.names);
+        }
         next.revisions.clusters += u64::from(changed.clusters);
         next.revisions.endpoints += u64::from(changed.endpoints);
         next.revisions.routes += u64::from(changed.routes);
         next.revisions.services += u64::from(changed.services);
-        next
+        (next, news)
+    }
+}
+
+impl News {
+    /// Takes in what is not the same in two models of a service.
+    fn compare(&mut self, last: Option<&Arc<ServiceModel>>, next: Option<&Arc<ServiceModel>>) {
+        let clusters = [last, next].map(|it| it.map_or(&[][..], |it| &it.clusters));
+        let endpoints = [last, next].map(|it| it.map_or(&[][..], |it| &it.endpoints));
+        let routes = [last, next].map(|it| it.map_or(&[][..], |it| &it.routes));
+        self.differing(type_url::CLUSTER, clusters, |cluster| &cluster.name);
+        self.differing(type_url::ENDPOINTS, endpoints, |assignment| &assignment.cluster);
+        self.differing(type_url::ROUTE, routes, |routes| &routes.name);
+        let [last, next] = [last, next].map(|it| it.map(|it| &it.service));
+        if last != next {
+            let names = last.into_iter().chain(next).flat_map(|service| &service.names);
+            self.names.extend(names.map(|name| (type_url::SERVICE, name.to_ascii_lowercase())));
+        }
+    }
+
+    fn compare_names(&mut self, last: &BTreeMap<String, ServiceName>, next: &BTreeMap<String, ServiceName>) {
+        let other = |(name, service): &(&String, &ServiceName), map: &BTreeMap<String, ServiceName>| {
+            map.get(*name) != Some(*service)
+        };
+        let gone = last.iter().filter(|entry| other(entry, next));
+        let new = next.iter().filter(|entry| other(entry, last));
+        self.names.extend(gone.chain(new).map(|(name, _)| (type_url::SERVICE, name.clone())));
+    }
+
+    fn differing<'a, T: PartialEq>(
+        &mut self,
+        type_url: &'static str,
+        [last, next]: [&'a [T]; 2],
+        name: impl Fn(&'a T) -> &'a str,
+    ) {
+        let gone = last.iter().filter(|one| !next.contains(one));
+        let new = next.iter().filter(|one| !last.contains(one));
+        self.names.extend(gone.chain(new).map(|one| (type_url, name(one).to_owned())));
     }
 }
 

@@ -1,16 +1,16 @@
 //! The control plane: what the registry knows, resolved and encoded for every connected proxy.
 //!
-//! A change of resources or instances is resolved (only the services it touches), encoded once, and
-//! put into the view of every connected proxy, which shares the encoded parts. The first change
-//! after quiet goes out at once, then at most one flush every [`FLUSH_EVERY`].
+//! A change of resources or instances is resolved (only the services it touches), encoded once, and told
+//! to the connected proxies that use it, whose views share the encoded parts. The first change after
+//! quiet goes out at once, then at most one flush every [`FLUSH_EVERY`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pillion_model::instance::Instance;
 use pillion_model::name::{NodeId, ServiceName, SpiffeId};
-use pillion_xds::ads::{NodeInfo, Source, View};
+use pillion_xds::ads::{NodeInfo, Source};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,17 +19,18 @@ use tonic::Status;
 use crate::catalog::{Catalog, World, differing};
 use crate::resolve::{HealthCheckPlan, Input, MeshModel, Resolver, ServiceModel};
 
+mod audience;
 mod encoded;
 mod foreign;
 mod node;
 mod view;
 
+pub use audience::Seat;
 pub use node::{EnvoyNode, METADATA_KEY};
 
-use encoded::Snapshot;
-use foreign::{Foreign, ForeignView};
-use node::{Client, admit};
-use view::{Own, SidecarView};
+use audience::Audience;
+use encoded::{News, Snapshot};
+use node::admit;
 
 /// Least time between two flushes.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(100);
@@ -49,30 +50,15 @@ pub struct Control {
     catalog: Arc<Catalog>,
     model: watch::Sender<Arc<MeshModel>>,
     checks: watch::Sender<Arc<Checks>>,
-    state: Mutex<State>,
+    audience: Arc<Audience>,
     announce: mpsc::Sender<Announced>,
-}
-
-struct State {
-    snapshot: Arc<Snapshot>,
-    nodes: Vec<Node>,
-    /// What foreign proxies with the same settings share.
-    foreign: Vec<(EnvoyNode, Arc<Foreign>)>,
-}
-
-/// One open stream.
-struct Node {
-    id: NodeId,
-    client: Client,
-    own: Arc<Own>,
-    view: watch::Sender<Arc<dyn View>>,
 }
 
 /// An instance that is registered for as long as the stream that announced it is open.
 struct Announced {
     registration: crate::catalog::Registration,
-    /// Closed when the stream ends.
-    stream: watch::Sender<Arc<dyn View>>,
+    /// Cancelled when the stream has ended.
+    left: CancellationToken,
 }
 
 /// What is resolved next, and from what: it moves to a thread that may take its time and back.
@@ -88,15 +74,22 @@ impl Builder {
         Self { resolver, world }
     }
 
-    /// Takes in the catalog's state, and says which services came out different.
-    fn next(&mut self, world: Arc<World>) -> BTreeSet<ServiceName> {
-        let last = std::mem::replace(&mut self.world, world);
+    /// Takes in the catalog's state; the snapshot after `last`, what differs from that, and which services
+    /// came out different.
+    fn next(&mut self, world: Arc<World>, last: &Snapshot) -> (Snapshot, News, BTreeSet<ServiceName>) {
+        let before = std::mem::replace(&mut self.world, world);
         let input = input(&self.world);
-        if Arc::ptr_eq(&last.resources, &self.world.resources) {
-            return self.resolver.some(&input, &self.world.changed_since(&last));
-        }
-        let before = Arc::clone(self.resolver.model());
-        differing(&before.services, &self.resolver.all(&input).services, Arc::ptr_eq)
+        let touched = self.world.changed_since(&before);
+        let different = if Arc::ptr_eq(&before.resources, &self.world.resources) {
+            self.resolver.some(&input, &touched)
+        } else {
+            let model = Arc::clone(self.resolver.model());
+            differing(&model.services, &self.resolver.all(&input).services, Arc::ptr_eq)
+        };
+        let (snapshot, mut news) = last.next(self.resolver.model(), &self.world.catalog, &different);
+        // A proxy's own part is made of its instance, too.
+        news.services.extend(touched);
+        (snapshot, news, different)
     }
 }
 
@@ -114,7 +107,7 @@ impl Control {
             catalog,
             model: watch::Sender::new(Arc::clone(builder.resolver.model())),
             checks: watch::Sender::new(Arc::new(checks(builder.resolver.model()))),
-            state: Mutex::new(State { snapshot: Arc::new(snapshot), nodes: Vec::new(), foreign: Vec::new() }),
+            audience: Audience::new(snapshot),
             announce,
         });
         let updating = Arc::clone(&control);
@@ -138,7 +131,7 @@ impl Control {
 
     /// Ends every stream: the clients reconnect, to another registry if there is one.
     pub fn close(&self) {
-        self.lock().nodes.clear();
+        self.audience.close();
     }
 
     async fn update(&self, mut builder: Builder) {
@@ -146,23 +139,23 @@ impl Control {
         changes.mark_changed();
         while changes.changed().await.is_ok() {
             let started = Instant::now();
-            let (world, snapshot) = (self.catalog.world(), Arc::clone(&self.lock().snapshot));
+            let (world, last) = (self.catalog.world(), self.audience.snapshot());
             let step = move || {
-                let different = builder.next(world);
-                let next = snapshot.next(builder.resolver.model(), &builder.world.catalog, &different);
-                (builder, next, different)
+                let (next, news, different) = builder.next(world, &last);
+                (builder, next, news, different)
             };
             match tokio::task::spawn_blocking(step).await {
-                Ok((back, next, different)) => {
+                Ok((back, next, news, different)) => {
                     builder = back;
-                    self.publish(next, &different);
+                    self.publish(next, &news, &different);
                 }
                 Err(error) => {
                     tracing::error!(%error, "control plane: resolving failed, proxies keep what they have");
                     builder = Builder::first(self.catalog.world());
-                    let (model, snapshot) = (builder.resolver.model(), Arc::clone(&self.lock().snapshot));
-                    let different = differing(&snapshot.model.services, &model.services, Arc::ptr_eq);
-                    self.publish(snapshot.next(model, &builder.world.catalog, &different), &different);
+                    let (model, last) = (builder.resolver.model(), self.audience.snapshot());
+                    let different = differing(&last.model.services, &model.services, Arc::ptr_eq);
+                    let (next, news) = last.next(model, &builder.world.catalog, &different);
+                    self.publish(next, &News { everything: true, ..news }, &different);
                 }
             }
             let pause = (started.elapsed() * FLUSH_SHARE).clamp(FLUSH_EVERY, FLUSH_CEILING);
@@ -170,25 +163,10 @@ impl Control {
         }
     }
 
-    /// Puts what changed into every view.
-    fn publish(&self, snapshot: Snapshot, different: &BTreeSet<ServiceName>) {
-        let snapshot = Arc::new(snapshot);
-        let mut state = self.lock();
-        let State { snapshot: current, nodes, foreign } = &mut *state;
-        nodes.retain(|node| !node.view.is_closed());
-        foreign.retain(|(key, _)| nodes.iter().any(|node| node.client == Client::Envoy(key.clone())));
-        for (key, shared) in foreign.iter_mut() {
-            *shared = shared.next(key, &snapshot);
-        }
-        for node in nodes.iter_mut() {
-            node.own = node.own.next(&snapshot, &node.id, &node.client);
-            let shared = foreign.iter().find(|(key, _)| node.client == Client::Envoy(key.clone()));
-            let view = make_view(&snapshot, &node.own, shared.map(|(_, shared)| shared));
-            node.view.send_replace(view);
-        }
+    /// Tells what changed to those who use it.
+    fn publish(&self, snapshot: Snapshot, news: &News, different: &BTreeSet<ServiceName>) {
         let model = Arc::clone(&snapshot.model);
-        *current = snapshot;
-        drop(state);
+        self.audience.publish(snapshot, news);
         self.checks.send_if_modified(|have| {
             let mut modified = false;
             for name in different {
@@ -206,53 +184,20 @@ impl Control {
         });
         self.model.send_replace(model);
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Source for Control {
-    fn open(
-        &self,
-        node: &NodeInfo,
-        peer: Option<&SpiffeId>,
-    ) -> Result<watch::Receiver<Arc<dyn View>>, Status> {
+    type Feed = Seat;
+
+    fn open(&self, node: &NodeInfo, peer: Option<&SpiffeId>) -> Result<Seat, Status> {
         let (id, client) = admit(node, peer)?;
         let announced = node::announced_instance(node, &id)?;
-        let mut state = self.lock();
-        let snapshot = Arc::clone(&state.snapshot);
-        let own = Own::first(&snapshot, &id, &client);
-        let shared = match &client {
-            Client::Sidecar => None,
-            Client::Envoy(key) => Some(state.shared(key, &snapshot)),
-        };
-        let (sender, receiver) = watch::channel(make_view(&snapshot, &own, shared.as_ref()));
+        let (seat, left) = self.audience.enter(id, client);
         if let Some(registration) = announced {
-            let announced = Announced { registration, stream: sender.clone() };
             let busy = |_| Status::unavailable("too many proxies announce themselves at once, reconnect");
-            self.announce.try_send(announced).map_err(busy)?;
+            self.announce.try_send(Announced { registration, left }).map_err(busy)?;
         }
-        state.nodes.push(Node { id, client, own, view: sender });
-        Ok(receiver)
-    }
-}
-
-impl State {
-    fn shared(&mut self, key: &EnvoyNode, snapshot: &Snapshot) -> Arc<Foreign> {
-        if let Some((_, shared)) = self.foreign.iter().find(|(have, _)| have == key) {
-            return Arc::clone(shared);
-        }
-        let shared = Arc::new(Foreign::first(key, snapshot));
-        self.foreign.push((key.clone(), Arc::clone(&shared)));
-        shared
-    }
-}
-
-fn make_view(snapshot: &Arc<Snapshot>, own: &Arc<Own>, shared: Option<&Arc<Foreign>>) -> Arc<dyn View> {
-    match shared {
-        None => Arc::new(SidecarView { snapshot: Arc::clone(snapshot), own: Arc::clone(own) }),
-        Some(shared) => Arc::new(ForeignView { shared: Arc::clone(shared), own: Arc::clone(own) }),
+        Ok(seat)
     }
 }
 

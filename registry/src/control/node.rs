@@ -182,11 +182,11 @@ pub(super) fn announced_instance(node: &NodeInfo, id: &NodeId) -> Result<Option<
 /// Registers announced instances and beats for them while their streams are open.
 pub(super) async fn keep_announced(catalog: &Arc<Catalog>, mut announced: mpsc::Receiver<Announced>) {
     let mut tasks = JoinSet::new();
-    while let Some(Announced { registration, stream }) = announced.recv().await {
+    while let Some(Announced { registration, left }) = announced.recv().await {
         let catalog = Arc::clone(catalog);
         tasks.spawn(async move {
             tokio::select! {
-                () = stream.closed() => {}
+                () = left.cancelled() => {}
                 () = beat(&catalog, &registration) => {}
             }
         });

@@ -25,10 +25,6 @@ pub(super) struct Own {
 }
 
 impl Own {
-    pub(super) fn first(snapshot: &Snapshot, id: &NodeId, client: &Client) -> Arc<Self> {
-        Arc::new(Self::default()).next(snapshot, id, client)
-    }
-
     pub(super) fn next(self: &Arc<Self>, snapshot: &Snapshot, id: &NodeId, client: &Client) -> Arc<Self> {
         let instance = instance_of(snapshot, id);
         let service = snapshot.model.services.get(&id.service);

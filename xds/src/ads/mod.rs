@@ -1,7 +1,7 @@
 //! Aggregated discovery (ADS), both variants: what a server offers and how it reaches a client.
 //!
-//! [`View`] is what one node may see at one moment, [`Source`] hands a view per node to the
-//! server. The rules of the protocol are state machines without I/O.
+//! [`View`] is what one node may see at one moment; [`Source`] admits nodes, and hands each of them a
+//! [`Feed`] of views. The rules of the protocol are state machines without I/O.
 
 pub mod client;
 mod node;
@@ -12,4 +12,4 @@ mod warming;
 
 pub use node::{NodeInfo, PILLION_USER_AGENT};
 pub use service::{AdsService, ProxyStatus, Totals, Variant};
-pub use view::{Encoded, PeerId, Source, View};
+pub use view::{Encoded, Feed, PeerId, Source, View};

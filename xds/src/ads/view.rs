@@ -1,5 +1,6 @@
 //! What the server offers: encoded resources, the view of one node, and where views come from.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
@@ -53,8 +54,10 @@ pub trait View: Send + Sync {
 
 /// Where a server gets the views of its clients.
 pub trait Source: Send + Sync + 'static {
-    /// Admits a node and gives its view, now and as it changes. The receiver is dropped when the
-    /// stream ends; dropping the sender ends the stream with `UNAVAILABLE`.
+    /// What a stream is told from.
+    type Feed: Feed;
+
+    /// Admits a node. The feed is dropped when the stream ends.
     ///
     /// `peer` is the identity proven by the client's certificate, if the connection has one.
     ///
@@ -62,11 +65,33 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// The status the stream ends with: `PERMISSION_DENIED` when the node is not the peer's,
     /// `INVALID_ARGUMENT` when it cannot be read.
-    fn open(
-        &self,
-        node: &NodeInfo,
-        peer: Option<&SpiffeId>,
-    ) -> Result<watch::Receiver<Arc<dyn View>>, tonic::Status>;
+    fn open(&self, node: &NodeInfo, peer: Option<&SpiffeId>) -> Result<Self::Feed, tonic::Status>;
+}
+
+/// The view of one node as it changes.
+pub trait Feed: Send + 'static {
+    /// The view as it is now. Streams do not keep it while they wait.
+    fn view(&mut self) -> Arc<dyn View>;
+
+    /// All that the stream asks for by name of one type. Of other names it need not be told.
+    fn uses(&mut self, type_url: &str, names: &BTreeSet<Arc<str>>);
+
+    /// Waits until something that the stream uses may not be as in the last view; `false`: the stream has
+    /// to end, with `UNAVAILABLE`. Cancel safe.
+    fn changed(&mut self) -> impl Future<Output = bool> + Send;
+}
+
+/// Every change is news for every stream.
+impl Feed for watch::Receiver<Arc<dyn View>> {
+    fn view(&mut self) -> Arc<dyn View> {
+        Arc::clone(&self.borrow_and_update())
+    }
+
+    fn uses(&mut self, _type_url: &str, _names: &BTreeSet<Arc<str>>) {}
+
+    async fn changed(&mut self) -> bool {
+        Self::changed(self).await.is_ok()
+    }
 }
 
 /// The identity of the connection's peer, put into the request's extensions by whoever accepted

@@ -46,11 +46,9 @@ impl View for Shelf {
 struct Mesh(Mutex<Option<watch::Sender<Arc<dyn View>>>>);
 
 impl Source for Mesh {
-    fn open(
-        &self,
-        node: &NodeInfo,
-        _peer: Option<&SpiffeId>,
-    ) -> Result<watch::Receiver<Arc<dyn View>>, tonic::Status> {
+    type Feed = watch::Receiver<Arc<dyn View>>;
+
+    fn open(&self, node: &NodeInfo, _peer: Option<&SpiffeId>) -> Result<Self::Feed, tonic::Status> {
         match node.id.as_str() {
             "shop/web/a" => {
                 let views = self.0.lock().expect("not poisoned");

@@ -94,6 +94,10 @@ impl Machine for DeltaStream {
         Ok(())
     }
 
+    fn asked_otherwise(&mut self) -> Option<(&str, &BTreeSet<Arc<str>>)> {
+        self.types.iter_mut().find_map(|kind| kind.track.asked_otherwise())
+    }
+
     fn on_view(&mut self, view: &dyn View) {
         for kind in &mut self.types {
             kind.track.on_view(view);
@@ -214,7 +218,7 @@ impl DeltaType {
                 self.track.touch();
             } else {
                 let name: Arc<str> = Arc::from(name.as_str());
-                self.track.names.insert(Arc::clone(&name));
+                self.track.asks_otherwise |= self.track.names.insert(Arc::clone(&name));
                 self.asked.insert(name);
             }
         }
@@ -230,6 +234,7 @@ impl DeltaType {
                 continue;
             }
             let subscribed = self.track.names.remove(name.as_str());
+            self.track.asks_otherwise |= subscribed;
             if !self.track.wildcard {
                 self.told.remove(name.as_str());
                 self.asked.remove(name.as_str());

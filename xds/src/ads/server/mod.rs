@@ -24,6 +24,8 @@ mod sotw;
 mod tests;
 mod track;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
@@ -109,7 +111,11 @@ pub trait Machine: Send {
     /// [`Refused`]: the stream has to end.
     fn on_request(&mut self, request: Self::Request, view: &dyn View) -> Result<(), Refused>;
 
-    /// The view has been replaced by `view`.
+    /// A type whose names asked for are not what they were at the last call, and all of them; `None` when
+    /// there is none left.
+    fn asked_otherwise(&mut self) -> Option<(&str, &BTreeSet<Arc<str>>)>;
+
+    /// The view may have been replaced by `view`.
     fn on_view(&mut self, view: &dyn View);
 
     /// The next response due, if any. To be called until it gives none, always with the view last

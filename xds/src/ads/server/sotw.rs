@@ -82,6 +82,10 @@ impl Machine for SotwStream {
         Ok(())
     }
 
+    fn asked_otherwise(&mut self) -> Option<(&str, &BTreeSet<Arc<str>>)> {
+        self.types.iter_mut().find_map(|kind| kind.track.asked_otherwise())
+    }
+
     fn on_view(&mut self, view: &dyn View) {
         for kind in &mut self.types {
             kind.track.on_view(view);
@@ -206,6 +210,7 @@ impl SotwType {
         self.asked.retain(|name| wanted.contains(name));
         self.asked.extend(wanted.difference(&self.track.names).cloned());
         let changed = wanted != self.track.names || had_wildcard != self.track.wildcard;
+        self.track.asks_otherwise |= wanted != self.track.names;
         self.track.names = wanted;
         if !self.track.wildcard {
             self.held.retain(|name, _| self.track.names.contains(name.as_str()));

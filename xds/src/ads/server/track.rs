@@ -55,6 +55,8 @@ pub(super) struct Track {
     pub(super) rank: u8,
     pub(super) wildcard: bool,
     pub(super) names: BTreeSet<Arc<str>>,
+    /// The names are not what they were when last asked about.
+    pub(super) asks_otherwise: bool,
     /// Something may have to be added or changed.
     pub(super) dirty: bool,
     /// Something may have to be taken away.
@@ -73,6 +75,7 @@ impl Track {
             rank: type_url::rank(type_url),
             wildcard: false,
             names: BTreeSet::new(),
+            asks_otherwise: false,
             dirty: false,
             dirty_removals: false,
             seen_revision: None,
@@ -99,6 +102,11 @@ impl Track {
             self.seen_revision = revision;
             self.touch();
         }
+    }
+
+    /// The names, if they are not what they were at the last call.
+    pub(super) fn asked_otherwise(&mut self) -> Option<(&str, &BTreeSet<Arc<str>>)> {
+        std::mem::take(&mut self.asks_otherwise).then_some((&self.type_url, &self.names))
     }
 
     pub(super) fn touch(&mut self) {

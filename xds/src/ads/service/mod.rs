@@ -20,12 +20,11 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use futures_util::{Stream, stream};
 use pillion_model::name::SpiffeId;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::ads::server::{DeltaStream, Limits, Machine, Refused, SotwStream, StreamOptions, TypeStatus};
-use crate::ads::{NodeInfo, PeerId, Source, View};
+use crate::ads::{Feed, NodeInfo, PeerId, Source};
 use crate::type_url;
 
 /// How long a new stream may stay silent.
@@ -157,9 +156,9 @@ impl<S: Source> AggregatedDiscoveryService for AdsService<S> {
 }
 
 /// A stream before its first request, while it is served, and after.
-enum State<S, M: Machine> {
+enum State<S: Source, M: Machine> {
     Opening(Box<Opening<S, M::Request>>),
-    Open(Box<Session<M>>),
+    Open(Box<Session<S::Feed, M>>),
     Ended,
 }
 
@@ -192,7 +191,7 @@ impl<S: Source, M: Machine> State<S, M> {
 }
 
 impl<S: Source, R: Send> Opening<S, R> {
-    async fn open<M: Machine<Request = R>>(mut self) -> Result<Option<Box<Session<M>>>, Status> {
+    async fn open<M: Machine<Request = R>>(mut self) -> Result<Option<Box<Session<S::Feed, M>>>, Status> {
         let Ok(first) = timeout(FIRST_REQUEST_TIMEOUT, self.requests.message()).await else {
             return Err(Status::deadline_exceeded("no request on a new stream"));
         };
@@ -202,58 +201,62 @@ impl<S: Source, R: Send> Opening<S, R> {
         let node =
             M::node(&first).ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
         let node = NodeInfo::from_proto(node);
-        let mut views = self.service.source.open(&node, self.peer.as_ref())?;
-        let view = Arc::clone(&views.borrow_and_update());
+        let feed = self.service.source.open(&node, self.peer.as_ref())?;
         let machine = M::new(StreamOptions {
             limits: self.service.limits,
             control_plane: self.service.control_plane.clone(),
             endpoints_follow_clusters: !node.is_pillion(),
         });
         let proxy = self.service.proxies.enter(node, self.peer, self.variant);
-        let mut session = Box::new(Session { machine, requests: self.requests, views, view, proxy });
+        let mut session = Box::new(Session { machine, requests: self.requests, feed, proxy });
         session.on_request(first)?;
         Ok(Some(session))
     }
 }
 
 /// An open stream.
-struct Session<M: Machine> {
+struct Session<F, M: Machine> {
     machine: M,
     requests: Streaming<M::Request>,
-    views: watch::Receiver<Arc<dyn View>>,
-    view: Arc<dyn View>,
+    feed: F,
     proxy: ProxyGuard,
 }
 
-impl<M: Machine> Session<M> {
+impl<F: Feed, M: Machine> Session<F, M> {
     /// The next response; `None` when the client has ended the stream.
     async fn next(&mut self) -> Result<Option<M::Response>, Status> {
         loop {
-            if let Some(response) = self.machine.next(&*self.view, Instant::now()) {
+            let view = self.feed.view();
+            self.machine.on_view(&*view);
+            if let Some(response) = self.machine.next(&*view, Instant::now()) {
                 self.proxy.update(self.machine.status());
                 return Ok(Some(response));
             }
+            drop(view); // of the whole mesh, and old before long
             let wake_at = self.machine.wake_at();
             tokio::select! {
                 request = self.requests.message() => match request? {
                     Some(request) => self.on_request(request)?,
                     None => return Ok(None),
                 },
-                changed = self.views.changed() => {
-                    changed.map_err(|_closed| Status::unavailable("the registry has closed the stream, reconnect"))?;
-                    self.view = Arc::clone(&self.views.borrow_and_update());
-                    self.machine.on_view(&*self.view);
-                }
+                is_open = self.feed.changed() => if !is_open {
+                    return Err(Status::unavailable("the registry has closed the stream, reconnect"));
+                },
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
             }
         }
     }
 
     fn on_request(&mut self, request: M::Request) -> Result<(), Status> {
-        self.machine.on_request(request, &*self.view).map_err(|refused| match refused {
+        let view = self.feed.view();
+        self.machine.on_view(&*view);
+        self.machine.on_request(request, &*view).map_err(|refused| match refused {
             Refused::Limit { .. } => Status::resource_exhausted(refused.to_string()),
             Refused::NoType => Status::invalid_argument(refused.to_string()),
         })?;
+        while let Some((type_url, names)) = self.machine.asked_otherwise() {
+            self.feed.uses(type_url, names);
+        }
         self.proxy.update(self.machine.status());
         Ok(())
     }

@@ -7,14 +7,14 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use pillion_model::name::{ServiceName, TrustDomain};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::Code;
 use tonic::transport::{Channel, Server};
 
 use super::*;
-use crate::ads::Encoded;
+use crate::ads::{Encoded, View};
 use crate::type_url::CLUSTER;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -36,11 +36,9 @@ impl View for OneCluster {
 struct ByPeer(Mutex<Option<watch::Sender<Arc<dyn View>>>>);
 
 impl Source for ByPeer {
-    fn open(
-        &self,
-        node: &NodeInfo,
-        peer: Option<&SpiffeId>,
-    ) -> Result<watch::Receiver<Arc<dyn View>>, Status> {
+    type Feed = watch::Receiver<Arc<dyn View>>;
+
+    fn open(&self, node: &NodeInfo, peer: Option<&SpiffeId>) -> Result<Self::Feed, Status> {
         let service = peer.and_then(SpiffeId::service_name).map(ToString::to_string);
         if service.as_ref() != Some(&node.id) {
             return Err(Status::permission_denied(format!("the certificate is {service:?}'s")));

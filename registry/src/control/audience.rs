@@ -1,0 +1,241 @@
+//! Who is connected, and what each of them uses: whoever does not use what changed is not woken.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pillion_model::name::{NodeId, ServiceName};
+use pillion_xds::ads::{Feed, View};
+use pillion_xds::type_url;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::encoded::{News, Snapshot};
+use super::foreign::{Foreign, ForeignView};
+use super::node::{Client, EnvoyNode};
+use super::view::{Own, SidecarView};
+
+/// The types of which sidecars ask for what is not their own, by name.
+const BY_NAME: [&str; 4] = [type_url::CLUSTER, type_url::ENDPOINTS, type_url::ROUTE, type_url::SERVICE];
+
+/// Everybody who is connected.
+pub(super) struct Audience {
+    state: Mutex<State>,
+}
+
+struct State {
+    snapshot: Arc<Snapshot>,
+    seats: HashMap<u64, Arc<Notify>>,
+    next_seat: u64,
+    /// Sidecars that ask for a name of a type.
+    users: HashMap<&'static str, HashMap<Arc<str>, BTreeSet<u64>>>,
+    /// Those whose own service it is.
+    own: HashMap<ServiceName, BTreeSet<u64>>,
+    /// Foreign proxies, which see everything.
+    envoys: BTreeSet<u64>,
+    /// What foreign proxies with the same settings share.
+    shared: Vec<Shared>,
+    closed: bool,
+}
+
+struct Shared {
+    settings: EnvoyNode,
+    foreign: Arc<Foreign>,
+    users: usize,
+}
+
+/// One stream's place. Given back when dropped.
+pub struct Seat {
+    audience: Arc<Audience>,
+    number: u64,
+    id: NodeId,
+    client: Client,
+    own: Arc<Own>,
+    bell: Arc<Notify>,
+    /// What it asks for by name, by type.
+    asked: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
+    _left: DropGuard,
+}
+
+impl Audience {
+    pub(super) fn new(snapshot: Snapshot) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                snapshot: Arc::new(snapshot),
+                seats: HashMap::new(),
+                next_seat: 0,
+                users: HashMap::new(),
+                own: HashMap::new(),
+                envoys: BTreeSet::new(),
+                shared: Vec::new(),
+                closed: false,
+            }),
+        })
+    }
+
+    /// What everybody is told from.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.lock().snapshot)
+    }
+
+    /// Lets a node in; the token is cancelled when it has left.
+    pub(super) fn enter(self: &Arc<Self>, id: NodeId, client: Client) -> (Seat, CancellationToken) {
+        let left = CancellationToken::new();
+        let bell = Arc::new(Notify::new());
+        let mut state = self.lock();
+        let number = state.next_seat;
+        state.next_seat += 1;
+        state.seats.insert(number, Arc::clone(&bell));
+        state.own.entry(id.service.clone()).or_default().insert(number);
+        if let Client::Envoy(settings) = &client {
+            state.envoys.insert(number);
+            state.share(settings);
+        }
+        drop(state);
+        let seat = Seat {
+            audience: Arc::clone(self),
+            number,
+            id,
+            client,
+            own: Arc::default(),
+            bell,
+            asked: BTreeMap::new(),
+            _left: left.clone().drop_guard(),
+        };
+        (seat, left)
+    }
+
+    /// Replaces the snapshot, and wakes those who use what is not as it was. The cost is that of what
+    /// changed and of those who use it, however many are connected.
+    pub(super) fn publish(&self, snapshot: Snapshot, news: &News) {
+        let snapshot = Arc::new(snapshot);
+        let mut state = self.lock();
+        for shared in &mut state.shared {
+            shared.foreign = shared.foreign.next(&shared.settings, &snapshot);
+        }
+        let is_other_model = !Arc::ptr_eq(&snapshot.model, &state.snapshot.model);
+        state.snapshot = snapshot;
+        let State { seats, users, own, envoys, .. } = &*state;
+        if news.everything {
+            seats.values().for_each(|bell| bell.notify_one());
+            return;
+        }
+        let by_name =
+            news.names.iter().filter_map(|(type_url, name)| users.get(type_url)?.get(name.as_str()));
+        let by_service = news.services.iter().filter_map(|service| own.get(service));
+        let woken: BTreeSet<u64> = by_name.chain(by_service).flatten().copied().collect();
+        let envoys = envoys.iter().filter(|_| is_other_model);
+        for bell in woken.iter().chain(envoys).filter_map(|number| seats.get(number)) {
+            bell.notify_one();
+        }
+    }
+
+    /// Ends every stream, also those to come.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.seats.values().for_each(|bell| bell.notify_one());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// One more uses what is made for these settings.
+    fn share(&mut self, settings: &EnvoyNode) {
+        match self.shared.iter_mut().find(|shared| shared.settings == *settings) {
+            Some(shared) => shared.users += 1,
+            None => {
+                let foreign = Arc::new(Foreign::first(settings, &self.snapshot));
+                self.shared.push(Shared { settings: settings.clone(), foreign, users: 1 });
+            }
+        }
+    }
+
+    /// One less does.
+    fn unshare(&mut self, settings: &EnvoyNode) {
+        if let Some(at) = self.shared.iter().position(|shared| shared.settings == *settings) {
+            self.shared[at].users -= 1;
+            if self.shared[at].users == 0 {
+                self.shared.swap_remove(at);
+            }
+        }
+    }
+
+    fn forget(&mut self, type_url: &'static str, name: &Arc<str>, number: u64) {
+        let Some(names) = self.users.get_mut(type_url) else { return };
+        if let Some(users) = names.get_mut(name) {
+            users.remove(&number);
+            if users.is_empty() {
+                names.remove(name);
+            }
+        }
+    }
+}
+
+impl Feed for Seat {
+    fn view(&mut self) -> Arc<dyn View> {
+        let state = self.audience.lock();
+        let snapshot = Arc::clone(&state.snapshot);
+        let foreign = match &self.client {
+            Client::Sidecar => None,
+            Client::Envoy(settings) => state.shared.iter().find(|shared| shared.settings == *settings),
+        };
+        let foreign = foreign.map(|shared| Arc::clone(&shared.foreign));
+        drop(state);
+        self.own = self.own.next(&snapshot, &self.id, &self.client);
+        let own = Arc::clone(&self.own);
+        match foreign {
+            None => Arc::new(SidecarView { snapshot, own }),
+            Some(shared) => Arc::new(ForeignView { shared, own }),
+        }
+    }
+
+    fn uses(&mut self, type_url: &str, names: &BTreeSet<Arc<str>>) {
+        let Some(type_url) = BY_NAME.into_iter().find(|known| *known == type_url) else { return };
+        if self.client != Client::Sidecar {
+            return; // it is told of everything
+        }
+        let asked = self.asked.entry(type_url).or_default();
+        let mut state = self.audience.lock();
+        for name in asked.difference(names) {
+            state.forget(type_url, name, self.number);
+        }
+        let users = state.users.entry(type_url).or_default();
+        for name in names.difference(asked) {
+            users.entry(Arc::clone(name)).or_default().insert(self.number);
+        }
+        drop(state);
+        asked.clone_from(names);
+    }
+
+    async fn changed(&mut self) -> bool {
+        if !self.audience.lock().closed {
+            self.bell.notified().await;
+        }
+        !self.audience.lock().closed
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.audience.lock();
+        state.seats.remove(&self.number);
+        for (type_url, names) in &self.asked {
+            for name in names {
+                state.forget(type_url, name, self.number);
+            }
+        }
+        if let Some(own) = state.own.get_mut(&self.id.service) {
+            own.remove(&self.number);
+            if own.is_empty() {
+                state.own.remove(&self.id.service);
+            }
+        }
+        if let Client::Envoy(settings) = &self.client {
+            state.envoys.remove(&self.number);
+            state.unshare(settings);
+        }
+    }
+}
