@@ -44,8 +44,8 @@ pub(super) fn free_index(
     if let Some((index, _)) = had {
         return Ok(*index);
     }
-    let now = unix_seconds();
-    let rested = |index: &u16| table.quarantined.get(index).is_none_or(|(.., until)| *until <= now);
+    // Until the keeper ends its quarantine, it tells watchers when its service left.
+    let rested = |index: &u16| !table.quarantined.contains_key(index);
     let start = (hash % 0xffff) as u16; // 0 to 65534
     (0..u16::MAX)
         .map(|step| ((u32::from(start) + u32::from(step)) % 0xffff) as u16 + 1)

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Catalog;
 use super::index::release_index;
-use super::record::{GoneRecord, InstanceRecord, ServiceRecord, Stored, encode, instance_key, service_key};
+use super::record::{
+    GoneRecord, InstanceRecord, ServiceRecord, Stored, encode, index_key, instance_key, service_key,
+};
 use super::registrar::unix_seconds;
 use super::table::{FLOOR, Known};
 use crate::lease::{JUDGE_EVERY, Outcome, Verdict};
@@ -142,13 +144,16 @@ impl Catalog {
         Ok(())
     }
 
-    /// Removes the traces of departures that are older than a day.
+    /// Removes the traces of departures that are older than a day: of instances, and of services, whose
+    /// indexes are free then.
     pub(super) async fn forget(&self, now_unix: u64) {
         let old: Vec<(Key, u64)> = {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
             let old = |known: &Known| matches!(known, Known::Gone(gone) if gone.at + TRACE_KEPT.as_secs() <= now_unix);
             let traces = table.instances.iter().filter(|(_, (_, known))| old(known));
-            traces.map(|((service, id), (revision, _))| (instance_key(service, id), *revision)).collect()
+            let traces = traces.map(|((service, id), (revision, _))| (instance_key(service, id), *revision));
+            let rested = table.quarantined.iter().filter(|(_, (.., until))| *until <= now_unix);
+            traces.chain(rested.map(|(index, (revision, ..))| (index_key(*index), *revision))).collect()
         };
         for some in old.chunks(TRACES_AT_ONCE) {
             let mut transaction = Transaction::default();
@@ -188,10 +193,12 @@ impl Catalog {
     ///
     /// [`StoreError`] if the store refuses.
     pub async fn forget_service(&self, service: &ServiceName) -> Result<bool, StoreError> {
-        let (revision, record) = {
+        let (revision, record, floor_written) = {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
             match table.services.get(service) {
-                Some((revision, record)) if record.registered => (*revision, record.clone()),
+                Some((revision, record)) if record.registered => {
+                    (*revision, record.clone(), table.floor_written)
+                }
                 _ => return Ok(false),
             }
         };
@@ -201,15 +208,19 @@ impl Catalog {
         }
         let mut transaction = Transaction::default();
         let key = service_key(service);
-        transaction.require(key.clone(), Some(revision));
+        let floor = Key::new(Space::Meta, FLOOR);
+        transaction.require(key.clone(), Some(revision)).require(floor.clone(), floor_written);
         if world.resources.set.service(service).is_some() {
             let record = ServiceRecord { index: record.index, ..ServiceRecord::default() };
             transaction.push(Op::put(key, encode(&record)));
+            // No trace is left of it. Without a number the floor is the revision of this very transaction.
+            transaction.push(Op::put(floor, Vec::new()));
         } else {
             transaction.push(Op::delete(key)).push(release_index(record.index, service));
+            // It stays where it is: the index tells when the service left. But it is written, for whoever
+            // registers instances meanwhile on the condition that no service goes.
+            transaction.push(Op::put(floor, world.floor.to_string().into_bytes()));
         }
-        // Without a number the floor is the revision of this very transaction.
-        transaction.push(Op::put(Key::new(Space::Meta, FLOOR), Vec::new()));
         self.commit(transaction).await?;
         Ok(true)
     }

@@ -12,7 +12,7 @@ use pillion_model::name::{InstanceId, ServiceName};
 use super::holders::Holders;
 use super::read::{ReadInstance, read_instances};
 use super::record::{GoneRecord, IndexRecord, ServiceRecord, parse_instance, parse_service};
-use super::view::{CatalogService, CatalogView, World};
+use super::view::{ByService, CatalogService, CatalogView, World};
 use crate::lease::{Leases, RECONNECT_WINDOW};
 use crate::resources::{RESOURCES, Resources, parse_key};
 use crate::store::{Key, Space, State, StoreError};
@@ -39,6 +39,7 @@ pub(super) struct Table {
     pub(super) holders: Holders,
     trust_domain: Option<Arc<str>>,
     operators: Arc<BTreeSet<String>>,
+    departed: ByService<u64>,
     floor: u64,
     /// The revision that last moved the floor.
     pub(super) floor_written: Option<u64>,
@@ -213,11 +214,12 @@ impl Table {
             Space::Index => {
                 let index = key.name.parse().map_err(|_| unknown_name())?;
                 let text = std::str::from_utf8(value).map_err(|error| error.to_string())?;
-                match IndexRecord::parse(text) {
-                    IndexRecord::Of(_) => drop(self.quarantined.remove(&index)),
-                    IndexRecord::Quarantined { service, until } => {
-                        self.quarantined.insert(index, (revision, service, until));
+                self.rested(index);
+                if let IndexRecord::Quarantined { service, until } = IndexRecord::parse(text) {
+                    if let Ok(service) = service.parse() {
+                        self.departed.insert_mut(service, revision);
                     }
+                    self.quarantined.insert(index, (revision, service, until));
                 }
             }
             Space::Ca | Space::Token => {}
@@ -254,10 +256,19 @@ impl Table {
             Space::Replica => self.holders.leave(&key.name),
             Space::Index => {
                 if let Ok(index) = key.name.parse::<u16>() {
-                    self.quarantined.remove(&index);
+                    self.rested(index);
                 }
             }
             Space::Meta | Space::Ca | Space::Token => {}
+        }
+    }
+
+    /// An index is not in quarantine any more, nor is known when the service left that had it.
+    fn rested(&mut self, index: u16) {
+        if let Some((_, service, _)) = self.quarantined.remove(&index)
+            && let Ok(service) = service.parse::<ServiceName>()
+        {
+            self.departed.remove_mut(&service);
         }
     }
 
@@ -287,6 +298,7 @@ impl Table {
         let mut world = World {
             revision,
             floor: self.floor,
+            departed: self.departed.clone(),
             resources: Arc::clone(&self.resources),
             trust_domain: self.trust_domain.clone(),
             operators: Arc::clone(&self.operators),

@@ -207,7 +207,14 @@ async fn old_traces_and_empty_services_are_forgotten() {
     assert!(fixture.catalog.forget_service(&orders()).await.expect("forgets"));
     let world = fixture.catalog.world();
     assert!(world.catalog.services.is_empty() && world.indexes.is_empty());
-    assert_eq!(world.floor, world.revision);
+    assert_eq!(world.floor, left_at, "positions of others go on");
+    let forgotten_at = world.revision;
+    assert_eq!(world.departed.get(&orders()), Some(&forgotten_at));
+    let fixture = fixture.restart().await;
+    assert_eq!(fixture.catalog.world().departed.get(&orders()), Some(&forgotten_at), "also after a restart");
+    fixture.catalog.forget(registrar::unix_seconds() + 25 * 3600).await;
+    let world = fixture.catalog.world();
+    assert!(world.departed.is_empty() && world.floor == forgotten_at);
     let mut generation = fixture.register(json!({"address": "10.0.0.5", "port": 8080})).await;
     assert_eq!(generation, Ok(1));
     generation = fixture.register(json!({"address": "10.0.0.5", "port": 8080, "generation": 9})).await;

@@ -24,11 +24,14 @@ pub struct World {
     pub epoch: Arc<str>,
     /// The store revision this is as of.
     pub revision: u64,
-    /// Services that left at or before this revision may be unknown by now: who follows from an
-    /// earlier one has to begin again.
+    /// Services and instances that left at or before this revision may be unknown by now: who follows
+    /// from an earlier one has to begin again.
     pub floor: u64,
     /// Services and instances.
     pub catalog: Arc<CatalogView>,
+    /// Services that are not registered any more, and the revision that took them out, as long as that is
+    /// known: until the floor has passed it.
+    pub departed: ByService<u64>,
     /// The stable index of every known service.
     pub indexes: ByService<u16>,
     /// Which services changed on the way here.

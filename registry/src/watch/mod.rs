@@ -69,7 +69,7 @@ pub struct Hub {
 }
 
 struct State {
-    /// Topics of services that are there, or have left since this process started.
+    /// Topics of services that are there, or have left not too long ago.
     topics: BTreeMap<ServiceName, Topic>,
     /// Those with something to tell.
     pending: BTreeSet<ServiceName>,
@@ -342,8 +342,11 @@ fn watching<'a>(
 
 impl Topic {
     fn all(world: &World) -> BTreeMap<ServiceName, Self> {
+        let departed = world.departed.iter().map(|(name, at)| (name.clone(), Self::new(None, *at)));
         let services = world.catalog.services.iter();
-        services.map(|(name, service)| (name.clone(), Self::new(Some(Arc::clone(service)), 0))).collect()
+        let services =
+            services.map(|(name, service)| (name.clone(), Self::new(Some(Arc::clone(service)), 0)));
+        departed.chain(services).collect()
     }
 
     fn new(told: Option<Arc<CatalogService>>, revision: u64) -> Self {

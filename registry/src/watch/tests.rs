@@ -183,6 +183,63 @@ async fn a_service_that_leaves_without_a_trace_is_told() {
 }
 
 #[tokio::test]
+async fn a_departure_from_before_the_start_is_told_to_whoever_resumes() {
+    let mut sim = Sim::new();
+    sim.set("orders", "a", Some("10.0.0.1"));
+    sim.set("web", "a", Some("10.0.0.2"));
+    sim.forget("orders");
+    sim.world.departed.insert_mut(name("orders"), sim.world.revision);
+    sim.set("web", "a", Some("10.0.0.3"));
+    let hub = Hub::new(&sim.world);
+    for (after, want) in [
+        (Some(2), vec![("removed", "orders".into(), 3), ("service", "web".into(), 4)]),
+        (Some(3), vec![("service", "web".into(), 4)]),
+        (Some(4), vec![]),
+        (None, vec![("service", "web".into(), 4)]),
+    ] {
+        let mut watch = hub.subscribe(&sim.world, Interest::All, after).expect("room");
+        assert_eq!(told(&watch.progress()), want, "after {after:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_closed_hub_tells_nothing_more_and_says_so() {
+    let mut sim = Sim::new();
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, Some(0)).expect("room");
+    sim.set("orders", "a", Some("10.0.0.1"));
+    sim.look_after(FLUSHED);
+    sim.hub.close();
+    let mut late = sim.hub.subscribe(&sim.world, Interest::All, Some(0)).expect("room");
+    for watch in [&mut watch, &mut late] {
+        assert!(std::future::poll_fn(|context| watch.poll_next(context)).await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn changes_of_two_services_and_two_of_one_are_told_to_whoever_is_behind() {
+    let mut sim = Sim::new();
+    sim.set("orders", "a", Some("10.0.0.1"));
+    sim.set("web", "a", Some("10.0.0.2"));
+    sim.look_after(FLUSHED);
+    let mut watch = sim.hub.subscribe(&sim.world, Interest::All, None).expect("room");
+    watch.next().await;
+    sim.set("orders", "a", Some("10.0.0.3"));
+    sim.look_after(FLUSHED);
+    sim.set("web", "a", Some("10.0.0.4"));
+    sim.look_after(FLUSHED);
+    sim.set("orders", "a", Some("10.0.0.5"));
+    sim.look_after(FLUSHED);
+    let batch = watch.next().await;
+    let want = [("change", "orders".into(), 3), ("change", "orders".into(), 5), ("change", "web".into(), 4)];
+    assert_eq!((told(&batch), &*batch.token), (want.to_vec(), "e.5"));
+    sim.set("web", "a", Some("10.0.0.6"));
+    sim.look_after(FLUSHED);
+    let batch = watch.next().await;
+    assert_eq!((told(&batch), &*batch.token), (vec![("change", "web".into(), 6)], "e.6"));
+    assert!(!watch.is_behind());
+}
+
+#[tokio::test]
 async fn a_slow_subscriber_gets_the_current_state_once() {
     let mut sim = Sim::new();
     let mut watch = sim.hub.subscribe(&sim.world, Interest::All, None).expect("room");
