@@ -29,6 +29,7 @@ mod bodies;
 mod cloud_map;
 mod consul;
 mod instances;
+mod json;
 mod openapi;
 mod operate;
 mod problem;

@@ -135,7 +135,7 @@ pub(super) fn instance_id(id: &str) -> Result<InstanceId, Problem> {
 }
 
 pub(super) fn json(body: &[u8]) -> Result<Value, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
+    super::json::read(body).map_err(|error| {
         let detail = format!("the body is not valid JSON: {error}");
         let mut problem = Problem::new(StatusCode::BAD_REQUEST, detail);
         problem.errors.push(ProblemField {

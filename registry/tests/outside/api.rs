@@ -86,6 +86,7 @@ async fn wrong_requests_are_told_what_is_wrong_and_change_nothing() {
         ("PUT", A, r#"{"address": "nowhere", "port": 1}"#, 422, "address", "nowhere"),
         ("PUT", A, r#"{"address": "10.0.0.1", "port": 1, "ttl": "1s"}"#, 422, "ttl", "2s to 24h"),
         ("PUT", A, r#"{"address": "10.0.0.1", "#, 400, "", "not valid JSON"),
+        ("PUT", A, r#"{"address": "10.0.0.1", "port": 1, "port": 2}"#, 400, "", "`port` stands there twice"),
         ("PUT", "/v1/namespaces/svc/services/a/instances/a", "{}", 422, "namespace", "reserved"),
         ("PUT", "/v1/namespaces/shop/services/A/instances/a", "{}", 422, "service", "position 0"),
         ("PUT", "/v1/namespaces/shop/services/a/instances/A_", "{}", 422, "id", "position 0"),

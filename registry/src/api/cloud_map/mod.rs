@@ -98,7 +98,7 @@ fn admit(auth: &Auth, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<(),
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| Fault::malformed(&error))
+    super::json::read(body).and_then(serde_json::from_value).map_err(|error| Fault::malformed(&error))
 }
 
 /// The service of an id: `orders.shop`, `orders` in the default namespace, or an ARN that ends in it.
