@@ -169,11 +169,20 @@ async fn a_corrupted_store_is_refused_and_left_as_it_is() {
     let entries = data.path().read_dir().expect("readable").map(|entry| entry.expect("readable").path());
     let store =
         entries.into_iter().find(|path| path.extension().is_some_and(|e| e == "redb")).expect("a store");
-    std::fs::write(&store, b"this is no store").expect("written");
+    let good = std::fs::read(&store).expect("readable");
+    let torn = good[..good.len() / 3].to_vec();
+    let zeroed = [&good[..4096], &vec![0; good.len() - 4096]].concat();
     let folder = data.path().display().to_string();
-    let finished =
-        run(["registry", "--open", "--data-dir", &folder, "--api", ANY, "--mesh", ANY, "--dns", ANY]).await;
-    assert_eq!(finished.code, 1, "{finished:?}");
-    assert!(finished.stderr.contains(&store.display().to_string()), "{finished:?}");
-    assert_eq!(std::fs::read(&store).expect("readable"), b"this is no store");
+    for damaged in [b"this is no store".to_vec(), torn, zeroed] {
+        std::fs::write(&store, &damaged).expect("written");
+        let finished =
+            run(["registry", "--open", "--data-dir", &folder, "--api", ANY, "--mesh", ANY, "--dns", ANY])
+                .await;
+        assert_eq!(finished.code, 1, "{finished:?}");
+        for part in [&*store.display().to_string(), "is damaged", "move it aside"] {
+            assert!(finished.stderr.contains(part), "{part}: {finished:?}");
+        }
+        assert!(!finished.stderr.contains("panicked"), "{finished:?}");
+        assert_eq!(std::fs::read(&store).expect("readable"), damaged, "it is left as it is");
+    }
 }

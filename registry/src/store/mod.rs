@@ -296,8 +296,8 @@ pub enum StoreError {
     },
     /// The file is damaged.
     #[error(
-        "store file {} is damaged: {detail}; restore it from a backup, or move it aside to start \
-         with an empty store (certificates, tokens and resources in it are then lost)",
+        "store file {} is damaged: {detail}; it is left as it is. Restore it from a backup, or \
+         move it aside to start with an empty store (certificates, tokens and resources in it are then lost)",
         .path.display()
     )]
     Corrupted {

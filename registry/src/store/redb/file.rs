@@ -1,10 +1,11 @@
 //! The file: how it is made, checked, locked and read, and how values stand in it.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use ::redb::{
     AccessGuard, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
@@ -199,13 +200,31 @@ fn restrict(path: &Path) -> Result<(), StoreError> {
         .map_err(|error| io("restrict the permissions of", path, error))
 }
 
-/// redb asserts some of what it reads: a panic while reading a file is damage too.
+/// redb asserts some of what it reads: a panic while reading a file is damage too, and told as such.
 pub(super) fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+    static SILENCED: Once = Once::new();
+    SILENCED.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !READING.get() {
+                others(info);
+            }
+        }));
+    });
+    READING.set(true);
+    let done = catch_unwind(AssertUnwindSafe(read));
+    READING.set(false);
+    done.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unreadable");
-        Err(corrupted(path, format_args!("{text}")))
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        let text = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        Err(corrupted(path, format_args!("its pages contradict each other (redb: {text})")))
     })
+}
+
+thread_local! {
+    /// Whether this thread reads a file that may be damaged.
+    static READING: Cell<bool> = const { Cell::new(false) };
 }
 
 fn database_error(path: &Path, error: DatabaseError) -> StoreError {
