@@ -83,6 +83,8 @@ pub enum ExplainError {
 pub struct Explanation {
     /// The caller's identity.
     pub caller: Option<String>,
+    /// Whether a service of the caller's name is known; one that is not may just not have started yet.
+    pub caller_known: bool,
     /// The service called.
     pub service: String,
     /// The port: name, number, protocol.
@@ -287,6 +289,11 @@ impl Explainer<'_> {
         self.explanation(service, port, None, None, Vec::new(), outcome)
     }
 
+    fn caller_is_known(&self) -> bool {
+        let name = self.caller.as_ref().and_then(SpiffeId::service_name);
+        name.is_some_and(|name| self.model.services.contains_key(name))
+    }
+
     fn explanation(
         &self,
         service: &ServiceModel,
@@ -298,6 +305,7 @@ impl Explainer<'_> {
     ) -> Explanation {
         Explanation {
             caller: self.caller.as_ref().map(ToString::to_string),
+            caller_known: self.caller_is_known(),
             service: service.service.service.to_string(),
             port: format!("{} ({} {})", port.name, port.protocol.as_str(), port.port),
             request: request.map(|request| format!("{} {}", request.method, request.path)),

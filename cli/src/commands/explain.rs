@@ -82,6 +82,9 @@ fn render(explanation: &Value) -> String {
     let mut add = |label: &str, text: String| lines.push(format!("{label:<10} {text}"));
     let said = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     add("caller", explanation["caller"].as_str().unwrap_or("without identity").to_owned());
+    if explanation["caller"].is_string() && explanation["callerKnown"] == false {
+        add("", "no service of this name is known; what follows holds once it is there".to_owned());
+    }
     add("service", format!("{}, port {}", said(&explanation["service"]), said(&explanation["port"])));
     if let Some(request) = explanation["request"].as_str() {
         add("request", request.to_owned());

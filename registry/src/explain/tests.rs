@@ -53,6 +53,13 @@ fn ask(caller: &str, method: &str, path: &str) -> Explanation {
 }
 
 #[test]
+fn a_caller_that_is_not_known_is_told_from_one_that_is() {
+    for (caller, known) in [("orders.shop", true), ("web.shop", false), ("", false)] {
+        assert_eq!(ask(caller, "GET", "/v2/x").caller_known, known, "{caller}");
+    }
+}
+
+#[test]
 fn the_outcome_says_what_the_proxies_would_do() {
     for (caller, method, path, route, want) in [
         ("web.shop", "GET", "/v2/x?a=b", "canary[0]", "allowed"),
