@@ -239,3 +239,88 @@ impl Drop for Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::catalog::differing;
+    use crate::resolve::tests::{Mesh, instance, name};
+
+    const ENDPOINTS: &str = "outbound|http||orders.shop";
+
+    fn sidecar(audience: &Arc<Audience>, id: &str, asked: &[(&str, &str)]) -> Seat {
+        let (mut seat, _left) = audience.enter(id.parse().expect(id), Client::Sidecar);
+        for type_url in BY_NAME {
+            let names = asked.iter().filter(|(of, _)| *of == type_url).map(|(_, name)| Arc::from(*name));
+            seat.uses(type_url, &names.collect());
+        }
+        seat
+    }
+
+    /// The mesh is this one now, in which these services were touched.
+    fn publish(audience: &Audience, mesh: &Mesh, touched: &[&str]) {
+        let (last, model) = (audience.snapshot(), Arc::new(mesh.model()));
+        let different = differing(&last.model.services, &model.services, |a, b| a == b);
+        let (next, mut news) = last.next(&model, &mesh.catalog(), &different);
+        news.services.extend(touched.iter().map(|text| name(text)));
+        audience.publish(next, &news);
+    }
+
+    #[test]
+    fn those_who_use_what_changed_are_woken_and_nobody_else() {
+        let mesh = ["web.shop", "orders.shop", "payments.shop"]
+            .iter()
+            .fold(Mesh::new(""), |mesh, service| mesh.with(instance(service, "a-1", &[])));
+        let audience = Audience::new(Snapshot::first(&Arc::new(mesh.model()), &mesh.catalog()));
+        let mut seats = [
+            ("of endpoints", sidecar(&audience, "shop/web/a-1", &[(type_url::ENDPOINTS, ENDPOINTS)])),
+            ("of a route", sidecar(&audience, "shop/web/a-2", &[(type_url::ROUTE, "http.orders.shop")])),
+            ("its own", sidecar(&audience, "shop/orders/a-1", &[])),
+            (
+                "of no one",
+                sidecar(&audience, "shop/web/a-3", &[(type_url::SERVICE, "later.shop.mesh.internal")]),
+            ),
+            (
+                "of another",
+                sidecar(&audience, "shop/web/a-4", &[(type_url::ENDPOINTS, "outbound|http||payments.shop")]),
+            ),
+        ];
+        let mut woken = |mesh: &Mesh, touched: &[&str]| {
+            publish(&audience, mesh, touched);
+            let woken =
+                seats.iter_mut().filter_map(|(who, seat)| seat.changed().now_or_never().map(|_| *who));
+            woken.collect::<Vec<_>>()
+        };
+        let mesh = mesh.with(instance("orders.shop", "a-2", &[]));
+        assert_eq!(woken(&mesh, &["orders.shop"]), ["of endpoints", "its own"], "an endpoint more");
+        let mesh = mesh.with(instance("payments.shop", "a-2", &[]));
+        assert_eq!(woken(&mesh, &["payments.shop"]), ["of another"]);
+        let mesh = mesh.with(instance("later.shop", "a-1", &[]));
+        assert!(woken(&mesh, &["later.shop"]).contains(&"of no one"), "its question has an answer now");
+        assert_eq!(woken(&mesh, &[]), [""; 0], "nothing changed");
+    }
+
+    #[test]
+    fn a_seat_that_was_left_leaves_nothing_behind() {
+        let mesh = Mesh::new("").with(instance("orders.shop", "a-1", &[]));
+        let audience = Audience::new(Snapshot::first(&Arc::new(mesh.model()), &mesh.catalog()));
+        let mut seat = sidecar(&audience, "shop/web/a-1", &[(type_url::ENDPOINTS, ENDPOINTS)]);
+        seat.uses(type_url::ENDPOINTS, &BTreeSet::new());
+        assert!(audience.lock().users[type_url::ENDPOINTS].is_empty(), "it asks for it no more");
+        drop(seat);
+        let state = audience.lock();
+        assert!(state.seats.is_empty() && state.own.is_empty());
+    }
+
+    #[test]
+    fn whoever_is_there_when_it_closes_or_comes_later_has_to_go() {
+        let audience = Audience::new(Snapshot::first(&Arc::default(), &Arc::default()));
+        let mut early = sidecar(&audience, "shop/web/a-1", &[]);
+        assert_eq!(early.changed().now_or_never(), None);
+        audience.close();
+        let mut late = sidecar(&audience, "shop/web/a-2", &[]);
+        assert_eq!([early.changed().now_or_never(), late.changed().now_or_never()], [Some(false); 2]);
+    }
+}

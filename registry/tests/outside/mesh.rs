@@ -328,6 +328,49 @@ async fn a_sidecar_is_told_its_own_side_and_what_it_asks_for() {
 }
 
 #[tokio::test]
+async fn a_changed_endpoint_is_one_resource_to_those_who_use_it_and_nothing_to_others() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let (running, client) = start(directory.path()).await;
+    let identity = joined(&running, &client, "web").await;
+    let path = |service: &str, id: &str| format!("/v1/namespaces/shop/services/{service}/instances/{id}");
+    let body = json!({"address": "10.0.0.5", "ports": {"http": {"port": 80}}, "inboundPort": 15006});
+    let mut sidecars = Vec::new();
+    for (instance, service) in [("web-1", "orders"), ("web-2", "payments")] {
+        assert_eq!(client.put(&path(service, "a"), &body).await.status, 201);
+        let cluster = format!("outbound|http||{service}.shop");
+        let route = format!("http.{service}.shop");
+        let names = [
+            (type_url::SERVICE, format!("{service}.shop.mesh.internal")),
+            (type_url::CLUSTER, cluster.clone()),
+            (type_url::ENDPOINTS, cluster.clone()),
+            (type_url::ROUTE, route.clone()),
+        ];
+        let names: Vec<_> = names.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
+        let node = node(&format!("shop/web/{instance}"), PILLION_USER_AGENT, json!({}));
+        let (mut told, stop) = subscribe(channel(&running, &identity).await, node, &[], &names);
+        let mut held = Held::default();
+        held.until(&mut told, service, |held| held.0.len() == 4).await;
+        sidecars.push((service, cluster, told, stop));
+    }
+    for (changed, id) in [("orders", "b"), ("payments", "b"), ("orders", "c")] {
+        let other = json!({"address": "10.0.0.6", "ports": {"http": {"port": 80}}, "inboundPort": 15006});
+        assert_eq!(client.put(&path(changed, id), &other).await.status, 201);
+        let (_, cluster, told, _) =
+            sidecars.iter_mut().find(|(service, ..)| *service == changed).expect("one");
+        let next = tokio::time::timeout(Duration::from_secs(10), told.recv()).await.expect("in time");
+        let Some(Told::Update(update)) = next else { panic!("{changed}: the stream ended") };
+        let names: Vec<_> = update.changed.iter().map(|one| &one.name).collect();
+        assert_eq!((update.type_url.as_str(), names), (type_url::ENDPOINTS, vec![&*cluster]), "{changed}");
+    }
+    // Whatever one of them had been told beside would stand before what it was told of its own change.
+    for (service, _, mut told, stop) in sidecars {
+        assert!(told.try_recv().is_err(), "{service} was told more");
+        stop.cancel();
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_foreign_envoy_is_told_everything_and_registered_while_it_is_there() {
     let directory = tempfile::tempdir().expect("tempdir");
     let (running, client) = start(directory.path()).await;

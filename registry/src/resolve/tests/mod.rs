@@ -59,6 +59,10 @@ impl Mesh {
         Input { resources: &self.resources, catalog: &self.catalog, indexes: &self.indexes }
     }
 
+    pub(crate) fn catalog(&self) -> Arc<CatalogView> {
+        Arc::new(self.catalog.clone())
+    }
+
     pub(crate) fn model(&self) -> MeshModel {
         resolve(&self.input())
     }
