@@ -2,9 +2,11 @@
 //!
 //! A connection is busy while one of its requests is answered, streams included, and idle otherwise. Where
 //! there are too many, the one that never asked anything goes first, then the one that has been idle for
-//! longest; who is busy is left alone.
+//! longest. Where all are busy and one client has more than half of them, its last one goes; else who is
+//! busy is left alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -26,11 +28,13 @@ struct Held {
     open: HashMap<u64, Open>,
     /// By who goes first: whether it has asked anything, and since when it is idle.
     idle: BTreeMap<(bool, u64), u64>,
+    by_client: HashMap<IpAddr, BTreeSet<u64>>,
     next: u64,
 }
 
 struct Open {
     signal: Arc<Signal>,
+    client: IpAddr,
     /// Requests that are being answered.
     busy: usize,
     asked: bool,
@@ -43,16 +47,19 @@ impl Connections {
         Self { held: Arc::default(), max }
     }
 
-    /// Takes a connection in. Where that is one too many, an idle one must go; `None` if nobody is idle.
-    pub(super) fn enter(&self) -> Option<Place> {
+    /// Takes a connection in. Where that is one too many, an idle one must go, or one of a client that has
+    /// more than its share; `None` if there is neither.
+    pub(super) fn enter(&self, from: IpAddr) -> Option<Place> {
+        let client = client_of(from);
         let mut held = self.lock();
-        if held.open.len() >= self.max && !held.shed() {
+        if held.open.len() >= self.max && !held.shed() && !held.share(client, self.max / SHARE) {
             return None;
         }
         let id = held.tick();
         let signal = Arc::new(Signal::default());
-        held.open.insert(id, Open { signal: Arc::clone(&signal), busy: 0, asked: false, since: id });
+        held.open.insert(id, Open { signal: Arc::clone(&signal), client, busy: 0, asked: false, since: id });
         held.idle.insert((false, id), id);
+        held.by_client.entry(client).or_default().insert(id);
         drop(held);
         Some(Place { connections: self.clone(), id, signal })
     }
@@ -77,16 +84,37 @@ impl Held {
     /// Whether there was an idle one to cut.
     fn shed(&mut self) -> bool {
         let Some((_, id)) = self.idle.pop_first() else { return false };
-        if let Some(open) = self.open.remove(&id) {
-            open.signal.ask(Asked::Cut);
-        }
+        self.cut(id);
         true
     }
 
-    fn leave(&mut self, id: u64) {
-        if let Some(open) = self.open.remove(&id) {
-            self.idle.remove(&(open.asked, open.since));
+    /// Whether another client had more than `share`, and lost its last connection.
+    fn share(&mut self, newcomer: IpAddr, share: usize) -> bool {
+        let has_most = self.by_client.iter().max_by_key(|(_, open)| open.len());
+        let Some((client, open)) = has_most.filter(|(_, open)| open.len() > share) else { return false };
+        let last = open.last().copied().filter(|_| *client != newcomer);
+        if let Some(id) = last {
+            self.cut(id);
         }
+        last.is_some()
+    }
+
+    fn cut(&mut self, id: u64) {
+        if let Some(open) = self.leave(id) {
+            open.signal.ask(Asked::Cut);
+        }
+    }
+
+    fn leave(&mut self, id: u64) -> Option<Open> {
+        let open = self.open.remove(&id)?;
+        self.idle.remove(&(open.asked, open.since));
+        if let Some(others) = self.by_client.get_mut(&open.client) {
+            others.remove(&id);
+            if others.is_empty() {
+                self.by_client.remove(&open.client);
+            }
+        }
+        Some(open)
     }
 
     fn begin(&mut self, id: u64) {
@@ -108,6 +136,17 @@ impl Held {
         }
     }
 }
+
+/// Who a connection is counted for: its address, of IPv6 the network that one site has to itself.
+fn client_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address => address,
+    }
+}
+
+/// One client may have the whole divided by this, where others are turned away.
+const SHARE: usize = 2;
 
 /// One connection's place, given back when dropped.
 pub(super) struct Place {
@@ -185,7 +224,7 @@ mod tests {
     #[test]
     fn the_idle_go_first_and_the_busy_stay() {
         let connections = Connections::new(3);
-        let enter = || connections.enter();
+        let enter = || connections.enter(A);
         let (asked, silent, busy) = (enter().expect("room"), enter().expect("room"), enter().expect("room"));
         drop(asked.begin());
         let request = busy.begin();
@@ -205,6 +244,41 @@ mod tests {
         assert!(enter().is_some() && cut(&busy));
         drop((busy, first, fourth, second));
         let held = connections.lock();
-        assert_eq!((held.open.len(), held.idle.len()), (0, 0));
+        assert_eq!((held.open.len(), held.idle.len(), held.by_client.len()), (0, 0, 0));
+    }
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    #[test]
+    fn where_all_are_busy_a_client_with_more_than_half_makes_room_for_others() {
+        let connections = Connections::new(4);
+        let busy = |from| {
+            let place = connections.enter(from)?;
+            let request = place.begin();
+            Some((place, request))
+        };
+        let theirs: Vec<_> = (0..4).map(|_| busy(A).expect("room")).collect();
+        let cut = || theirs.iter().map(|(place, _)| place.signal().is_asked(Asked::Cut)).collect::<Vec<_>>();
+        assert!(busy(A).is_none(), "not for itself");
+        let _first = busy(B).expect("it had more than half");
+        assert_eq!(cut(), [false, false, false, true], "its last one");
+        let _second = busy(B).expect("it still had more than half");
+        assert_eq!(cut(), [false, false, true, true]);
+        assert!(busy(B).is_none(), "each has half");
+        assert!(busy("2001:db8::1".parse().expect("an address")).is_none());
+    }
+
+    #[test]
+    fn clients_are_told_apart_by_address_and_by_network() {
+        for (a, b, same) in [
+            ("10.0.0.1", "10.0.0.2", false),
+            ("10.0.0.1", "::ffff:10.0.0.1", true),
+            ("2001:db8::1", "2001:db8::ffff:2", true),
+            ("2001:db8::1", "2001:db8:0:1::1", false),
+        ] {
+            let [a, b] = [a, b].map(|text| client_of(text.parse().expect(text)));
+            assert_eq!(a == b, same, "{a} {b}");
+        }
     }
 }

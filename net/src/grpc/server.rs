@@ -58,7 +58,8 @@ pub struct Serve {
     pub security: ServerSecurity,
     /// What answers.
     pub router: Router,
-    /// Connections at a time; a newcomer beyond it takes the place of an idle one, or is closed if none is.
+    /// Connections at a time; a newcomer beyond it takes the place of an idle one, else of one of another
+    /// client address that has more than half of all, else it is closed.
     /// Default 16 384, or what the process may have open less 4096 (but at least half of that).
     pub connections_max: usize,
     /// How long requests in flight may take after `stop`. Default 20 s.
@@ -90,8 +91,8 @@ impl Serve {
         let connections = Connections::new(self.connections_max);
         let shared = Arc::new(self);
         while let Some((stream, remote)) = accept(&listener, &stop).await {
-            let Some(place) = connections.enter() else {
-                tracing::debug!(server = shared.name, %remote, "too many connections, and none is idle");
+            let Some(place) = connections.enter(remote.ip()) else {
+                tracing::debug!(server = shared.name, %remote, "too many connections, and none can go");
                 continue;
             };
             let shared = Arc::clone(&shared);
