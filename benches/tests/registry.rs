@@ -11,6 +11,7 @@ async fn every_scenario_measures_something() {
         "--instances=200",
         "--streams=20",
         "--subscribers=20",
+        "--proxies=20",
         "--services=10",
         "--changes=20",
         "--window=2s",
@@ -18,6 +19,7 @@ async fn every_scenario_measures_something() {
         "registration",
         "heartbeats",
         "fanout",
+        "proxies",
         "restart",
     ]);
     let report = run(&Arguments { binary: Some(binary.to_owned()), ..arguments }).await.expect("measures");
@@ -30,6 +32,8 @@ async fn every_scenario_measures_something() {
         assert_eq!(of(&format!("{name}: bytes about services not asked for")), Some(0.0), "{name}");
         assert_eq!(of(&format!("{name}: a service that all watch, events missed")), Some(0.0), "{name}");
     }
+    assert_eq!(of("proxies: resources told of changes that nobody uses"), Some(0.0));
+    assert!(of("proxies: resources told per change of a service").is_some_and(|told| told > 1.0));
     assert_eq!(of("restart: empty or negative answers"), Some(0.0));
     assert_eq!(of("restart: expired"), Some(0.0));
     assert_eq!(of("restart: instances known"), Some(200.0));

@@ -20,9 +20,9 @@ use crate::report::{Budget, Report};
 /// Subscribers that connect at the same time.
 const CONNECTING: usize = 64;
 /// Names of services that are watched begin with this.
-const WATCHED: &str = "s";
+pub(super) const WATCHED: &str = "s";
 /// Names of services that nobody watches begin with this.
-const QUIET: &str = "q";
+pub(super) const QUIET: &str = "q";
 /// Times that changes of the one kind and of the other are measured.
 const TURNS: u32 = 4;
 /// The service that everybody watches.
@@ -227,20 +227,27 @@ impl Board {
 }
 
 /// Who changes services: over HTTP, as an operator's script would.
-struct Changer {
+pub(super) struct Changer {
     client: Client,
     services: usize,
     next: usize,
     board: Arc<Board>,
+    /// Further fields of the instances.
+    more: &'static str,
 }
 
 impl Changer {
-    async fn new(door: &Door, services: usize) -> anyhow::Result<Self> {
+    pub(super) async fn new(door: &Door, services: usize) -> anyhow::Result<Self> {
         let client = Client::through(door).await?;
-        Ok(Self { client, services, next: 0, board: Board::new(1 << 20) })
+        Ok(Self { client, services, next: 0, board: Board::new(1 << 20), more: "" })
     }
 
-    async fn once_each(&mut self) -> anyhow::Result<()> {
+    /// With these fields in each instance, too.
+    pub(super) fn with(self, more: &'static str) -> Self {
+        Self { more, ..self }
+    }
+
+    pub(super) async fn once_each(&mut self) -> anyhow::Result<()> {
         self.change(HOT).await?;
         for kind in [WATCHED, QUIET] {
             for _ in 0..self.services {
@@ -260,15 +267,22 @@ impl Changer {
         let number = self.board.make();
         let path = format!("/v1/namespaces/bench/services/{service}/instances/{service}-0");
         let address = address(number);
-        let body =
-            format!(r#"{{"address":"{address}","port":8080,"ttl":"24h","labels":{{"number":"{number}"}}}}"#);
+        let body = format!(
+            r#"{{"address":"{address}","port":8080,"ttl":"24h","labels":{{"number":"{number}"}}{}}}"#,
+            self.more
+        );
         let (status, text) = self.client.call("PUT", &path, &body).await?;
         ensure!(status == 200 || status == 201, "PUT {path}: {status} {text}");
         Ok(())
     }
 
     /// Changes services in turn, so many a second; returns how many.
-    async fn churn(&mut self, kind: &str, per_second: usize, time: Duration) -> anyhow::Result<usize> {
+    pub(super) async fn churn(
+        &mut self,
+        kind: &str,
+        per_second: usize,
+        time: Duration,
+    ) -> anyhow::Result<usize> {
         let (start, every) = (Instant::now(), Duration::from_secs(1) / per_second as u32);
         let (mut made, mut next) = (0, start);
         while next < start + time {

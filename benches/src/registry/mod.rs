@@ -17,6 +17,7 @@ mod fanout;
 mod heartbeats;
 mod http;
 mod latency;
+mod proxies;
 mod registration;
 mod restart;
 mod server;
@@ -32,6 +33,8 @@ pub enum Scenario {
     Registration,
     /// Watchers of one service each, while services change.
     Fanout,
+    /// Connected sidecars that use one service each, while services change.
+    Proxies,
     /// Killed at full size and started again.
     Restart,
     /// Durable registrations in batches where the store is etcd.
@@ -53,6 +56,9 @@ pub struct Arguments {
     /// Subscribers of the watch.
     #[arg(long, default_value_t = 10_000)]
     pub subscribers: usize,
+    /// Connected sidecars.
+    #[arg(long, default_value_t = 2000)]
+    pub proxies: usize,
     /// Services that are watched.
     #[arg(long, default_value_t = 1000)]
     pub services: usize,
@@ -79,8 +85,14 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     ensure!(arguments.streams > 0 && arguments.services > 0, "want at least one stream and one service");
     server::raise_descriptors()?;
     let mut report = Report::new("registry");
-    let all =
-        [Scenario::Registration, Scenario::Heartbeats, Scenario::Fanout, Scenario::Restart, Scenario::Etcd];
+    let all = [
+        Scenario::Registration,
+        Scenario::Heartbeats,
+        Scenario::Fanout,
+        Scenario::Proxies,
+        Scenario::Restart,
+        Scenario::Etcd,
+    ];
     let chosen = all.iter().filter(|one| arguments.scenarios.is_empty() || arguments.scenarios.contains(one));
     for scenario in chosen {
         eprintln!("{scenario:?} …");
@@ -88,6 +100,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Report> {
             Scenario::Heartbeats => heartbeats::run(arguments, &mut report).await?,
             Scenario::Registration => registration::run(arguments, &mut report).await?,
             Scenario::Fanout => fanout::run(arguments, &mut report).await?,
+            Scenario::Proxies => proxies::run(arguments, &mut report).await?,
             Scenario::Restart => restart::run(arguments, &mut report).await?,
             Scenario::Etcd => etcd::run(arguments, &mut report).await?,
         }

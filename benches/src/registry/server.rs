@@ -19,6 +19,12 @@ use crate::usage;
 /// How long a start may take.
 const START_MAX: Duration = Duration::from_secs(120);
 
+/// What a registry uses that has nothing to do but to look whether anybody is silent.
+const SETTLED_CORES: f64 = 0.05;
+const SETTLE_EVERY: Duration = Duration::from_millis(500);
+/// Longer than that it is not waited for: leases of 30 s run.
+const SETTLE_MAX: Duration = Duration::from_secs(8);
+
 /// A running registry, open to this machine.
 pub(super) struct Registry {
     child: Child,
@@ -116,6 +122,18 @@ impl Registry {
 
     pub(super) fn usage(&self) -> anyhow::Result<Usage> {
         Ok(Usage { at: Instant::now(), cpu: usage::cpu(self.process)? })
+    }
+
+    /// Waits until it does next to nothing, or for long enough.
+    pub(super) async fn settle(&self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        loop {
+            let before = self.usage()?;
+            tokio::time::sleep(SETTLE_EVERY).await;
+            if self.usage()?.cores_since(before) < SETTLED_CORES || started.elapsed() > SETTLE_MAX {
+                return Ok(());
+            }
+        }
     }
 
     pub(super) fn memory(&self) -> anyhow::Result<f64> {
