@@ -19,6 +19,8 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// How one endpoint is chosen.
     pub load_balancing: LoadBalancing,
+    /// Endpoints that are new or well again get less at first; round robin and least request only.
+    pub slow_start: Option<SlowStart>,
     /// How endpoints are divided by labels; `None`: not at all.
     pub subsets: Option<Subsets>,
     /// Limits at default priority.
@@ -136,6 +138,29 @@ pub enum LoadBalancing {
         /// A prime. Default 65 537.
         table_size: u64,
     },
+}
+
+/// An endpoint's share grows with the time since it came or was well again. Envoy: `SlowStartConfig`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    /// After this it has its whole share; more than nothing.
+    pub window: Duration,
+    /// The time's part of the window is raised to the power of one by this. Default 1; more than 0.
+    pub aggression: f64,
+    /// The share it has at least, in percent. Default 10.
+    pub min_percent: f64,
+}
+
+impl SlowStart {
+    /// The factor of an endpoint's weight after `age`.
+    pub fn factor(&self, age: Duration) -> f64 {
+        if age >= self.window {
+            return 1.0;
+        }
+        // Envoy counts whole milliseconds, and at least one.
+        let part = (age.as_millis().max(1) as f64 / self.window.as_millis().max(1) as f64).min(1.0);
+        part.powf(1.0 / self.aggression).max(self.min_percent / 100.0)
+    }
 }
 
 /// Limits of one priority, shared by all workers. Envoy: `CircuitBreakers.Thresholds`.

@@ -45,6 +45,8 @@ pub struct Host {
     pub locality: Locality,
     /// 0 is used first.
     pub priority: u32,
+    /// Since when it is there and well, in clusters with slow start.
+    pub(super) well_since: Option<Instant>,
     /// Its cluster asks it whether it is well.
     is_asked: bool,
     pub(super) transport: Arc<Transport>,
@@ -93,6 +95,7 @@ impl HostSet {
                     hostname: endpoint.hostname.clone(),
                     locality: group.locality.clone(),
                     priority: group.priority,
+                    well_since: None,
                     is_asked: cluster.config.health_check.is_some(),
                     transport: transport(cluster, endpoint),
                 });
@@ -103,8 +106,16 @@ impl HostSet {
         let config = &cluster.config;
         let overprovisioning =
             if assignment.overprovisioning == 0 { 140 } else { assignment.overprovisioning };
+        let now = Instant::now();
+        if config.slow_start.is_some() {
+            for host in &mut hosts {
+                host.well_since = host.endpoint.well_since(host.is_healthy(), now);
+            }
+        }
         let rules = Rules {
             policy: &config.load_balancing,
+            slow_start: config.slow_start,
+            now,
             overprovisioning,
             panic_threshold: config.panic_threshold_percent,
         };

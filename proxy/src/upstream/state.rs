@@ -103,6 +103,14 @@ pub struct ClusterStats {
     pub ssl_handshake: AtomicU64,
 }
 
+/// Since when an endpoint takes part.
+#[derive(Default)]
+struct Since {
+    /// It was seen before.
+    seen: bool,
+    well: Option<Instant>,
+}
+
 /// State of one endpoint of one cluster, by address; survives updates.
 pub struct EndpointState {
     /// Unique in the process.
@@ -120,6 +128,7 @@ pub struct EndpointState {
     pub(super) checked: Checked,
     /// Passive health.
     pub(super) outlier: CachePadded<outlier::EndpointOutlier>,
+    since: Mutex<Since>,
     /// No longer part of the cluster: idle connections are closed, none are opened.
     pub(super) removed: AtomicBool,
     /// Counters.
@@ -190,6 +199,7 @@ impl ClusterState {
             ewma: CachePadded::default(),
             checked: Checked::default(),
             outlier: CachePadded::default(),
+            since: Mutex::default(),
             removed: AtomicBool::new(false),
             stats: CachePadded::default(),
         });
@@ -217,6 +227,24 @@ impl EndpointState {
     /// Whether it still belongs to its cluster.
     pub fn is_removed(&self) -> bool {
         self.removed.load(Relaxed)
+    }
+
+    /// It passed its active health check after it had not.
+    pub(super) fn is_well_again(&self) {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).well = Some(Instant::now());
+    }
+
+    /// Since when it takes part: since it came, if it was well then, or passed its health check. As in
+    /// Envoy, one that came unwell and has no health check has its whole share at once.
+    pub(super) fn well_since(&self, is_well: bool, now: Instant) -> Option<Instant> {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_removed() {
+            *since = Since::default();
+        }
+        if !std::mem::replace(&mut since.seen, true) && is_well && since.well.is_none() {
+            since.well = Some(now);
+        }
+        since.well
     }
 
     /// Smoothed time to response headers.

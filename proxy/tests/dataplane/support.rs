@@ -121,6 +121,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         }),
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::RoundRobin,
+        slow_start: None,
         subsets: None,
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),

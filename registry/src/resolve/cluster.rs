@@ -87,6 +87,7 @@ fn cluster(
         discovery,
         connect_timeout: if external.is_some() { EXTERNAL_CONNECT_TIMEOUT } else { MESH_CONNECT_TIMEOUT },
         load_balancing: load_balancing(view),
+        slow_start: None,
         subsets: None,
         limits: limits(view),
         limits_high: limits(view),

@@ -200,6 +200,7 @@ fn application(port: &PortView, registered: &InstancePort) -> Cluster {
         }),
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::RoundRobin,
+        slow_start: None,
         subsets: None,
         limits: unlimited.clone(),
         limits_high: unlimited,

@@ -33,6 +33,8 @@ pub(crate) enum Protocol {
     /// HTTP/1, one request on each connection.
     Once,
     Http2,
+    /// HTTP/1, unwell at first: on each connection, so many requests that belong to no case get 503.
+    Late,
     /// Sends back what it gets.
     Echo,
 }

@@ -1,6 +1,7 @@
 //! The programs behind the proxy: they answer as the case says, and remember what they were sent.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,12 +15,18 @@ use super::http1::{Body, Framing, Head};
 use super::origin_http2;
 use super::seen::{body_line, header_lines};
 
+/// Health checks that an origin fails which is well only later.
+const LATE_CHECKS: u32 = 35;
 /// How long a silent origin waits for the proxy to give up.
 const HANG_MAX: Duration = Duration::from_secs(20);
 
 /// What all origins of a file know of the cases that run, by their tag.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Scripts(Arc<Mutex<HashMap<String, Script>>>);
+pub(crate) struct Scripts {
+    by_tag: Arc<Mutex<HashMap<String, Script>>>,
+    /// Requests of no case that get 503 first, on a connection.
+    unwell: Arc<AtomicU32>,
+}
 
 #[derive(Debug, Default)]
 struct Script {
@@ -37,7 +44,12 @@ struct Attempt {
 
 impl Scripts {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Script>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_tag.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, for a connection on which `count` requests of no case get 503 first.
+    fn unwell(&self, count: u32) -> Self {
+        Self { by_tag: Arc::clone(&self.by_tag), unwell: Arc::new(AtomicU32::new(count)) }
     }
 
     /// A case begins.
@@ -48,6 +60,10 @@ impl Scripts {
 
     /// A request has come; its number and how to answer it.
     pub(crate) fn attempt(&self, tag: &str, origin: &str) -> (usize, Reply) {
+        let less = |left: u32| left.checked_sub(1);
+        if tag.is_empty() && self.unwell.fetch_update(Relaxed, Relaxed, less).is_ok() {
+            return (usize::MAX, Reply { status: Some(503), ..Reply::default() });
+        }
         let mut scripts = self.lock();
         let script = scripts.entry(tag.to_owned()).or_default();
         let number = script.attempts.len();
@@ -122,6 +138,10 @@ pub(crate) async fn start(
             connections.spawn(async move {
                 match protocol {
                     Protocol::Http1 => while serve(&mut stream, &mut buffer, &name, &scripts, "").await {},
+                    Protocol::Late => {
+                        let unwell = scripts.unwell(LATE_CHECKS);
+                        while serve(&mut stream, &mut buffer, &name, &unwell, "").await {}
+                    }
                     Protocol::Once => {
                         serve(&mut stream, &mut buffer, &name, &scripts, "connection: close\r\n").await;
                     }

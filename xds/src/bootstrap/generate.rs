@@ -98,6 +98,7 @@ fn registry(options: &BootstrapOptions) -> Cluster {
         discovery: Discovery::StrictDns { assignment, refresh: Duration::from_secs(5) },
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::RoundRobin,
+        slow_start: None,
         subsets: None,
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),

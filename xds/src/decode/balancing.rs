@@ -2,11 +2,11 @@
 
 use std::mem::take;
 
-use pillion_model::cluster::{Discovery, LoadBalancing};
+use pillion_model::cluster::{Discovery, LoadBalancing, SlowStart};
 use pillion_model::subset::Subsets;
 
 use super::Context;
-use super::context::{inert, is, type_name};
+use super::context::{ignored, inert, is, type_name};
 use super::subset::{extension, subsets};
 use crate::pb;
 use pb::cluster::cluster::{LbConfig, LbPolicy};
@@ -14,11 +14,13 @@ use pb::cluster::cluster::{LbConfig, LbPolicy};
 const RING_SIZE_MIN: u64 = 1024;
 const RING_SIZE_MAX: u64 = 8 << 20;
 const MAGLEV_SIZE: u64 = 65_537;
+const SLOW_MIN_PERCENT: f64 = 10.0;
 
 /// What is said of it.
 #[derive(Default)]
 pub(super) struct Balancing {
     pub(super) policy: LoadBalancing,
+    pub(super) slow_start: Option<SlowStart>,
     pub(super) subsets: Option<Subsets>,
 }
 
@@ -80,14 +82,16 @@ fn known_policy(cx: &mut Context, any: &pb::Any) -> Option<Balancing> {
         let mut config: pb::lb::least_request::v3::LeastRequest = cx.unpack(any);
         let choices = config.choice_count.take().map_or(2, |count| count.value);
         locality(cx, config.locality_lb_config.take());
+        let slow_start = cx.some("slow_start_config", config.slow_start_config.take(), slow_start).flatten();
         cx.rest(&config);
-        return Some(least_request(cx, choices).into());
+        return Some(Balancing { slow_start, ..least_request(cx, choices).into() });
     }
     if is::<pb::lb::round_robin::v3::RoundRobin>(any) {
         let mut config: pb::lb::round_robin::v3::RoundRobin = cx.unpack(any);
         locality(cx, config.locality_lb_config.take());
+        let slow_start = cx.some("slow_start_config", config.slow_start_config.take(), slow_start).flatten();
         cx.rest(&config);
-        return Some(LoadBalancing::RoundRobin.into());
+        return Some(Balancing { slow_start, ..LoadBalancing::RoundRobin.into() });
     }
     if is::<pb::lb::random::v3::Random>(any) {
         let config: pb::lb::random::v3::Random = cx.unpack(any);
@@ -133,10 +137,14 @@ fn locality(cx: &mut Context, config: Option<pb::lb::common::v3::LocalityLbConfi
 }
 
 fn old_balancing(cx: &mut Context, policy: i32, config: Option<LbConfig>) -> Balancing {
+    let mut slow = None;
     let policy = match (LbPolicy::try_from(policy), config) {
         (Ok(LbPolicy::RoundRobin), None) => LoadBalancing::RoundRobin,
-        (Ok(LbPolicy::RoundRobin), Some(LbConfig::RoundRobinLbConfig(config))) => {
-            cx.at("round_robin_lb_config", |cx| cx.rest(&config));
+        (Ok(LbPolicy::RoundRobin), Some(LbConfig::RoundRobinLbConfig(mut config))) => {
+            cx.at("round_robin_lb_config", |cx| {
+                slow = old_slow_start(cx, config.slow_start_config.take());
+                cx.rest(&config);
+            });
             LoadBalancing::RoundRobin
         }
         (Ok(LbPolicy::Random), None) => LoadBalancing::Random,
@@ -144,6 +152,7 @@ fn old_balancing(cx: &mut Context, policy: i32, config: Option<LbConfig>) -> Bal
         (Ok(LbPolicy::LeastRequest), Some(LbConfig::LeastRequestLbConfig(mut config))) => {
             cx.at("least_request_lb_config", |cx| {
                 let choices = config.choice_count.take().map_or(2, |count| count.value);
+                slow = old_slow_start(cx, config.slow_start_config.take());
                 cx.rest(&config);
                 least_request(cx, choices)
             })
@@ -175,5 +184,40 @@ fn old_balancing(cx: &mut Context, policy: i32, config: Option<LbConfig>) -> Bal
             LoadBalancing::default()
         }
     };
-    policy.into()
+    Balancing { slow_start: slow, ..policy.into() }
+}
+
+/// The same message under another name.
+fn old_slow_start(
+    cx: &mut Context,
+    config: Option<pb::cluster::cluster::SlowStartConfig>,
+) -> Option<SlowStart> {
+    let same = config.map(|old| pb::lb::common::v3::SlowStartConfig {
+        slow_start_window: old.slow_start_window,
+        aggression: old.aggression,
+        min_weight_percent: old.min_weight_percent,
+    });
+    cx.some("slow_start_config", same, slow_start).flatten()
+}
+
+/// `None` without a window.
+fn slow_start(cx: &mut Context, mut m: pb::lb::common::v3::SlowStartConfig) -> Option<SlowStart> {
+    let window = cx.duration("slow_start_window", m.slow_start_window.take()).unwrap_or_default();
+    let aggression = cx.some("aggression", m.aggression.take(), |cx, mut aggression| {
+        ignored!(cx, aggression, runtime_key);
+        aggression.default_value
+    });
+    let slow = SlowStart {
+        window,
+        aggression: aggression.unwrap_or(1.0),
+        min_percent: m.min_weight_percent.take().map_or(SLOW_MIN_PERCENT, |share| share.value),
+    };
+    if slow.aggression.is_nan() || slow.aggression <= 0.0 {
+        cx.refuse_at("aggression.default_value", format!("got {}, want more than 0", slow.aggression));
+    }
+    if !(0.0..=100.0).contains(&slow.min_percent) {
+        cx.refuse_at("min_weight_percent", format!("got {}, want 0 to 100", slow.min_percent));
+    }
+    cx.rest(&m);
+    (!window.is_zero()).then_some(slow)
 }

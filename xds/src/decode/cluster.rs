@@ -49,7 +49,7 @@ pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster 
     }
     let discovery = discovery(cx, &mut m);
     let connect_timeout = cx.duration("connect_timeout", m.connect_timeout.take()).unwrap_or(CONNECT_TIMEOUT);
-    let Balancing { policy: load_balancing, subsets } = balancing(cx, &mut m, &discovery);
+    let Balancing { policy: load_balancing, slow_start, subsets } = balancing(cx, &mut m, &discovery);
     let (limits, limits_high) =
         cx.some("circuit_breakers", m.circuit_breakers.take(), circuit_breakers).unwrap_or_default();
     let outlier_detection = cx.some("outlier_detection", m.outlier_detection.take(), outlier_detection);
@@ -65,6 +65,7 @@ pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster 
         discovery,
         connect_timeout,
         load_balancing,
+        slow_start,
         subsets,
         limits,
         limits_high,

@@ -1,16 +1,16 @@
 //! How a cluster's endpoints are chosen.
 
-use pillion_model::cluster::{Cluster, Discovery, LoadBalancing};
+use pillion_model::cluster::{Cluster, Discovery, LoadBalancing, SlowStart};
 use pillion_model::subset::{
     SelectorFallback, SubsetFallback, SubsetLocalityWeights, SubsetSelector, Subsets,
 };
 use prost::{Message, Name};
 
 use super::metadata::fields;
-use super::{Dialect, any, large, number};
+use super::{Dialect, any, duration, large, number};
 use crate::pb;
 use pb::cluster::cluster::LbPolicy;
-use pb::lb::common::v3::{LocalityLbConfig, locality_lb_config};
+use pb::lb::common::v3::{LocalityLbConfig, SlowStartConfig, locality_lb_config};
 use pb::lb::subset::v3::{Subset, subset};
 
 pub(super) fn balancing(
@@ -33,6 +33,7 @@ pub(super) fn balancing(
     let least_request = |choices| {
         let config = pb::lb::least_request::v3::LeastRequest {
             choice_count: Some(number(choices)),
+            slow_start_config: cluster.slow_start.map(slow_start),
             locality_lb_config: locality,
             ..Default::default()
         };
@@ -46,7 +47,10 @@ pub(super) fn balancing(
         LoadBalancing::LeastRequest { choices } => vec![least_request(choices)],
         LoadBalancing::RoundRobin => vec![policy(
             "envoy.load_balancing_policies.round_robin",
-            &pb::lb::round_robin::v3::RoundRobin { slow_start_config: None, locality_lb_config: locality },
+            &pb::lb::round_robin::v3::RoundRobin {
+                slow_start_config: cluster.slow_start.map(slow_start),
+                locality_lb_config: locality,
+            },
         )],
         LoadBalancing::Random => vec![policy(
             "envoy.load_balancing_policies.random",
@@ -92,6 +96,15 @@ fn policy<M: Message + Name>(name: &str, config: &M) -> pb::cluster::load_balanc
             name: name.to_owned(),
             typed_config: Some(any(config)),
         }),
+    }
+}
+
+fn slow_start(slow: SlowStart) -> SlowStartConfig {
+    let aggression = pb::core::RuntimeDouble { default_value: slow.aggression, runtime_key: String::new() };
+    SlowStartConfig {
+        slow_start_window: Some(duration(slow.window)),
+        aggression: Some(aggression),
+        min_weight_percent: Some(pb::types::Percent { value: slow.min_percent }),
     }
 }
 

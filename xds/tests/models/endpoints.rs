@@ -2,7 +2,7 @@
 
 use pillion_model::cluster::{
     CircuitBreakers, Cluster, Destination, Discovery, FailurePercentage, LoadBalancing, OutlierDetection,
-    RetryBudget, SuccessRate, TransportMatch, UpstreamProtocol,
+    RetryBudget, SlowStart, SuccessRate, TransportMatch, UpstreamProtocol,
 };
 use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, Locality, LocalityEndpoints};
 use pillion_model::health::Health;
@@ -46,7 +46,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
             |(
                 (
                     name,
-                    (discovery, load_balancing, subsets),
+                    (discovery, (load_balancing, slow_start), subsets),
                     connect_timeout,
                     limits,
                     limits_high,
@@ -60,6 +60,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
                 discovery,
                 connect_timeout,
                 load_balancing,
+                slow_start,
                 subsets,
                 limits,
                 limits_high,
@@ -78,7 +79,7 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
 }
 
 /// An original-destination cluster has its own balancing.
-fn discovery() -> BoxedStrategy<(Discovery, LoadBalancing, Option<Subsets>)> {
+fn discovery() -> BoxedStrategy<(Discovery, (LoadBalancing, Option<SlowStart>), Option<Subsets>)> {
     let discovery = prop_oneof![
         assignment(socket_address().boxed()).prop_map(Discovery::Static),
         (assignment(dns_address().boxed()), time())
@@ -95,9 +96,18 @@ fn discovery() -> BoxedStrategy<(Discovery, LoadBalancing, Option<Subsets>)> {
         any::<(u64, u64)>().prop_map(|(size_min, size_max)| LoadBalancing::RingHash { size_min, size_max }),
         any::<u64>().prop_map(|table_size| LoadBalancing::Maglev { table_size }),
     ];
+    let slow = (time(), 0.1..9.0, 0.0..100.0).prop_map(|(window, aggression, min_percent)| SlowStart {
+        window,
+        aggression,
+        min_percent,
+    });
+    let balancing = (balancing, maybe(slow)).prop_map(|(balancing, slow)| {
+        let can = matches!(balancing, LoadBalancing::RoundRobin | LoadBalancing::LeastRequest { .. });
+        (balancing, slow.filter(|_| can))
+    });
     prop_oneof![
         5 => (discovery, balancing, maybe(subsets())),
-        1 => Just((Discovery::OriginalDst, LoadBalancing::Ewma, None)),
+        1 => Just((Discovery::OriginalDst, (LoadBalancing::Ewma, None), None)),
     ]
     .boxed()
 }

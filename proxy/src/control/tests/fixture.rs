@@ -60,6 +60,7 @@ pub(in crate::control) fn cluster(name: &str) -> Cluster {
         discovery,
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::default(),
+        slow_start: None,
         subsets: None,
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),

@@ -7,7 +7,7 @@ mod edf;
 mod hash;
 mod priority;
 
-use pillion_model::cluster::LoadBalancing;
+use pillion_model::cluster::{LoadBalancing, SlowStart};
 use tokio::time::Instant;
 
 pub(crate) use priority::{Counts, Source};
@@ -21,6 +21,7 @@ use priority::Loads;
 #[derive(Default)]
 pub(crate) struct Balance {
     policy: LoadBalancing,
+    slow: Option<Slow>,
     loads: Loads,
     levels: Vec<Level>,
     /// The number of groups, and of those of other balances before.
@@ -50,6 +51,14 @@ struct Group {
     table: Option<Table>,
 }
 
+/// Slow start, while an endpoint may be in it.
+#[derive(Clone, Copy)]
+struct Slow {
+    config: SlowStart,
+    /// When the last endpoint is through.
+    until: Instant,
+}
+
 /// One worker's turns, by group.
 #[derive(Default)]
 pub(crate) struct Turns(Vec<Option<Turn>>);
@@ -71,6 +80,8 @@ pub(crate) struct LocalityHosts {
 #[derive(Clone, Copy)]
 pub(crate) struct Rules<'a> {
     pub(crate) policy: &'a LoadBalancing,
+    pub(crate) slow_start: Option<SlowStart>,
+    pub(crate) now: Instant,
     /// Percent, usually 140.
     pub(crate) overprovisioning: u32,
     /// Percent.
@@ -101,7 +112,7 @@ impl Balance {
         localities: &[LocalityHosts],
         first: usize,
     ) -> Self {
-        let Rules { policy, overprovisioning, panic_threshold } = rules;
+        let Rules { policy, overprovisioning, panic_threshold, .. } = rules;
         let count = localities.iter().map(|it| it.priority as usize + 1).max().unwrap_or(0);
         let of_level = |level: usize| -> Vec<&LocalityHosts> {
             localities.iter().filter(|it| it.priority as usize == level).collect()
@@ -109,6 +120,7 @@ impl Balance {
         let counts: Vec<Counts> = (0..count).map(|level| Counts::of(hosts, &of_level(level))).collect();
         let mut balance = Self {
             policy: policy.clone(),
+            slow: Slow::of(rules, hosts),
             loads: Loads::share(&counts, overprovisioning, panic_threshold),
             levels: Vec::with_capacity(count),
             groups: first,
@@ -169,7 +181,7 @@ impl Balance {
         let members: Box<[u32]> = parts.iter().flat_map(|(_, members)| members.iter().copied()).collect();
         let mut weights = members.iter().map(|&at| hosts[at as usize].weight);
         let first = weights.next();
-        let equal_weights = weights.all(|weight| Some(weight) == first);
+        let equal_weights = self.slow.is_none() && weights.all(|weight| Some(weight) == first);
         let table = self.is_hashing().then(|| self.table(hosts, parts, by_locality));
         Group { members, equal_weights, slot, table }
     }
@@ -201,6 +213,17 @@ impl Balance {
         matches!(self.policy, LoadBalancing::RingHash { .. } | LoadBalancing::Maglev { .. })
     }
 
+    /// A host's weight at a moment.
+    fn weight(&self, host: &Host, now: Instant) -> f64 {
+        let weight = f64::from(host.weight);
+        match (self.slow, host.well_since) {
+            (Some(slow), Some(since)) if now <= slow.until => {
+                weight * slow.config.factor(now.saturating_duration_since(since))
+            }
+            _ => weight,
+        }
+    }
+
     /// Chooses; the last draw stands even if it is one to avoid.
     pub(crate) fn pick(&self, hosts: &[Host], turns: &mut Turns, draw: &Draw<'_>) -> Option<Choice> {
         let mut choice = None;
@@ -226,9 +249,19 @@ impl Balance {
         let group = tier.draw()?;
         let at = match &group.table {
             Some(table) => group.members[table.find(hash, attempt)? as usize],
-            None => group.draw(&self.policy, hosts, turns, draw)?,
+            None => group.draw(self, hosts, turns, draw)?,
         };
         Some(Choice { at: at as usize, panic: source == Source::All })
+    }
+}
+
+impl Slow {
+    /// `None` where every endpoint is through.
+    fn of(rules: Rules<'_>, hosts: &[Host]) -> Option<Self> {
+        let config = rules.slow_start?;
+        let last = hosts.iter().filter(|host| host.is_healthy()).filter_map(|host| host.well_since).max()?;
+        let until = last + config.window;
+        (rules.now <= until).then_some(Self { config, until })
     }
 }
 
@@ -244,24 +277,19 @@ impl Tier {
 }
 
 impl Group {
-    fn draw(
-        &self,
-        policy: &LoadBalancing,
-        hosts: &[Host],
-        turns: &mut Turns,
-        draw: &Draw<'_>,
-    ) -> Option<u32> {
-        match *policy {
+    fn draw(&self, balance: &Balance, hosts: &[Host], turns: &mut Turns, draw: &Draw<'_>) -> Option<u32> {
+        let weight = |host: &Host| balance.weight(host, draw.now);
+        match balance.policy {
             LoadBalancing::Ewma => self.ewma(hosts, draw),
             LoadBalancing::RoundRobin if self.equal_weights => turns.next(self),
-            LoadBalancing::RoundRobin => turns.weighted(self, |at| f64::from(hosts[at as usize].weight)),
+            LoadBalancing::RoundRobin => turns.weighted(self, |at| weight(&hosts[at as usize])),
             LoadBalancing::LeastRequest { choices } if self.equal_weights => {
                 let draws = (0..choices.max(1)).filter_map(|_| self.random());
                 draws.min_by_key(|&at| hosts[at as usize].endpoint.active())
             }
             LoadBalancing::LeastRequest { .. } => turns.weighted(self, |at| {
                 let host = &hosts[at as usize];
-                f64::from(host.weight) / (f64::from(host.endpoint.active()) + 1.0)
+                weight(host) / (f64::from(host.endpoint.active()) + 1.0)
             }),
             LoadBalancing::Random | LoadBalancing::RingHash { .. } | LoadBalancing::Maglev { .. } => {
                 self.random()

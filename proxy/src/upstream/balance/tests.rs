@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use pillion_model::cluster::LoadBalancing;
+use pillion_model::cluster::{LoadBalancing, SlowStart};
 use pillion_model::endpoint::{LoadAssignment, Locality, LocalityEndpoints};
 use pillion_model::health::Health;
 use pillion_net::tls::NoSecrets;
@@ -22,6 +22,35 @@ fn address(at: usize) -> SocketAddr {
 
 fn addresses(count: usize) -> Vec<SocketAddr> {
     (0..count).map(address).collect()
+}
+
+/// Endpoints are added one after the other; the last one's share after some time.
+#[tokio::test(start_paused = true)]
+async fn slow_start_gives_newcomers_a_share_that_grows() {
+    for (policy, aggression, age_s, want) in [
+        (LoadBalancing::RoundRobin, 1.0, 0, 0.1 / 2.1),
+        (LoadBalancing::RoundRobin, 1.0, 5, 0.5 / 2.5),
+        (LoadBalancing::RoundRobin, 2.0, 5, 0.707 / 2.707),
+        (LoadBalancing::LeastRequest { choices: 2 }, 1.0, 5, 0.5 / 2.5),
+        (LoadBalancing::RoundRobin, 1.0, 11, 1.0 / 3.0),
+        // Others know nothing of it.
+        (LoadBalancing::Random, 1.0, 5, 1.0 / 3.0),
+    ] {
+        let mut config = config("web");
+        config.slow_start =
+            Some(SlowStart { window: Duration::from_secs(10), aggression, min_percent: 10.0 });
+        config.load_balancing = policy.clone();
+        let (clusters, configs) = (Clusters::new(), BTreeMap::from([("web".to_owned(), config)]));
+        let mut map = Arc::default();
+        for (count, wait_s) in [(2, 60), (3, age_s)] {
+            let endpoints = BTreeMap::from([("web".to_owned(), assignment(&addresses(count)))]);
+            map = clusters.apply(&configs, &endpoints, &NoSecrets).0;
+            tokio::time::advance(Duration::from_secs(wait_s)).await;
+        }
+        let counts = tally(&map["web"], 3000);
+        let share = counts[2] as f64 / 3000.0;
+        assert!((share - want).abs() < 0.04, "{policy:?} after {age_s} s: {counts:?}, want {want}");
+    }
 }
 
 fn cluster(policy: LoadBalancing, endpoints: LoadAssignment) -> Arc<Cluster> {

@@ -117,6 +117,9 @@ async fn watch(
         let change = streak.count(endpoint.checked.is_well(), &found, &check);
         if change == Change::Now || !endpoint.checked.is_known() {
             endpoint.checked.set(passed);
+            if passed {
+                endpoint.is_well_again();
+            }
             tell(&cluster, &endpoint, &found);
             let verdict = Verdict { cluster: Arc::clone(&cluster), endpoint: Arc::clone(&endpoint), passed };
             if verdicts.send(verdict).await.is_err() {

@@ -44,6 +44,7 @@ pub(in crate::upstream) fn config(name: &str) -> Config {
         discovery: Discovery::Eds { service_name: String::new() },
         connect_timeout: Duration::from_secs(5),
         load_balancing: LoadBalancing::Ewma,
+        slow_start: None,
         subsets: None,
         limits: CircuitBreakers::default(),
         limits_high: CircuitBreakers::default(),
