@@ -12,6 +12,7 @@ mod documents;
 mod http;
 mod mutate;
 mod panics;
+mod proxy_protocol;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Target {
     Config,
     /// Envoy bootstraps.
     Bootstrap,
+    /// Headers of the PROXY protocol.
+    ProxyProtocol,
     /// Bytes to a proxy, as HTTP/1 and HTTP/2: heads, routes, policies.
     Http,
 }
@@ -134,7 +137,7 @@ async fn fuzz(arguments: &Arguments, target: Target, running: &Running) -> anyho
             anyhow::bail!("{}: {reason}; the input is {}", target.name(), file.display());
         }
     }
-    println!("{:<9} {tried} inputs in {} s, seed {seed}: none failed", target.name(), arguments.seconds);
+    println!("{:<14} {tried} inputs in {} s, seed {seed}: none failed", target.name(), arguments.seconds);
     Ok(())
 }
 
@@ -147,6 +150,7 @@ async fn attempt(target: Target, running: &Running, input: &[u8]) -> Result<(), 
         Target::Token => documents::token(input),
         Target::Config => documents::config(input),
         Target::Bootstrap => documents::bootstrap(input),
+        Target::ProxyProtocol => proxy_protocol::attempt(input),
         Target::Http => running.proxy.attempt(input).await,
     };
     if let Some(panic) = panics::take() {
@@ -165,6 +169,7 @@ impl Target {
             Self::Token => "token",
             Self::Config => "config",
             Self::Bootstrap => "bootstrap",
+            Self::ProxyProtocol => "proxy_protocol",
             Self::Http => "http",
         }
     }

@@ -17,6 +17,8 @@ pub struct Listener {
     pub address: Option<SocketAddr>,
     /// Inbound or outbound.
     pub direction: Direction,
+    /// Connections begin with a header that says who calls; `None`: they do not.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Read the TLS client hello (server name, ALPN) before choosing a filter chain.
     pub tls_inspector: bool,
     /// Recover the address a connection was redirected from.
@@ -31,6 +33,17 @@ pub struct Listener {
     pub access_logs: Vec<AccessLog>,
     /// For gRPC clients: the connection manager itself.
     pub api_listener: Option<Box<HttpConnectionManager>>,
+}
+
+/// Which headers of the PROXY protocol are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Connections may come without one.
+    pub optional: bool,
+    /// Version 1 is taken.
+    pub v1: bool,
+    /// Version 2 is taken.
+    pub v2: bool,
 }
 
 /// Inbound or outbound. Envoy: `TrafficDirection`.

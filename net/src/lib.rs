@@ -1,4 +1,4 @@
-//! What both servers need of the network: TLS identity and its verifier, listeners, name lookup,
+//! What both servers need of the network: TLS identity and its verifier, listeners, the PROXY protocol, name lookup,
 //! gRPC channels and servers over our own TLS, bootstrap by join token, drain and readiness.
 //!
 //! Nothing here knows services, routes or resources; it does not resume TLS sessions, does not call
@@ -9,6 +9,7 @@ pub mod drain;
 pub mod grpc;
 pub mod identity;
 pub mod listen;
+pub mod proxy_protocol;
 pub mod readiness;
 pub mod resolve;
 #[cfg(any(test, feature = "testing"))]

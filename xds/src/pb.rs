@@ -20,7 +20,7 @@ pub(crate) use envoy_types::pb::envoy::extensions::filters::http::{
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::listener::{
     http_inspector::v3 as http_inspector, original_dst::v3 as original_dst,
-    tls_inspector::v3 as tls_inspector,
+    proxy_protocol::v3 as proxy_protocol, tls_inspector::v3 as tls_inspector,
 };
 pub(crate) use envoy_types::pb::envoy::extensions::filters::network::{
     http_connection_manager::v3 as hcm, rbac::v3 as network_rbac, tcp_proxy::v3 as tcp_proxy,

@@ -36,6 +36,8 @@ pub(crate) struct Connection {
     pub(crate) listener: Arc<str>,
     pub(crate) direction: Direction,
     /// The socket's other end.
+    pub(crate) direct: SocketAddr,
+    /// The same, or what the PROXY protocol says.
     pub(crate) remote: SocketAddr,
     /// The address dialled: the original one if it was redirected.
     pub(crate) local: SocketAddr,
@@ -141,7 +143,7 @@ impl Connection {
     pub(crate) fn peer(&self, remote: SocketAddr) -> Peer<'_> {
         Peer {
             names: self.tls.as_ref().and_then(|tls| tls.names.as_deref()),
-            direct_remote: self.remote,
+            direct_remote: self.direct,
             remote,
             local: self.local,
             server_name: self.server_name(),
@@ -162,8 +164,7 @@ const RESETS_JUDGED_FROM: u32 = 500;
 /// What a new connection is made from.
 struct Facts<'a> {
     listener: &'a Listener,
-    local: SocketAddr,
-    remote: SocketAddr,
+    ends: Ends,
     tls: Option<TlsInfo>,
     drain: CancellationToken,
 }
@@ -176,6 +177,7 @@ impl Connection {
             source: self.source,
             listener: Arc::clone(&self.listener),
             direction: self.direction,
+            direct: self.direct,
             remote: self.remote,
             local: self.local,
             tls: None,
@@ -195,14 +197,15 @@ impl Connection {
     }
 
     fn new(worker: &Rc<Worker>, chain: &Arc<Chain>, facts: Facts<'_>) -> Rc<Self> {
-        let Facts { listener, local, remote, tls, drain } = facts;
+        let Facts { listener, ends, tls, drain } = facts;
         Rc::new(Self {
             id: worker.next_connection_id(),
             source: source(worker, listener, tls.as_ref()),
             listener: Arc::clone(&listener.name),
             direction: listener.direction,
-            remote,
-            local,
+            direct: ends.direct,
+            remote: ends.remote,
+            local: ends.local,
             tls,
             activity: Arc::new(Activity::new()),
             draining: Cell::new(false),
@@ -220,10 +223,20 @@ impl Connection {
     }
 }
 
+/// Where a connection comes from and goes to.
+#[derive(Clone, Copy)]
+struct Ends {
+    /// The socket's other end.
+    direct: SocketAddr,
+    remote: SocketAddr,
+    local: SocketAddr,
+}
+
 /// Why a connection carried nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refused {
     NoFilterChain,
+    ProxyProtocol,
     Tls,
     Rbac,
     Timeout,
@@ -233,6 +246,7 @@ impl Refused {
     fn symbol(self) -> Symbol {
         match self {
             Self::NoFilterChain => Symbol::NO_FILTER_CHAIN,
+            Self::ProxyProtocol => Symbol::PROXY_PROTOCOL,
             Self::Tls => Symbol::TLS,
             Self::Rbac => Symbol::RBAC,
             Self::Timeout => Symbol::TIMEOUT,
@@ -341,17 +355,17 @@ async fn open(
     {
         local = original;
     }
-    let inspected = timeout(listener.filters_timeout, inspect(&listener, stream)).await;
-    let first = inspected.map_err(|_elapsed| Refused::Timeout)?.map_err(|_error| Refused::Tls)?;
-    let Some(chain) = first.choose(&listener, local, remote) else {
-        refuse_no_chain(&worker, &listener, first, local, remote).await;
+    let mut ends = Ends { direct: remote, remote, local };
+    let inspected = timeout(listener.filters_timeout, inspect(&listener, stream, &mut ends)).await;
+    let first = inspected.map_err(|_elapsed| Refused::Timeout)??;
+    let Some(chain) = first.choose(&listener, ends.local, ends.remote) else {
+        refuse_no_chain(&worker, &listener, first, ends).await;
         return Err(Refused::NoFilterChain);
     };
     let chain = Arc::clone(chain);
     let (stream, tls) = first.secure(&chain).await?;
-    let connection =
-        Connection::new(&worker, &chain, Facts { listener: &listener, local, remote, tls, drain });
-    let peer = connection.peer(remote);
+    let connection = Connection::new(&worker, &chain, Facts { listener: &listener, ends, tls, drain });
+    let peer = connection.peer(ends.remote);
     if !chain.rbac.iter().all(|rules| rules.authorize(&peer, None).allowed) {
         return Err(Refused::Rbac);
     }
@@ -366,15 +380,28 @@ enum First {
 }
 
 /// Reads as much as choosing a filter chain needs.
-async fn inspect(listener: &Listener, mut stream: TcpStream) -> std::io::Result<First> {
+async fn inspect(listener: &Listener, stream: TcpStream, ends: &mut Ends) -> Result<First, Refused> {
+    let mut stream = Prefixed::new(Bytes::new(), stream);
+    if let Some(protocol) = listener.proxy_protocol {
+        let said = detect::proxy_protocol(&mut stream, protocol).await;
+        match said {
+            Ok(Some(said)) => (ends.remote, ends.local) = (said.source, said.destination),
+            Ok(None) => {}
+            Err(_wrong) => {
+                stream.reset();
+                return Err(Refused::ProxyProtocol);
+            }
+        }
+    }
     let any_tls = listener.all_chains().any(|chain| chain.tls.is_some());
     if !listener.tls_inspector && !any_tls {
-        return Ok(First::Plain(Prefixed::new(Bytes::new(), stream)));
+        return Ok(First::Plain(stream));
     }
-    let (is_tls, read) = detect::tls(&mut stream).await?;
-    let stream = Prefixed::new(read, stream);
+    let (is_tls, read) = detect::tls(&mut stream).await.map_err(|_error| Refused::Tls)?;
+    stream.unread(read);
     if is_tls {
-        tls::hello(stream).await.map(|hello| First::Tls(Box::new(hello)))
+        let hello = tls::hello(stream).await.map_err(|_error| Refused::Tls)?;
+        Ok(First::Tls(Box::new(hello)))
     } else {
         Ok(First::Plain(stream))
     }
@@ -419,13 +446,7 @@ impl First {
     }
 }
 
-async fn refuse_no_chain(
-    worker: &Rc<Worker>,
-    listener: &Arc<Listener>,
-    first: First,
-    local: SocketAddr,
-    remote: SocketAddr,
-) {
+async fn refuse_no_chain(worker: &Rc<Worker>, listener: &Arc<Listener>, first: First, ends: Ends) {
     if let First::Tls(hello) = first {
         hello.refuse().await;
     }
@@ -433,7 +454,7 @@ async fn refuse_no_chain(
     let Some(chain) = listener.all_chains().next().filter(|_| !listener.access_logs.is_empty()) else {
         return;
     };
-    let facts = Facts { listener, local, remote, tls: None, drain: CancellationToken::new() };
+    let facts = Facts { listener, ends, tls: None, drain: CancellationToken::new() };
     let connection = Connection::new(worker, chain, facts);
     let owner = Owner::Listener(Arc::clone(listener));
     let mut record = Record::new(connection, owner, Version::HTTP_09, Method::default());

@@ -62,6 +62,21 @@ impl Prefixed {
         Self { prefix, stream, recorded: None }
     }
 
+    /// Once dropped, the client gets a reset instead of an end.
+    pub(crate) fn reset(&self) {
+        // Fails only on a socket that is gone already.
+        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
+    }
+
+    /// Puts back what was read last.
+    pub(crate) fn unread(&mut self, bytes: Bytes) {
+        if self.prefix.is_empty() {
+            self.prefix = bytes;
+        } else {
+            self.prefix = [bytes, std::mem::take(&mut self.prefix)].concat().into();
+        }
+    }
+
     /// Remembers what is read from here on.
     pub(crate) fn record(&mut self) {
         self.recorded = Some(BytesMut::new());

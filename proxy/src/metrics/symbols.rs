@@ -40,6 +40,7 @@ known! {
     FAILED = 19, "failed";
     FLOOD = 20, "flood";
     OVERLOAD = 21, "overload";
+    PROXY_PROTOCOL = 22, "proxy_protocol";
 }
 
 /// Every label value seen; at most [`SYMBOLS_MAX`].

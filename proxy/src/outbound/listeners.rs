@@ -105,6 +105,7 @@ fn listener(name: String, address: SocketAddr, terminal: Terminal) -> Listener {
         name,
         address: Some(address),
         direction: Direction::Outbound,
+        proxy_protocol: None,
         tls_inspector: false,
         original_dst: false,
         listener_filters_timeout: Duration::from_secs(15),

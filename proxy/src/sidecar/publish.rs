@@ -133,6 +133,7 @@ pub(super) fn closed_listener(address: SocketAddr) -> Listener {
         name: INBOUND_LISTENER.to_owned(),
         address: Some(address),
         direction: Direction::Inbound,
+        proxy_protocol: None,
         tls_inspector: false,
         original_dst: false,
         listener_filters_timeout: Duration::from_secs(15),

@@ -172,6 +172,7 @@ pub(crate) fn listener(name: &str, terminal: Terminal) -> Listener {
         name: name.to_owned(),
         address: Some("127.0.0.1:0".parse().unwrap()),
         direction: Direction::Inbound,
+        proxy_protocol: None,
         tls_inspector: false,
         original_dst: false,
         listener_filters_timeout: Duration::from_secs(15),

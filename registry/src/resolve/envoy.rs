@@ -138,6 +138,7 @@ fn listener(name: String, address: SocketAddr, terminal: Terminal) -> Listener {
     Listener {
         address: Some(address),
         direction: Direction::Outbound,
+        proxy_protocol: None,
         tls_inspector: false,
         original_dst: false,
         listener_filters_timeout: Duration::from_secs(15),

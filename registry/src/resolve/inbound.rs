@@ -149,6 +149,7 @@ pub fn inbound(model: &MeshModel, instance: &Instance) -> Resources {
         name: INBOUND_LISTENER.to_owned(),
         address: Some(SocketAddr::new(any, inbound_port)),
         direction: Direction::Inbound,
+        proxy_protocol: None,
         tls_inspector: true,
         original_dst: chains.iter().any(|chain| chain.matches.destination_port.is_some()),
         listener_filters_timeout: Duration::from_secs(15),

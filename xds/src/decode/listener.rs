@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use pillion_model::endpoint::HostAddress;
 use pillion_model::http::HttpConnectionManager;
-use pillion_model::listener::{Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal};
+use pillion_model::listener::{
+    Direction, FilterChain, FilterChainMatch, Listener, ProxyProtocol, TcpProxy, Terminal,
+};
 use pillion_model::rbac::Rbac;
 
 use super::Context;
@@ -72,6 +74,7 @@ pub(crate) fn listener(cx: &mut Context, mut message: pb::listener::Listener) ->
         name,
         address,
         direction,
+        proxy_protocol: filters.proxy_protocol,
         tls_inspector: filters.tls_inspector,
         original_dst: filters.original_dst,
         listener_filters_timeout: timeout,
@@ -96,6 +99,9 @@ fn direction(cx: &mut Context, value: i32) -> Direction {
 
 #[derive(Default)]
 struct Filters {
+    proxy_protocol: Option<ProxyProtocol>,
+    /// One that reads what comes after a header of the PROXY protocol.
+    inspects: bool,
     tls_inspector: bool,
     original_dst: bool,
 }
@@ -113,8 +119,19 @@ impl Filters {
         cx.at("typed_config", |cx| {
             if is::<pb::original_dst::OriginalDst>(&any) {
                 self.original_dst = true;
+                if self.proxy_protocol.is_some() {
+                    cx.refuse(
+                        "comes after proxy_protocol, whose header says what was dialled; want it before",
+                    );
+                }
+            } else if is::<pb::proxy_protocol::ProxyProtocol>(&any) {
+                if self.inspects {
+                    cx.refuse("comes after a filter that reads what follows its header; want it before");
+                }
+                let message = cx.unpack(&any);
+                self.proxy_protocol = Some(proxy_protocol(cx, message));
             } else if is::<pb::tls_inspector::TlsInspector>(&any) {
-                self.tls_inspector = true;
+                (self.tls_inspector, self.inspects) = (true, true);
                 let mut inspector: pb::tls_inspector::TlsInspector = cx.unpack(&any);
                 ignored!(
                     cx,
@@ -125,13 +142,29 @@ impl Filters {
                 );
                 cx.rest(&inspector);
             } else if is::<pb::http_inspector::HttpInspector>(&any) {
+                self.inspects = true;
                 // What it finds is only read by application_protocols, which want TLS here.
                 cx.ignore("@type");
             } else {
-                cx.unsupported_type(&any, "tls_inspector, original_dst, http_inspector");
+                cx.unsupported_type(&any, "tls_inspector, original_dst, proxy_protocol, http_inspector");
             }
         });
     }
+}
+
+/// Extensions of a header are skipped.
+fn proxy_protocol(cx: &mut Context, mut m: pb::proxy_protocol::ProxyProtocol) -> ProxyProtocol {
+    use pb::core::proxy_protocol_config::Version;
+    ignored!(cx, m, rules, pass_through_tlvs, stat_prefix, tlv_location);
+    let refused = take(&mut m.disallowed_versions);
+    let taken = |version: Version| !refused.contains(&(version as i32));
+    let protocol = ProxyProtocol {
+        optional: take(&mut m.allow_requests_without_proxy_protocol),
+        v1: taken(Version::V1),
+        v2: taken(Version::V2),
+    };
+    cx.rest(&m);
+    protocol
 }
 
 fn api_listener(cx: &mut Context, message: pb::listener::ApiListener) -> Option<HttpConnectionManager> {

@@ -55,6 +55,20 @@ fn listener_filters(listener: &Listener, dialect: Dialect<'_>) -> Vec<pb::listen
         filters
             .push(listener_filter("envoy.filters.listener.original_dst", &pb::original_dst::OriginalDst {}));
     }
+    if let Some(protocol) = listener.proxy_protocol {
+        use pb::core::proxy_protocol_config::Version;
+        let versions = [(protocol.v1, Version::V1), (protocol.v2, Version::V2)];
+        let config = pb::proxy_protocol::ProxyProtocol {
+            allow_requests_without_proxy_protocol: protocol.optional,
+            disallowed_versions: versions
+                .into_iter()
+                .filter(|(taken, _)| !taken)
+                .map(|(_, version)| version.into())
+                .collect(),
+            ..Default::default()
+        };
+        filters.push(listener_filter("envoy.filters.listener.proxy_protocol", &config));
+    }
     if listener.tls_inspector {
         filters.push(listener_filter(
             "envoy.filters.listener.tls_inspector",

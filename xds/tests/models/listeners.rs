@@ -1,6 +1,8 @@
 //! Listeners.
 
-use pillion_model::listener::{Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal};
+use pillion_model::listener::{
+    Direction, FilterChain, FilterChainMatch, Listener, ProxyProtocol, TcpProxy, Terminal,
+};
 use proptest::prelude::*;
 
 use super::http::{access_log, connection_manager};
@@ -10,7 +12,8 @@ use super::{duration, few, maybe, name, socket, time};
 pub(crate) fn listener() -> BoxedStrategy<Listener> {
     let direction =
         prop_oneof![Just(Direction::Unspecified), Just(Direction::Inbound), Just(Direction::Outbound)];
-    let filters = (any::<bool>(), any::<bool>(), duration());
+    let protocol = any::<[bool; 3]>().prop_map(|[optional, v1, v2]| ProxyProtocol { optional, v1, v2 });
+    let filters = (any::<bool>(), any::<bool>(), duration(), maybe(protocol));
     (
         name(),
         socket(),
@@ -25,6 +28,7 @@ pub(crate) fn listener() -> BoxedStrategy<Listener> {
             name,
             address: Some(address),
             direction,
+            proxy_protocol: filters.3,
             tls_inspector: filters.0,
             original_dst: filters.1,
             listener_filters_timeout: filters.2,

@@ -38,6 +38,7 @@ pub(in crate::control) fn listener(name: &str) -> Listener {
         name: name.into(),
         address: Some(([0, 0, 0, 0], 15006).into()),
         direction: Direction::Inbound,
+        proxy_protocol: None,
         tls_inspector: true,
         original_dst: false,
         listener_filters_timeout: Duration::from_secs(15),
