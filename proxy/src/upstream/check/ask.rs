@@ -81,7 +81,8 @@ impl Asker {
     pub(super) async fn ask(&mut self) -> Found {
         let found = tokio::time::timeout(self.timeout, self.once()).await;
         let found = found.unwrap_or_else(|_| Found::Failure(format!("no answer within {:?}", self.timeout)));
-        if !self.reuse || found != Found::Well {
+        // An answer that says no came over a connection that works.
+        if !self.reuse || matches!(found, Found::Failure(_)) {
             self.client = None;
         }
         found
