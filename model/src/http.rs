@@ -6,9 +6,10 @@ use crate::authz::ExtAuthz;
 use crate::endpoint::Fraction;
 use crate::filter::{HeaderMutation, HealthCheckFilter, LocalRateLimit};
 use crate::jwt::JwtAuthn;
+use crate::log_filter::LogFilter;
 use crate::matcher::{Cidr, HeaderMatcher, StringMatcher};
 use crate::rbac::Rbac;
-use crate::route::RouteConfiguration;
+use crate::route::{HeaderChange, RouteConfiguration};
 
 /// Envoy: `HttpConnectionManager`.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,8 +54,8 @@ pub struct HttpConnectionManager {
     pub merge_slashes: bool,
     /// `%2F` and `%5C` in paths.
     pub escaped_slashes: EscapedSlashes,
-    /// Ignore the port in `:authority` when looking for a virtual host.
-    pub strip_any_host_port: bool,
+    /// Which ports are cut off from `Host`.
+    pub strip_port: StripPort,
     /// No byte in either direction. Default 5 min; `None`: no limit.
     pub stream_idle_timeout: Option<Duration>,
     /// Time to receive the whole request; `None`: no limit.
@@ -73,6 +74,8 @@ pub struct HttpConnectionManager {
     pub max_concurrent_streams: u32,
     /// Add `x-pillion-local-reply` to local replies: set on a sidecar's inbound side.
     pub mark_local_replies: bool,
+    /// What is made of answers of the proxy's own.
+    pub local_replies: Option<LocalReplies>,
 }
 
 impl HttpConnectionManager {
@@ -99,7 +102,7 @@ impl HttpConnectionManager {
             normalize_path: false,
             merge_slashes: false,
             escaped_slashes: EscapedSlashes::Keep,
-            strip_any_host_port: false,
+            strip_port: StripPort::None,
             stream_idle_timeout: Some(Duration::from_secs(300)),
             request_timeout: None,
             request_headers_timeout: None,
@@ -109,6 +112,7 @@ impl HttpConnectionManager {
             max_request_headers_kb: 60,
             max_concurrent_streams: 1024,
             mark_local_replies: false,
+            local_replies: None,
         }
     }
 }
@@ -205,12 +209,59 @@ pub struct CorsPolicy {
 }
 
 /// An access log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AccessLog {
     /// Where lines go: a path; `/dev/stdout` and `/dev/stderr` are the process's own.
     pub path: String,
     /// How lines look.
     pub format: LogFormat,
+    /// What has a line; `None`: everything.
+    pub filter: Option<LogFilter>,
+}
+
+/// What is made of answers of the proxy's own. Envoy: `LocalReplyConfig`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LocalReplies {
+    /// The first one that takes an answer changes it.
+    pub mappers: Vec<ReplyMapper>,
+    /// What bodies look like where the mapper does not say it; `None`: the text alone.
+    pub format: Option<ReplyFormat>,
+}
+
+/// Changes some answers of the proxy's own. Envoy: `ResponseMapper`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplyMapper {
+    /// Which.
+    pub filter: LogFilter,
+    /// Another status.
+    pub status: Option<u16>,
+    /// Another text.
+    pub body: Option<Vec<u8>>,
+    /// What the body looks like.
+    pub format: Option<ReplyFormat>,
+    /// Headers that are added.
+    pub headers: Vec<HeaderChange>,
+}
+
+/// What a body looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplyFormat {
+    /// A text or a JSON object.
+    pub format: LogFormat,
+    /// Empty: `text/plain` or `application/json`.
+    pub content_type: String,
+}
+
+/// Which ports are cut off from `Host`, before anything else looks at it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum StripPort {
+    /// None.
+    #[default]
+    None,
+    /// The one that the connection came to.
+    Matching,
+    /// Any.
+    Any,
 }
 
 /// How lines look; both hold Envoy's `%OPERATORS%`.

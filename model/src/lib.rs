@@ -18,6 +18,7 @@ pub mod http;
 pub mod instance;
 pub mod jwt;
 pub mod listener;
+pub mod log_filter;
 pub mod matcher;
 pub mod mesh;
 pub mod metadata;

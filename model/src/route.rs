@@ -138,6 +138,8 @@ pub struct Forward {
     pub rewrite: Option<PathRewrite>,
     /// Authority rewrite.
     pub host_rewrite: Option<HostRewrite>,
+    /// The authority that is rewritten is added to `x-forwarded-host`.
+    pub append_forwarded_host: bool,
     /// Time for the whole answer; `None`: no limit. Default 15 s.
     pub timeout: Option<Duration>,
     /// Time without a byte in either direction; `None`: the listener's.
@@ -167,6 +169,7 @@ impl Forward {
             cluster_missing_status: 503,
             rewrite: None,
             host_rewrite: None,
+            append_forwarded_host: false,
             timeout: Some(Duration::from_secs(15)),
             idle_timeout: None,
             max_stream_duration: None,

@@ -5,6 +5,8 @@
 
 use std::rc::Rc;
 
+use std::sync::Arc;
+
 use http::header::{CONNECTION, HeaderValue, SERVER};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -40,6 +42,7 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     filters::validate::upgrade_form(x)?;
     filters::validate::host(x)?;
     filters::validate::path(x)?;
+    filters::route::strip_port(x);
     filters::validate::query_type(x)?;
     hop::strip_request(&mut x.head.headers)
         .map_err(|_bad| Cause::BadRequest("http1.connection_header_rejected"))?;
@@ -72,7 +75,7 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     let mut close = x.connection.draining.get() || x.connection.drain.is_cancelled();
     let mut response = match answer {
         Ok(response) => response,
-        Err(reply) => {
+        Err(mut reply) => {
             close |= reply.close;
             if x.record.routed.is_none() {
                 // Who finds no route is written down as whoever finds one.
@@ -82,6 +85,9 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
             x.record.details = Some(reply.details.clone());
             // A mark makes callers send a POST again.
             let mark = x.hcm.config.mark_local_replies && !x.asked;
+            if let Some(replies) = &Arc::clone(&x.hcm).local_replies {
+                replies.rewrite(&mut reply, &mut x.record);
+            }
             reply.into_response(&x.record.method, x.head.grpc, mark)
         }
     };

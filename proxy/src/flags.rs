@@ -75,6 +75,11 @@ impl Flags {
         self.0 & other.0 != 0
     }
 
+    /// Whether the one of this name is set.
+    pub(crate) fn has_named(self, name: &str) -> bool {
+        Self::ALL.iter().any(|&(flag, text)| text == name && self.has(flag))
+    }
+
     /// `URX,UF`, or `-` for none.
     pub(crate) fn text(self) -> std::borrow::Cow<'static, str> {
         let mut names = Self::ALL.iter().filter(|(flag, _)| self.has(*flag)).map(|&(_, name)| name);

@@ -332,7 +332,7 @@ fn upstream_reset(reset: Reset, detail: &str, retried: bool) -> LocalReply {
 }
 
 /// Envoy's map from HTTP to gRPC status.
-fn grpc_status(status: StatusCode) -> u32 {
+pub(crate) fn grpc_status(status: StatusCode) -> u32 {
     match status.as_u16() {
         400 => 13,
         401 => 16,

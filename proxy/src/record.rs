@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use tokio::time::Instant;
@@ -76,6 +77,10 @@ pub(crate) struct Record {
     /// Response headers and trailers the access logs want.
     pub(crate) response_headers: HeaderMap,
     pub(crate) trailers: HeaderMap,
+    /// A filter found a health check.
+    pub(crate) health_check: bool,
+    /// The text of an answer of our own, while its body is formatted.
+    pub(crate) local_reply: Option<Bytes>,
     /// The client left before it could be answered.
     pub(crate) gone: bool,
     /// The response was handed over completely.
@@ -118,6 +123,8 @@ impl Record {
             request_headers: HeaderMap::new(),
             response_headers: HeaderMap::new(),
             trailers: HeaderMap::new(),
+            health_check: false,
+            local_reply: None,
             gone: false,
             complete: false,
         }

@@ -228,7 +228,6 @@ fn fate(field: &FieldDescriptor, pointer: &str, value: Value) -> Fate {
     };
     match read_bootstrap(&bootstrap) {
         Ok(read) if read.ignored.contains(&at) => Fate::Ignored,
-        Ok(_) if REFUSED_LATER.contains(&field.name()) => Fate::Refused,
         Ok(_) => Fate::Supported,
         Err(error) => {
             let refused = |problem: &&Problem| {
@@ -242,9 +241,6 @@ fn fate(field: &FieldDescriptor, pointer: &str, value: Value) -> Fate {
         }
     }
 }
-
-/// What the decoder takes and the data plane does not.
-const REFUSED_LATER: &[&str] = &["auto_host_rewrite"];
 
 fn page() -> String {
     let descriptors = include_bytes!("../descriptors/envoy.bin").as_slice();

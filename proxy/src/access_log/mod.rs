@@ -3,26 +3,31 @@
 //! The request path never waits for a disk or a pipe: lines that do not fit the queue are dropped
 //! and counted.
 
+mod logged;
 mod writer;
 
 use std::sync::Arc;
 
 use http::HeaderName;
 use pillion_model::http::{AccessLog, LogFormat};
+use pillion_model::log_filter::LogFilter;
 
 pub(crate) use writer::{Sink, Writers};
 
 use crate::headers::format::{Context, Format, Value};
+use crate::headers::names::GRPC_STATUS;
 
 /// One compiled access log.
 #[derive(Debug)]
 pub(crate) struct AccessLogger {
     line: Line,
+    filter: Option<LogFilter>,
     sink: Sink,
 }
 
+/// What a line looks like, compiled.
 #[derive(Debug)]
-enum Line {
+pub(crate) enum Line {
     Text(Format),
     Json(Vec<(String, Format)>),
 }
@@ -43,48 +48,78 @@ impl AccessLogger {
         logs.iter()
             .map(|log| {
                 let at = |reason: String| format!("access log `{}`: {reason}", log.path);
-                let line = match &log.format {
-                    LogFormat::Text(text) => {
-                        Line::Text(Format::compile(text.as_deref().unwrap_or(DEFAULT_FORMAT)).map_err(at)?)
-                    }
-                    LogFormat::Json(fields) => Line::Json(
-                        fields
-                            .iter()
-                            .map(|(key, format)| Ok((key.clone(), Format::compile(format)?)))
-                            .collect::<Result<_, String>>()
-                            .map_err(at)?,
-                    ),
-                };
+                let line = Line::compile(&log.format).map_err(at)?;
                 let sink = writers.sink(&log.path).map_err(|error| at(error.to_string()))?;
-                Ok(Arc::new(Self { line, sink }))
+                Ok(Arc::new(Self { line, filter: log.filter.clone(), sink }))
             })
             .collect()
     }
 
-    /// Formats and hands over a line.
+    /// Formats and hands over a line, if there is to be one.
     pub(crate) fn write(&self, context: &Context<'_>) {
-        let mut line = String::with_capacity(256);
-        match &self.line {
-            Line::Text(format) => format.write(context, "-", &mut line),
-            Line::Json(fields) => write_json(fields, context, &mut line),
+        if self.filter.as_ref().is_none_or(|filter| filter.takes(context)) {
+            self.sink.write(self.line.text(context));
         }
-        self.sink.write(line);
     }
 
-    /// Request headers the line shows.
+    /// Request headers that the line shows or the filter looks at.
+    pub(crate) fn request_headers(&self) -> Vec<HeaderName> {
+        let mut names = self.line.request_headers();
+        names.extend(self.filter.as_ref().map(headers_of).unwrap_or_default());
+        names
+    }
+
+    /// Response headers that the line shows, or may be looked at.
+    pub(crate) fn response_headers(&self) -> Vec<HeaderName> {
+        let shown = self.line.formats().flat_map(Format::response_headers).cloned();
+        shown.chain(self.filter.as_ref().map(|_| GRPC_STATUS.clone())).collect()
+    }
+}
+
+/// Headers of requests that a filter looks at.
+pub(crate) fn headers_of(filter: &LogFilter) -> Vec<HeaderName> {
+    let mut names = Vec::new();
+    filter.headers(&mut |name| names.extend(HeaderName::from_bytes(name.as_bytes())));
+    names
+}
+
+impl Line {
+    /// Compiles `format`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub(crate) fn compile(format: &LogFormat) -> Result<Self, String> {
+        Ok(match format {
+            LogFormat::Text(text) => Self::Text(Format::compile(text.as_deref().unwrap_or(DEFAULT_FORMAT))?),
+            LogFormat::Json(fields) => Self::Json(
+                fields
+                    .iter()
+                    .map(|(key, format)| Ok((key.clone(), Format::compile(format)?)))
+                    .collect::<Result<_, String>>()?,
+            ),
+        })
+    }
+
+    /// The line.
+    pub(crate) fn text(&self, context: &Context<'_>) -> String {
+        let mut line = String::with_capacity(256);
+        match self {
+            Self::Text(format) => format.write(context, "-", &mut line),
+            Self::Json(fields) => write_json(fields, context, &mut line),
+        }
+        line
+    }
+
+    /// Request headers it shows.
     pub(crate) fn request_headers(&self) -> Vec<HeaderName> {
         self.formats().flat_map(Format::request_headers).cloned().collect()
     }
 
-    /// Response headers the line shows.
-    pub(crate) fn response_headers(&self) -> Vec<HeaderName> {
-        self.formats().flat_map(Format::response_headers).cloned().collect()
-    }
-
     fn formats(&self) -> impl Iterator<Item = &Format> {
-        let (text, json) = match &self.line {
-            Line::Text(format) => (Some(format), [].as_slice()),
-            Line::Json(fields) => (None, fields.as_slice()),
+        let (text, json) = match self {
+            Self::Text(format) => (Some(format), [].as_slice()),
+            Self::Json(fields) => (None, fields.as_slice()),
         };
         text.into_iter().chain(json.iter().map(|(_, format)| format))
     }

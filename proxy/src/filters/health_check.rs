@@ -20,6 +20,7 @@ pub(super) async fn answer(x: &mut Exchange, filter: &HealthCheckFilter) -> Step
         return Ok(());
     }
     x.marks.health_check = true;
+    x.record.health_check = true;
     let failing = is_failing(x);
     if filter.pass_through && !failing {
         return Ok(());

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use http::{HeaderValue, Method};
+use pillion_model::http::StripPort;
 use pillion_model::matcher::RequestView;
 
 use crate::chain::Step;
@@ -14,7 +16,8 @@ pub(crate) fn resolve(x: &mut Exchange) -> Step {
         Some(routes) => Arc::clone(routes),
         None => Arc::clone(x.hcm.route_config(&x.snapshot).ok_or(Cause::NoRouteConfiguration)?),
     };
-    let routed = if x.hcm.config.strip_any_host_port {
+    // A CONNECT keeps its port, but is routed without it.
+    let routed = if x.head.method == Method::CONNECT && strips(x, x.head.authority()) {
         config.find(&WithoutPort(&x.head), x.draw)
     } else {
         config.find(&x.head, x.draw)
@@ -22,6 +25,31 @@ pub(crate) fn resolve(x: &mut Exchange) -> Step {
     x.record.routed = routed;
     x.record.keep_request_headers(&x.head.headers);
     if x.record.routed.is_some() { Ok(()) } else { Err(Cause::NoRoute.into()) }
+}
+
+/// Cuts the port off from the host, for everything that follows.
+pub(crate) fn strip_port(x: &mut Exchange) {
+    if x.hcm.config.strip_port == StripPort::None || x.head.method == Method::CONNECT {
+        return;
+    }
+    let host = x.head.authority();
+    if strips(x, host)
+        && let Ok(host) = HeaderValue::from_str(without_port(host))
+    {
+        x.head.set_authority(host);
+        x.keep_head();
+    }
+}
+
+fn strips(x: &Exchange, authority: &str) -> bool {
+    match x.hcm.config.strip_port {
+        StripPort::None => false,
+        StripPort::Any => true,
+        StripPort::Matching => {
+            let port = authority[without_port(authority).len()..].strip_prefix(':');
+            port.and_then(|port| port.parse().ok()) == Some(x.connection.local.port())
+        }
+    }
 }
 
 /// A head whose authority has no port.

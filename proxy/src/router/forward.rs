@@ -6,6 +6,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use pillion_model::retry::{Reset, is_idempotent};
+use pillion_model::route::HostRewrite;
 use tokio::time::Instant;
 
 use super::hash::{self, Hashed};
@@ -22,7 +23,7 @@ use crate::local_reply::{Cause, LocalReply};
 use crate::metrics::{Family, Symbol};
 use crate::request::Broken;
 use crate::snapshot::{ClusterRef, ForwardTo, Routed, Target};
-use crate::upstream::{Attempt, Cause as Failed, Failure, Priority, Sent, StaleReplay};
+use crate::upstream::{Attempt, Cause as Failed, Failure, HostRewritten, Priority, Sent, StaleReplay};
 
 /// Bytes of a request's body kept for a retry or a mirror.
 const REPLAY_BYTES_MAX: usize = 1 << 20;
@@ -61,6 +62,10 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
     attempt.selection = target.selection;
     attempt.downstream = x.version;
     attempt.redraws = retries.redraws();
+    attempt.auto_host = matches!(forward.host_rewrite, Some(HostRewrite::Auto)).then_some(HostRewritten {
+        append: forward.append_forwarded_host,
+        keep: !x.hcm.suppress_envoy_headers,
+    });
     attempt.stale = StaleReplay::Pool;
     let mut requests = Requests::new(x, retries.possible(), !mirrors.is_empty());
     mirror::send(x, &mirrors, requests.buffer.as_ref(), forward.timeout);
@@ -75,6 +80,9 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         let unasked = matches!(&tried, Tried::Failed(failure) if failure.endpoint.is_none());
         let asked = attempt.endpoint.as_ref().filter(|_| !unasked);
         x.record.upstream_host = asked.map(|endpoint| endpoint.address.to_string().into());
+        if let Some(host) = attempt.told_host.take() {
+            x.record.authority = Some(host);
+        }
         let verdict = judge(x, &retries, &tried, &requests);
         let allowed = verdict == Verdict::Retry;
         if allowed {

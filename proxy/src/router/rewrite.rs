@@ -6,9 +6,10 @@ use pillion_model::route::{HostRewrite, PathMatch, PathRewrite, RouteMatch};
 
 use crate::chain::Step;
 use crate::exchange::Head;
-use crate::headers::names::{ORIGINAL_HOST, ORIGINAL_PATH};
+use crate::headers::names::ORIGINAL_PATH;
 use crate::local_reply::Cause;
 use crate::snapshot::ForwardTo;
+use crate::upstream::HostRewritten;
 
 /// A compiled path rewrite.
 #[derive(Clone, Debug)]
@@ -110,15 +111,13 @@ pub(super) fn apply(head: &mut Head, forward: &ForwardTo, suppress_envoy_headers
     let host = match &forward.host_rewrite {
         Some(HostRewrite::Literal(host)) => HeaderValue::from_str(host).ok(),
         Some(HostRewrite::Header(name)) => head.headers.get(name).filter(|host| !host.is_empty()).cloned(),
-        // Auto is refused when the route is compiled.
+        // The endpoint's name is known once it is chosen.
         Some(HostRewrite::Auto) | None => None,
     };
     if let Some(host) = host {
-        if let Ok(original) = HeaderValue::from_str(head.authority())
-            && !suppress_envoy_headers
-        {
-            head.headers.insert(&ORIGINAL_HOST, original);
-        }
+        let original = HeaderValue::from_str(head.authority()).ok();
+        let keep = HostRewritten { append: forward.append_forwarded_host, keep: !suppress_envoy_headers };
+        keep.note(&mut head.headers, original);
         head.set_authority(host);
     }
     Ok(())

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue};
 use pillion_model::http::{HttpConnectionManager, HttpFilter, RouteSource};
 use pillion_model::path::Normalization;
 
+use super::local_replies::LocalReplies;
 use super::{Compiler, Filter, RouteConfig, Snapshot};
 use crate::access_log::AccessLogger;
 use crate::metrics::Symbol;
@@ -22,6 +23,7 @@ pub(crate) struct Hcm {
     /// Whether a filter has something to do with answers.
     pub(crate) filters_answer: bool,
     pub(crate) suppress_envoy_headers: bool,
+    pub(crate) local_replies: Option<LocalReplies>,
     pub(crate) access_logs: Vec<Arc<AccessLogger>>,
     /// Request headers that access logs show and filters need for answers.
     pub(crate) kept_request_headers: Vec<HeaderName>,
@@ -74,6 +76,7 @@ impl Hcm {
             .map(|(index, filter)| Filter::compile(filter, old.and_then(|old| old.filters.get(index))))
             .collect::<Result<Vec<_>, _>>()?;
         let access_logs = AccessLogger::compile_all(&config.access_logs, compiler.writers)?;
+        let local_replies = config.local_replies.as_ref().map(LocalReplies::compile).transpose()?;
         let server_name = HeaderValue::from_str(&config.server_name)
             .map_err(|_| format!("server_name `{}` is not a header value", config.server_name))?;
         Ok(Arc::new(Self {
@@ -84,9 +87,11 @@ impl Hcm {
                 .iter()
                 .flat_map(|log| log.request_headers())
                 .chain(filters.iter().flat_map(Filter::read_by_answers).cloned())
+                .chain(local_replies.iter().flat_map(LocalReplies::request_headers))
                 .collect(),
             logged_response_headers: access_logs.iter().flat_map(|log| log.response_headers()).collect(),
             access_logs,
+            local_replies,
             filters_answer: filters.iter().any(Filter::answers),
             filters,
             server_name,

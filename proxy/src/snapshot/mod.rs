@@ -7,6 +7,7 @@
 mod filters;
 mod hcm;
 mod listener;
+mod local_replies;
 mod routes;
 
 use std::collections::BTreeMap;

@@ -67,6 +67,7 @@ pub(crate) struct ForwardTo {
     pub(crate) cluster_missing_status: StatusCode,
     pub(crate) rewrite: Option<PathRewriter>,
     pub(crate) host_rewrite: Option<HostRewrite>,
+    pub(crate) append_forwarded_host: bool,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_stream_duration: Option<Duration>,
@@ -332,12 +333,6 @@ impl ForwardTo {
         for mirror in &mirrors {
             mirror.to.note_used(used, clusters);
         }
-        if matches!(forward.host_rewrite, Some(HostRewrite::Auto)) {
-            return Err(
-                "auto_host_rewrite is not supported; want host_rewrite_literal or host_rewrite_header"
-                    .to_owned(),
-            );
-        }
         if let Some(HostRewrite::Literal(text)) = &forward.host_rewrite {
             HeaderValue::from_str(text).map_err(|_| format!("host rewrite `{text}` is not a host"))?;
         }
@@ -350,6 +345,7 @@ impl ForwardTo {
             cluster_missing_status: status_code(forward.cluster_missing_status)?,
             rewrite: rewrite.map(|rewrite| PathRewriter::compile(rewrite, &route.matches)).transpose()?,
             host_rewrite: forward.host_rewrite.clone(),
+            append_forwarded_host: forward.append_forwarded_host,
             timeout: forward.timeout.filter(|timeout| !timeout.is_zero()),
             idle_timeout: forward.idle_timeout,
             max_stream_duration: forward.max_stream_duration.filter(|limit| !limit.is_zero()),

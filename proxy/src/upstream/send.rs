@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::failure::{Cause, Failure, classify, passive_status};
+use super::host::HostRewritten;
 use super::lease::{Connection, Lease, RequestGuard, Reuse, TunnelGuard, UpstreamBody};
 use super::message;
 use super::pool::{EndpointPool, Refusal, Wanted};
@@ -37,6 +38,10 @@ pub struct Attempt {
     pub redraws: u32,
     /// Where the connection was going, for clusters that follow the original destination.
     pub destination: Option<SocketAddr>,
+    /// The request is told the endpoint's own name as its host.
+    pub auto_host: Option<HostRewritten>,
+    /// The host that the last try was told instead of the request's own.
+    pub told_host: Option<HeaderValue>,
     /// Who repeats a request that met a stale connection.
     pub stale: StaleReplay,
     /// The endpoint of the present or last try.
@@ -85,6 +90,8 @@ impl Default for Attempt {
             downstream: Version::HTTP_11,
             redraws: 0,
             destination: None,
+            auto_host: None,
+            told_host: None,
             stale: StaleReplay::Pool,
             endpoint: None,
             tried: Tried::default(),
@@ -142,13 +149,19 @@ impl Pools {
         &self,
         cluster: &Arc<Cluster>,
         attempt: &mut Attempt,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Sent, Failure> {
         let now = self.tick();
         attempt.endpoint = None;
         let view = self.view(cluster);
         let pool = match self.choose(&view, attempt, now) {
-            Ok(at) => view.pool(&self.worker, at, wanted(cluster, attempt)),
+            Ok(at) => {
+                if let Some(auto) = attempt.auto_host {
+                    let hosts = view.hosts();
+                    attempt.told_host = auto.rewrite(&mut request, &hosts.hosts[at].hostname);
+                }
+                view.pool(&self.worker, at, wanted(cluster, attempt))
+            }
             Err(cause) => return Err(Failure::new(cause).hand_back(request)),
         };
         attempt.begin(&pool.endpoint, now);

@@ -127,12 +127,13 @@ async fn access_logs_are_written_as_envoy_does() {
         ("sni", "%REQUESTED_SERVER_NAME%"),
     ];
     manager.access_logs = vec![
-        AccessLog { path: path("text"), format: LogFormat::Text(None) },
+        AccessLog { path: path("text"), format: LogFormat::Text(None), filter: None },
         AccessLog {
             path: path("json"),
             format: LogFormat::Json(
                 json.iter().map(|&(key, format)| (key.to_owned(), format.to_owned())).collect(),
             ),
+            filter: None,
         },
     ];
     let proxy = Proxy::manager(manager, vec![cluster("o", &[origin.address])]);

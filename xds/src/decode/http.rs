@@ -4,12 +4,13 @@ use std::mem::take;
 
 use pillion_model::http::{
     AccessLog, ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, LogFormat,
-    RouteSource, ServerHeader,
+    RouteSource, ServerHeader, StripPort,
 };
 use pillion_model::route::RouteConfiguration;
 
 use super::Context;
 use super::context::{ignored, inert, is};
+use super::local_reply::local_replies;
 use super::matcher::cidr;
 use crate::pb;
 use pb::hcm::http_connection_manager as manager;
@@ -73,13 +74,22 @@ pub(super) fn connection_manager(
     http.normalize_path = m.normalize_path.take().is_some_and(|on| on.value);
     http.merge_slashes = take(&mut m.merge_slashes);
     http.escaped_slashes = escaped_slashes(cx, take(&mut m.path_with_escaped_slashes_action));
-    let strip = m.strip_port_mode.take();
-    http.strip_any_host_port = matches!(strip, Some(manager::StripPortMode::StripAnyHostPort(true)));
+    let any = matches!(m.strip_port_mode.take(), Some(manager::StripPortMode::StripAnyHostPort(true)));
+    http.strip_port = match (any, take(&mut m.strip_matching_host_port)) {
+        (false, false) => StripPort::None,
+        (false, true) => StripPort::Matching,
+        (true, false) => StripPort::Any,
+        (true, true) => {
+            cx.refuse_at("strip_matching_host_port", "cannot stand beside strip_any_host_port");
+            StripPort::Any
+        }
+    };
     // How an Envoy is told what our own metadata tells a Pillion proxy.
     if m.local_reply_config.as_ref() == Some(&crate::encode::local_reply_mark()) {
         m.local_reply_config = None;
         http.mark_local_replies = true;
     }
+    http.local_replies = cx.some("local_reply_config", m.local_reply_config.take(), local_replies);
     timeouts(cx, &mut m, &mut http);
     cx.rest(&m);
     http
@@ -255,7 +265,7 @@ fn access_log(cx: &mut Context, mut log: pb::accesslog::AccessLog) -> Option<Acc
     use pb::accesslog::access_log::ConfigType;
     use pb::file_log::file_access_log::AccessLogFormat;
     use pb::stream_log::{stderr_access_log, stdout_access_log};
-    ignored!(cx, log, filter);
+    let filter = cx.some("filter", log.filter.take(), super::log_filter::filter).flatten();
     let Some(ConfigType::TypedConfig(any)) = log.config_type else {
         cx.ignore("typed_config");
         return None;
@@ -278,7 +288,7 @@ fn access_log(cx: &mut Context, mut log: pb::accesslog::AccessLog) -> Option<Acc
             cx.ignore("@type");
             return None;
         };
-        Some(AccessLog { path, format: log_format(cx, format) })
+        Some(AccessLog { path, format: log_format(cx, format), filter })
     })
 }
 
@@ -294,7 +304,7 @@ fn log_format(cx: &mut Context, format: Option<pb::file_log::file_access_log::Ac
     }
 }
 
-fn substitution(cx: &mut Context, mut format: pb::core::SubstitutionFormatString) -> LogFormat {
+pub(super) fn substitution(cx: &mut Context, mut format: pb::core::SubstitutionFormatString) -> LogFormat {
     use pb::core::substitution_format_string::Format;
     ignored!(cx, format, omit_empty_values, content_type, formatters, json_format_options);
     match format.format {

@@ -20,6 +20,8 @@ mod filters;
 mod health_check;
 mod http;
 mod listener;
+mod local_reply;
+mod log_filter;
 mod matcher;
 mod metadata;
 mod policy;

@@ -197,6 +197,7 @@ fn forward(cx: &mut Context, mut m: pb::route::RouteAction) -> Forward {
         cluster_missing_status,
         rewrite,
         host_rewrite,
+        append_forwarded_host: take(&mut m.append_x_forwarded_host),
         timeout: cx.limit("timeout", m.timeout.take(), Some(TIMEOUT)),
         idle_timeout: cx.duration("idle_timeout", m.idle_timeout.take()),
         max_stream_duration,

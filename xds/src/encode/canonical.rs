@@ -45,7 +45,9 @@ static ENDPOINT: Shape = Shape(&[(3, Message(&METADATA))]);
 static LISTENER: Shape =
     Shape(&[(3, Message(&FILTER_CHAIN)), (6, Message(&METADATA)), (25, Message(&FILTER_CHAIN))]);
 static FILTER_CHAIN: Shape = Shape(&[(5, Message(&METADATA))]);
-static CONNECTION_MANAGER: Shape = Shape(&[(4, Message(&ROUTES))]);
+static CONNECTION_MANAGER: Shape = Shape(&[(4, Message(&ROUTES)), (38, Message(&LOCAL_REPLY))]);
+static LOCAL_REPLY: Shape = Shape(&[(1, Message(&REPLY_MAPPER)), (2, Message(&LOG_FORMAT))]);
+static REPLY_MAPPER: Shape = Shape(&[(4, Message(&LOG_FORMAT))]);
 static RBAC: Shape = Shape(&[(2, Map(&LEAF))]);
 static RBAC_FILTER: Shape = Shape(&[(1, Message(&RBAC)), (2, Message(&RBAC))]);
 static RBAC_PER_ROUTE: Shape = Shape(&[(2, Message(&RBAC_FILTER))]);

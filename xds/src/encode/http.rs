@@ -2,7 +2,7 @@
 
 use pillion_model::http::{
     AccessLog, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, LogFormat, RouteSource,
-    ServerHeader,
+    ServerHeader, StripPort,
 };
 use pillion_model::retry::LOCAL_REPLY_HEADER;
 
@@ -83,7 +83,9 @@ pub(super) fn connection_manager(
         normalize_path: Some(boolean(http.normalize_path)),
         merge_slashes: http.merge_slashes,
         path_with_escaped_slashes_action: slashes.into(),
-        strip_port_mode: http.strip_any_host_port.then_some(manager::StripPortMode::StripAnyHostPort(true)),
+        strip_matching_host_port: http.strip_port == StripPort::Matching,
+        strip_port_mode: (http.strip_port == StripPort::Any)
+            .then_some(manager::StripPortMode::StripAnyHostPort(true)),
         stream_idle_timeout: Some(limit(http.stream_idle_timeout)),
         request_timeout: http.request_timeout.map(duration),
         request_headers_timeout: http.request_headers_timeout.map(duration),
@@ -101,7 +103,7 @@ pub(super) fn connection_manager(
         max_request_headers_kb: Some(number(http.max_request_headers_kb)),
         local_reply_config: match dialect {
             Dialect::Envoy(_) if http.mark_local_replies => Some(local_reply_mark()),
-            _ => None,
+            _ => http.local_replies.as_ref().map(super::local_reply::local_replies),
         },
         ..Default::default()
     }
@@ -141,10 +143,10 @@ pub(super) fn access_logs(logs: &[AccessLog]) -> Vec<pb::accesslog::AccessLog> {
     logs.iter().map(access_log).collect()
 }
 
-fn access_log(log: &AccessLog) -> pb::accesslog::AccessLog {
+/// `None`: Envoy's default line.
+pub(super) fn log_format(format: &LogFormat) -> Option<pb::core::substitution_format_string::Format> {
     use pb::core::substitution_format_string::Format;
-    use pb::file_log::file_access_log::AccessLogFormat;
-    let format = match &log.format {
+    match format {
         LogFormat::Text(None) => None,
         LogFormat::Text(Some(line)) => Some(Format::TextFormatSource(pb::core::DataSource {
             watched_directory: None,
@@ -153,7 +155,12 @@ fn access_log(log: &AccessLog) -> pb::accesslog::AccessLog {
         LogFormat::Json(fields) => {
             Some(Format::JsonFormat(texts(fields.iter().map(|(key, format)| (key, format)))))
         }
-    };
+    }
+}
+
+fn access_log(log: &AccessLog) -> pb::accesslog::AccessLog {
+    use pb::file_log::file_access_log::AccessLogFormat;
+    let format = log_format(&log.format);
     let config = pb::file_log::FileAccessLog {
         path: log.path.clone(),
         access_log_format: format.map(|format| {
@@ -165,7 +172,7 @@ fn access_log(log: &AccessLog) -> pb::accesslog::AccessLog {
     };
     pb::accesslog::AccessLog {
         name: "envoy.access_loggers.file".to_owned(),
-        filter: None,
+        filter: log.filter.as_ref().map(super::log_filter::filter),
         config_type: Some(pb::accesslog::access_log::ConfigType::TypedConfig(any(&config))),
     }
 }

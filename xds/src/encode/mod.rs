@@ -22,6 +22,8 @@ mod health_check;
 mod http;
 mod jwt;
 mod listener;
+mod local_reply;
+mod log_filter;
 mod matcher;
 mod metadata;
 mod rbac;

@@ -156,6 +156,7 @@ fn forward(forward: &Forward) -> pb::route::RouteAction {
             HostRewrite::Header(name) => HostRewriteSpecifier::HostRewriteHeader(name.clone()),
             HostRewrite::Auto => HostRewriteSpecifier::AutoHostRewrite(boolean(true)),
         }),
+        append_x_forwarded_host: forward.append_forwarded_host,
         timeout: Some(limit(forward.timeout)),
         idle_timeout: forward.idle_timeout.map(duration),
         max_stream_duration: stream,

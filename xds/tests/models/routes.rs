@@ -113,12 +113,12 @@ fn forward() -> BoxedStrategy<Forward> {
     let times = (maybe(time()), maybe(duration()), maybe(time()), maybe(duration()));
     (
         ((to, fields()), missing, maybe(rewrite()), maybe(host_rewrite), times),
-        (maybe(retry()), few(mirror), few(hash()), few((name(), any::<bool>())), any::<bool>()),
+        (maybe(retry()), few(mirror), few(hash()), few((name(), any::<bool>())), any::<[bool; 2]>()),
     )
         .prop_map(
             |(
                 ((to, metadata_match), missing, rewrite, host_rewrite, times),
-                (retry, mirrors, hash, upgrades, high),
+                (retry, mirrors, hash, upgrades, [high, append]),
             )| {
                 Forward {
                     to,
@@ -126,6 +126,7 @@ fn forward() -> BoxedStrategy<Forward> {
                     cluster_missing_status: missing,
                     rewrite,
                     host_rewrite,
+                    append_forwarded_host: append,
                     timeout: times.0,
                     idle_timeout: times.1,
                     max_stream_duration: times.2,

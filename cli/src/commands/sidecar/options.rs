@@ -179,7 +179,7 @@ impl TrafficArguments {
                 JSON_FIELDS.iter().map(|&(key, format)| (key.to_owned(), format.to_owned())).collect(),
             ),
         };
-        vec![AccessLog { path: path.clone(), format }]
+        vec![AccessLog { path: path.clone(), format, filter: None }]
     }
 }
 

@@ -56,6 +56,7 @@ simple! {
     Listener = "LISTENER_NAME";
     GrpcStatusNumber = "GRPC_STATUS_NUMBER";
     GrpcStatus = "GRPC_STATUS";
+    LocalReplyBody = "LOCAL_REPLY_BODY";
 }
 
 impl Operator {
@@ -154,6 +155,10 @@ impl Simple {
             Self::ConnectionId => Value::Number(connection.id),
             Self::FilterChain => owned(connection.chain().name.clone()),
             Self::Listener => owned(connection.listener.to_string()),
+            Self::LocalReplyBody => {
+                let body = record.local_reply.as_ref();
+                body.map_or(Value::Absent, |body| Value::Text(String::from_utf8_lossy(body)))
+            }
             Self::GrpcStatusNumber => {
                 record.grpc_status.map_or(Value::Absent, |status| Value::Number(u64::from(status)))
             }
