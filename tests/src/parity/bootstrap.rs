@@ -84,9 +84,11 @@ fn address(port: u16) -> Value {
 fn listener(name: &str, fields: &Value, ports: &Ports, folder: &Path) -> Value {
     let mut fields = fields.as_object().cloned().unwrap_or_default();
     let line = fields.remove("log");
+    let filter = fields.remove("log_filter");
     let line = format!("{LOG_CLIENT}{}\n", line.as_ref().and_then(Value::as_str).unwrap_or(LOG));
     let log = json!([{
         "name": "envoy.access_loggers.file",
+        "filter": filter.unwrap_or_default(),
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
             "path": log_file(folder, name),
@@ -108,11 +110,20 @@ fn listener(name: &str, fields: &Value, ports: &Ports, folder: &Path) -> Value {
         whole.insert("filter_chains".to_owned(), filters);
     } else {
         let around = fields.remove("listener").unwrap_or_default();
-        let filters = json!([{"filters": [{
-            "name": "envoy.filters.network.http_connection_manager",
-            "typed_config": connection_manager(name, fields, &log),
-        }]}]);
-        whole.insert("filter_chains".to_owned(), filters);
+        let chains = fields.remove("chains").unwrap_or_else(|| json!([{}]));
+        let chain = |chain: &Value| {
+            let mut chain = chain.as_object().cloned().unwrap_or_default();
+            let own = chain.remove("manager").unwrap_or_else(|| json!({}));
+            let manager = merged(Value::Object(fields.clone()), own);
+            let manager = manager.as_object().cloned().unwrap_or_default();
+            let filters = json!([{
+                "name": "envoy.filters.network.http_connection_manager",
+                "typed_config": connection_manager(name, manager, &log),
+            }]);
+            merged(json!({"filters": filters}), Value::Object(chain))
+        };
+        let chains: Vec<Value> = chains.as_array().into_iter().flatten().map(chain).collect();
+        whole.insert("filter_chains".to_owned(), Value::Array(chains));
         if let Value::Object(mut around) = around {
             whole.append(&mut around);
         }
@@ -234,6 +245,10 @@ fn place_ports(at: &mut Value, ports: &Ports) {
     match at {
         Value::Array(items) => items.iter_mut().for_each(|item| place_ports(item, ports)),
         Value::Object(fields) => fields.values_mut().for_each(|field| place_ports(field, ports)),
+        Value::String(text) if text.starts_with("{file:") => {
+            let name = text.trim_start_matches("{file:").trim_end_matches('}');
+            *text = super::tls::file(name).display().to_string();
+        }
         Value::String(text) if text.contains("{port:") => {
             for (name, port) in ports {
                 let placeholder = format!("{{port:{name}}}");

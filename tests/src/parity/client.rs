@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::fixture::{Deed, Request, Step};
+use super::fixture::{Deed, Request, Step, Tls};
 use super::http1::Responses;
 use super::origin::in_chunks;
+use super::tls::{self, Channel, Reader, Writer};
 
 /// How patient a client is.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +50,9 @@ enum End {
 
 /// An open connection.
 struct Connection {
-    write: OwnedWriteHalf,
+    write: Writer,
+    /// By TLS.
+    told: Vec<String>,
     incoming: Incoming,
     methods: Vec<String>,
     pace: Pace,
@@ -58,10 +60,18 @@ struct Connection {
 }
 
 /// Sends requests one after another on one connection.
-pub(crate) async fn requests(to: SocketAddr, requests: &[Request], tag: &str, pace: Pace) -> Given {
-    let stream = connect(to).await;
-    let port = port_of(&stream);
-    let mut connection = Connection::new(stream, pace);
+pub(crate) async fn requests(
+    to: SocketAddr,
+    tls: Option<&Tls>,
+    requests: &[Request],
+    tag: &str,
+    pace: Pace,
+) -> Given {
+    let (port, channel, told) = match open(to, tls, pace).await {
+        Ok(opened) => opened,
+        Err(refused) => return refused,
+    };
+    let mut connection = Connection::new(channel, told, pace);
     for (index, request) in requests.iter().enumerate() {
         sleep(Duration::from_millis(request.after)).await;
         connection.methods.push(request.method().to_owned());
@@ -79,10 +89,12 @@ pub(crate) async fn requests(to: SocketAddr, requests: &[Request], tag: &str, pa
 }
 
 /// Sends bytes on one connection.
-pub(crate) async fn raw(to: SocketAddr, steps: &[Step], tag: &str, pace: Pace) -> Given {
-    let stream = connect(to).await;
-    let port = port_of(&stream);
-    let mut connection = Connection::new(stream, pace);
+pub(crate) async fn raw(to: SocketAddr, tls: Option<&Tls>, steps: &[Step], tag: &str, pace: Pace) -> Given {
+    let (port, channel, told) = match open(to, tls, pace).await {
+        Ok(opened) => opened,
+        Err(refused) => return refused,
+    };
+    let mut connection = Connection::new(channel, told, pace);
     let mut begun = 0;
     for step in steps {
         match step {
@@ -94,14 +106,20 @@ pub(crate) async fn raw(to: SocketAddr, steps: &[Step], tag: &str, pace: Pace) -
     connection.finish(port, false).await
 }
 
-async fn connect(to: SocketAddr) -> TcpStream {
+/// A connection, its port and what TLS told; or that there is none.
+pub(crate) async fn open(
+    to: SocketAddr,
+    tls: Option<&Tls>,
+    pace: Pace,
+) -> Result<(u16, Channel, Vec<String>), Given> {
     let stream = TcpStream::connect(to).await.unwrap_or_else(|error| panic!("connect {to}: {error}"));
     stream.set_nodelay(true).expect("the socket is there");
-    stream
-}
-
-fn port_of(stream: &TcpStream) -> u16 {
-    stream.local_addr().map_or(0, |address| address.port())
+    let port = stream.local_addr().map_or(0, |address| address.port());
+    let opened = timeout(pace.answer, tls::connect(stream, tls)).await;
+    match opened.unwrap_or_else(|_elapsed| Err(vec!["client got no end of a handshake".to_owned()])) {
+        Ok((channel, told)) => Ok((port, channel, told)),
+        Err(lines) => Err(Given { port, lines, answers: 0 }),
+    }
 }
 
 /// A request as it goes over the wire.
@@ -138,17 +156,21 @@ fn bytes(request: &Request, tag: &str) -> Vec<u8> {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, pace: Pace) -> Self {
-        let (read, write) = stream.into_split();
+    fn new(channel: Channel, told: Vec<String>, pace: Pace) -> Self {
+        let (read, write) = channel.halves();
         let incoming = Incoming { bytes: Arc::default(), state: watch::Sender::new((0, None)) };
         let mut reader = JoinSet::new();
         reader.spawn(incoming.clone().keep(read));
-        Self { write, incoming, methods: Vec::new(), pace, _reader: reader }
+        Self { write, told, incoming, methods: Vec::new(), pace, _reader: reader }
     }
 
     /// Sends; that the proxy no longer takes it shows in what comes back.
     async fn send(&mut self, bytes: &[u8]) {
-        let _ = timeout(self.pace.answer, self.write.write_all(bytes)).await;
+        let sent = async {
+            self.write.write_all(bytes).await?;
+            self.write.flush().await
+        };
+        let _ = timeout(self.pace.answer, sent).await;
     }
 
     async fn send_text(&mut self, text: &str) {
@@ -226,7 +248,7 @@ impl Connection {
             Some(End::Reset) => "connection reset by the proxy",
         };
         let lines = lines.into_iter().chain([end.to_owned()]).map(|line| format!("client got {line}"));
-        Given { port, lines: lines.collect(), answers: complete }
+        Given { port, lines: self.told.into_iter().chain(lines).collect(), answers: complete }
     }
 }
 
@@ -235,7 +257,7 @@ impl Incoming {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn keep(self, mut from: OwnedReadHalf) {
+    async fn keep(self, mut from: Reader) {
         let mut chunk = vec![0; 16 << 10];
         loop {
             let read = from.read(&mut chunk).await;

@@ -7,26 +7,30 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Reason, SendStream};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::client::{Given, Pace};
-use super::fixture::Request;
+use super::client::{Given, Pace, open};
+use super::fixture::{Request, Tls};
 use super::origin_http2::header_map;
 use super::seen::{body_line, map_lines};
 
 /// Sends requests one after another on one connection, or all at once.
 pub(crate) async fn requests(
     to: SocketAddr,
+    tls: Option<&Tls>,
     requests: &[Request],
     at_once: bool,
     tag: &str,
     pace: Pace,
 ) -> Given {
-    let stream = TcpStream::connect(to).await.unwrap_or_else(|error| panic!("connect {to}: {error}"));
-    let port = stream.local_addr().map_or(0, |address| address.port());
-    let (sender, connection) = h2::client::handshake(stream).await.expect("a preface can be written");
+    let (port, channel, told) = match open(to, tls, pace).await {
+        Ok(opened) => opened,
+        Err(refused) => return refused,
+    };
+    let (read, write) = channel.halves();
+    let handshake = h2::client::handshake(tokio::io::join(read, write)).await;
+    let (sender, connection) = handshake.expect("a preface can be written");
     let mut driver = JoinSet::new();
     driver.spawn(async move {
         connection.await.err().map_or_else(|| "closed".to_owned(), |error| error.to_string())
@@ -54,7 +58,8 @@ pub(crate) async fn requests(
         Err(_elapsed) => "connection stays open".to_owned(),
         Ok(end) => format!("connection ended: {}", end.and_then(Result::ok).unwrap_or_default()),
     });
-    Given { port, lines: lines.into_iter().map(|line| format!("client got {line}")).collect(), answers }
+    let lines = lines.into_iter().map(|line| format!("client got {line}"));
+    Given { port, lines: told.into_iter().chain(lines).collect(), answers }
 }
 
 async fn one(sender: SendRequest<Bytes>, request: &Request, tag: &str) -> Vec<String> {

@@ -49,9 +49,14 @@ pub(crate) struct Case {
     /// Runs while no other case does.
     #[serde(default)]
     pub(crate) alone: bool,
+    /// Begins no earlier than this many milliseconds after the proxy was ready.
+    #[serde(default)]
+    pub(crate) since_start: u64,
     /// Over HTTP/2.
     #[serde(default)]
     pub(crate) http2: bool,
+    /// Over TLS.
+    pub(crate) tls: Option<Tls>,
     /// A GET of this path.
     pub(crate) get: Option<String>,
     pub(crate) request: Option<Request>,
@@ -74,6 +79,9 @@ pub(crate) struct Case {
     pub(crate) origin: Vec<Answer>,
     /// Milliseconds by which the duration may differ; without it, it is not compared.
     pub(crate) time_within: Option<u64>,
+    /// Statistics whose growth during the case is compared; it then runs while no other does.
+    #[serde(default)]
+    pub(crate) stats: Vec<String>,
     /// The requests are repeated this often; what they were answered with is counted.
     pub(crate) times: Option<u32>,
     /// How counts are compared.
@@ -84,6 +92,19 @@ pub(crate) struct Case {
     /// Differences that the tables explain.
     #[serde(default)]
     pub(crate) differs: Vec<Differs>,
+}
+
+/// How a client handshakes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Tls {
+    /// The server name it asks for; without it, none.
+    pub(crate) name: Option<String>,
+    pub(crate) alpn: Vec<String>,
+    /// `1.2` or `1.3`; both without it.
+    pub(crate) version: Option<String>,
+    /// Whose certificate it has: `client`, `plain` or `stranger`.
+    pub(crate) certificate: Option<String>,
 }
 
 /// How counts of repeated requests are compared.

@@ -20,6 +20,7 @@ mod rows;
 mod run;
 mod seen;
 mod side;
+mod tls;
 
 pub use random::{Decisions, What, decide};
 pub use report::Summary;

@@ -158,6 +158,7 @@ struct Running {
     scripts: Scripts,
     pace: Pace,
     default_listener: String,
+    started: Instant,
     /// Held by a case whose requests do not say which case they belong to.
     anonymous: Arc<Mutex<()>>,
 }
@@ -172,14 +173,13 @@ async fn one_side(
 ) -> ByCase {
     let side = Side::start(program, &fixture, &origins).await;
     let default_listener = fixture.listeners.keys().next().cloned().expect("a listener");
-    let running = Arc::new(Running { side, scripts, pace, default_listener, anonymous });
+    let started = Instant::now();
+    let running = Arc::new(Running { side, scripts, pace, default_listener, started, anonymous });
     let mut seen = ByCase::new();
-    let (alone, together): (Vec<_>, Vec<_>) = fixture
-        .cases
-        .iter()
-        .cloned()
-        .enumerate()
-        .partition(|(_, case)| case.alone || case.is_anonymous() || case.times.is_some());
+    let (alone, together): (Vec<_>, Vec<_>) =
+        fixture.cases.iter().cloned().enumerate().partition(|(_, case)| {
+            case.alone || case.is_anonymous() || case.times.is_some() || !case.stats.is_empty()
+        });
     let limit = Arc::new(Semaphore::new(CASES));
     let mut tasks = JoinSet::new();
     for (number, case) in together {
@@ -210,6 +210,8 @@ impl Running {
             Program::Pillion => format!("case-p-{number:04}"),
         };
         let _turn = if case.is_anonymous() { Some(self.anonymous.lock().await) } else { None };
+        tokio::time::sleep_until(self.started + Duration::from_millis(case.since_start)).await;
+        let before = if case.stats.is_empty() { BTreeMap::new() } else { self.side.stats().await };
         self.scripts.begin(&tag, &case.origin);
         let started = Instant::now();
         let given = self.send(case, &tag).await;
@@ -237,14 +239,29 @@ impl Running {
             logged.sort();
         }
         seen.lines.append(&mut logged);
+        seen.lines.extend(self.grown(case, &before).await);
         named(&mut seen.lines, &self.side.ports, &clients, if tag.is_empty() { "{case}" } else { &tag });
         seen
     }
 
+    /// What became of the statistics that the case names.
+    async fn grown(&self, case: &Case, before: &BTreeMap<String, i64>) -> Vec<String> {
+        if case.stats.is_empty() {
+            return Vec::new();
+        }
+        let after = self.side.stats().await;
+        let grown = |name: &String| {
+            let of = |all: &BTreeMap<String, i64>| all.get(name).copied().unwrap_or_default();
+            format!("stat {name} {:+}", of(&after) - of(before))
+        };
+        case.stats.iter().map(grown).collect()
+    }
+
     async fn send(&self, case: &Case, tag: &str) -> Vec<Given> {
         let to = self.side.address(case.to.as_ref().unwrap_or(&self.default_listener));
+        let tls = case.tls.as_ref();
         if !case.raw.is_empty() {
-            return vec![client::raw(to, &case.raw, tag, self.pace).await];
+            return vec![client::raw(to, tls, &case.raw, tag, self.pace).await];
         }
         if !case.fields.is_empty() {
             let body = case.field_body.as_deref();
@@ -257,20 +274,22 @@ impl Running {
                 (0..times).flat_map(|n| requests.iter().map(move |request| request.numbered(n))).collect();
             let mut given = Vec::new();
             for part in all.chunks(REQUESTS) {
-                given.push(client::requests(to, part, tag, quick).await);
+                given.push(client::requests(to, tls, part, tag, quick).await);
             }
             return given;
         }
         if case.http2 {
-            return vec![client_http2::requests(to, &requests, case.at_once, tag, self.pace).await];
+            return vec![client_http2::requests(to, tls, &requests, case.at_once, tag, self.pace).await];
         }
         if !case.at_once {
-            return vec![client::requests(to, &requests, tag, self.pace).await];
+            return vec![client::requests(to, tls, &requests, tag, self.pace).await];
         }
         let mut tasks = JoinSet::new();
         for (index, request) in requests.into_iter().enumerate() {
-            let (tag, pace) = (tag.to_owned(), self.pace);
-            tasks.spawn(async move { (index, client::requests(to, &[request], &tag, pace).await) });
+            let (tag, tls, pace) = (tag.to_owned(), tls.cloned(), self.pace);
+            tasks.spawn(
+                async move { (index, client::requests(to, tls.as_ref(), &[request], &tag, pace).await) },
+            );
         }
         let mut given = tasks.join_all().await;
         given.sort_by_key(|(index, _)| *index);

@@ -1,5 +1,6 @@
 //! One of the two proxies, running a fixture's bootstrap.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -99,6 +100,17 @@ impl Side {
             }
             sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Its statistics that are not 0, by Envoy's names.
+    pub(crate) async fn stats(&self) -> BTreeMap<String, i64> {
+        let page = http::get(self.address("admin"), "admin", "/stats?usedonly").await;
+        let page = page.unwrap_or_else(|error| panic!("/stats of {}: {error}", self.program.name()));
+        let row = |line: &str| {
+            let (name, value) = line.rsplit_once(": ")?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        page.body.lines().filter_map(row).collect()
     }
 
     /// What it printed.

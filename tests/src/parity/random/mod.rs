@@ -127,7 +127,7 @@ async fn answers(program: Program, fixture: &Fixture, all: &[Request]) -> BTreeM
     let to = side.address("web");
     let mut clients = Vec::new();
     for some in all.chunks(ON_A_CONNECTION) {
-        clients.push(client::requests(to, some, "random", PACE).await.port);
+        clients.push(client::requests(to, None, some, "random", PACE).await.port);
     }
     let log = side.log("web", &clients, all.len(), Duration::from_secs(10)).await;
     let numbered = log.iter().filter_map(|line| {
