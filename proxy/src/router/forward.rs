@@ -40,7 +40,12 @@ enum Tried {
 impl Tried {
     /// Whether an upstream may have seen the request.
     fn reached_upstream(&self) -> bool {
-        !matches!(self, Self::Failed(failure) if !failure.request_sent)
+        match self {
+            // Some sidecar's own answer.
+            Self::Sent(sent) => !sent.response.headers().contains_key(&names::LOCAL_REPLY),
+            Self::Failed(failure) => failure.request_sent,
+            Self::TimedOut(_) => true,
+        }
     }
 }
 

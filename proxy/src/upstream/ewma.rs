@@ -14,6 +14,8 @@ pub(super) struct Ewma {
     estimate: AtomicU64,
     /// Nanoseconds since [`epoch`].
     at: AtomicU64,
+    /// When the last attempt to connect failed, in nanoseconds since [`epoch`]; 0: it has answered since.
+    unreachable: AtomicU64,
 }
 
 impl Ewma {
@@ -37,6 +39,18 @@ impl Ewma {
         self.at.store(now, Relaxed);
     }
 
+    /// No connection could be made.
+    pub(super) fn could_not_connect(&self, now: Instant) {
+        self.unreachable.store(nanos(now), Relaxed);
+    }
+
+    /// It has answered.
+    pub(super) fn answered(&self) {
+        if self.unreachable.load(Relaxed) != 0 {
+            self.unreachable.store(0, Relaxed);
+        }
+    }
+
     /// The estimate at `now`, in nanoseconds; 0: nothing seen yet.
     fn at(&self, now: Instant) -> f64 {
         let estimate = f64::from_bits(self.estimate.load(Relaxed));
@@ -49,7 +63,8 @@ impl Ewma {
     /// Whoever has not answered yet is tried at once, with one request at a time: among fast endpoints
     /// any assumption about a new one would keep it from ever being asked. Where requests wait for a
     /// connection, others join them only if the other choice is no better: nobody knows yet whether there
-    /// will be one, and all who wait would fail at once.
+    /// will be one, and all who wait would fail at once. Whoever could not be reached a moment ago is left
+    /// alone likewise: with no load at all it would look better than those that have to do the work.
     pub(super) fn cost(&self, active: u32, waiting: u32, now: Instant) -> f64 {
         let estimate = self.at(now);
         let shared = if estimate == 0.0 {
@@ -57,7 +72,9 @@ impl Ewma {
         } else {
             estimate * (f64::from(active) + 1.0)
         };
-        shared + CONNECTING_NS * f64::from(waiting)
+        let failed = self.unreachable.load(Relaxed);
+        let is_gone = failed != 0 && nanos(now).saturating_sub(failed) < UNREACHABLE_FOR_NS;
+        shared + CONNECTING_NS * (f64::from(waiting) + f64::from(u8::from(is_gone)))
     }
 }
 
@@ -86,6 +103,8 @@ const DECAY_NS: f64 = 10e9;
 const DECAY_FROM_NS: u64 = 100_000_000;
 /// Assumed of an endpoint that has a request and has not answered yet.
 const UNKNOWN_NS: f64 = 1e9;
+/// How long one that could not be reached comes last.
+const UNREACHABLE_FOR_NS: u64 = 2_000_000_000;
 /// Assumed of an endpoint that is being connected: more than any load of a connected one.
 const CONNECTING_NS: f64 = 1e13;
 
@@ -101,6 +120,10 @@ mod tests {
         assert_eq!(ewma.cost(0, 0, Instant::now()), 0.0);
         assert_eq!(ewma.cost(1, 0, Instant::now()), UNKNOWN_NS);
         ewma.observe(MS, Instant::now());
+        ewma.could_not_connect(Instant::now());
+        assert!(ewma.cost(0, 0, Instant::now()) >= CONNECTING_NS, "with no load");
+        tokio::time::advance(2000 * MS).await;
+        assert!(ewma.cost(0, 0, Instant::now()) < CONNECTING_NS, "it is tried again");
         ewma.observe(100 * MS, Instant::now());
         assert_eq!(ewma.latency_ns(), 100_000_000);
         tokio::time::advance(Duration::from_secs(10)).await;

@@ -146,7 +146,8 @@ impl HostSet {
             return Err(Cause::Dropped);
         }
         let avoid = |host: &Host| attempt.has_tried(host.endpoint.id);
-        let draw = Draw { hash: attempt.hash, redraws: attempt.redraws, avoid: &avoid, now };
+        let again = attempt.is_retry();
+        let draw = Draw { hash: attempt.hash, redraws: attempt.redraws, avoid: &avoid, again, now };
         let choice = match &self.subsets {
             None => self.balance.pick(&self.hosts, turns, &draw),
             Some(subsets) => subsets.pick(attempt.selection, &self.hosts, turns, &draw, &state.stats),

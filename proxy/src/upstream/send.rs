@@ -114,6 +114,10 @@ impl Attempt {
         self.tried.note(endpoint.id);
     }
 
+    pub(super) fn is_retry(&self) -> bool {
+        self.tried.count > 0
+    }
+
     pub(super) fn has_tried(&self, id: u64) -> bool {
         self.tried.ids.contains(&id)
     }
@@ -169,10 +173,13 @@ impl Pools {
         let since = attempt.end().unwrap_or(now);
         match &sent {
             Ok(sent) => pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), since),
-            Err(failure) if failure.cause != Cause::Reset(Reset::Overflow) => {
-                pool.endpoint.report(Outcome::Failure, since);
-            }
-            Err(_overflow) => {}
+            Err(failure) => match failure.cause.reset() {
+                Some(Reset::Overflow) => {}
+                Some(Reset::ConnectFailure | Reset::ConnectTimeout) => {
+                    pool.endpoint.report(Outcome::Unreachable, since);
+                }
+                _ => pool.endpoint.report(Outcome::Failure, since),
+            },
         }
         sent
     }
@@ -208,17 +215,14 @@ async fn try_pool(
     // With TLS a new connection costs round trips, and is kept for longer.
     let any = is_idempotent(request.method().as_str()) || pool.transport.is_tls();
     let reuse = if any { Reuse::Any } else { Reuse::Recent };
-    let mut stale = false;
+    let mut last = false;
     loop {
-        let ready = if stale { None } else { pool.ready(reuse) };
+        let ready = if last { None } else { pool.ready(reuse) };
         let connection = match ready {
             Some(connection) => connection,
             None => {
-                let opened = if stale {
-                    pool.fresh(attempt.priority).await
-                } else {
-                    pool.wait(attempt.priority).await
-                };
+                let opened =
+                    if last { pool.fresh(attempt.priority).await } else { pool.wait(attempt.priority).await };
                 match opened {
                     Ok(connection) => {
                         // Opening it is not the endpoint's latency: whoever is met first would look slow.
@@ -245,12 +249,12 @@ async fn try_pool(
             Err(failed) => failed,
         };
         match again {
-            Some(again) if repeats > 0 => {
-                // What was never sent may be sent until this gives up; what the peer may have seen
-                // only once more, and on a new connection.
-                repeats = if failure.request_sent { 0 } else { repeats - 1 };
-                stale = failure.stale_connection;
-                if stale {
+            Some(again) if !last => {
+                // What was never sent may go on some more kept connections. What the peer may have seen
+                // is sent only once more, and on a new one.
+                last = failure.request_sent || repeats == 0;
+                repeats = repeats.saturating_sub(1);
+                if failure.stale_connection {
                     pool.forget_idle();
                 }
                 pool.endpoint.cluster.stats.upstream_rq_stale_replay.fetch_add(1, Relaxed);
@@ -340,7 +344,10 @@ async fn send_http2(
                 return Err((unsent_failure(&error.into_error()), Some(unsent)));
             }
             let error = error.into_error();
-            let mut failure = Failure::reset(classify(&error)).detail(detail(&error));
+            // It waited for a place among the streams, and the connection was told to go away.
+            let waited = error.to_string().starts_with(DISPATCH_GONE);
+            let reset = if waited { Reset::RefusedStream } else { classify(&error) };
+            let mut failure = Failure::reset(reset).detail(detail(&error));
             failure.request_sent = failure.cause != Cause::Reset(Reset::RefusedStream);
             Err((failure, None))
         }
@@ -393,5 +400,7 @@ fn detail(error: &hyper::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
+/// How hyper's error begins for a request that it had not sent when its connection ended.
+const DISPATCH_GONE: &str = "dispatch task is gone";
 /// A pool that hands out dying connections one after the other is left after this many.
 const REPEATS_MAX: u32 = 3;

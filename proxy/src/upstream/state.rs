@@ -265,6 +265,7 @@ impl EndpointState {
                 let is_gateway_failure = (502..=504).contains(&code);
                 let latency = if is_gateway_failure { elapsed.max(FAILURE_LATENCY) } else { elapsed };
                 self.ewma.observe(latency, now);
+                self.ewma.answered();
                 code
             }
             Outcome::Timeout => {
@@ -273,7 +274,10 @@ impl EndpointState {
                 self.ewma.observe(elapsed, now);
                 504
             }
-            Outcome::Failure => {
+            Outcome::Failure | Outcome::Unreachable => {
+                if outcome == Outcome::Unreachable {
+                    self.ewma.could_not_connect(now);
+                }
                 self.stats.rq_error.fetch_add(1, Relaxed);
                 self.ewma.observe(elapsed.max(FAILURE_LATENCY), now);
                 503
@@ -294,6 +298,8 @@ impl std::fmt::Debug for EndpointState {
 pub enum Outcome {
     /// Response headers with this status; a gRPC status in them is mapped to a status code first.
     Response(u16),
+    /// No connection.
+    Unreachable,
     /// No response headers in time.
     Timeout,
     /// Connection refused, reset, ended.

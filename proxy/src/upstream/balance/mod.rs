@@ -94,6 +94,8 @@ pub(crate) struct Draw<'a> {
     /// Further draws to avoid endpoints.
     pub(crate) redraws: u32,
     pub(crate) avoid: &'a dyn Fn(&Host) -> bool,
+    /// Whether the request has failed elsewhere.
+    pub(crate) again: bool,
     pub(crate) now: Instant,
 }
 
@@ -306,14 +308,13 @@ impl Group {
     }
 
     /// Two different ones at random, the cheaper wins; a heavier endpoint is cheaper, and one to
-    /// avoid is the dearest: of two endpoints a retry always gets the other.
+    /// avoid is the dearest: of two endpoints a retry always gets the other. A retry looks at more than
+    /// two, or it would go on meeting those that are gone and not yet known to be.
     fn ewma(&self, hosts: &[Host], draw: &Draw<'_>) -> Option<u32> {
         let members = &self.members[..];
         if members.len() < 2 {
             return members.first().copied();
         }
-        let first = fastrand::usize(..members.len());
-        let second = (first + 1 + fastrand::usize(..members.len() - 1)) % members.len();
         let cost = |at: u32| {
             let host = &hosts[at as usize];
             if (draw.avoid)(host) {
@@ -322,10 +323,20 @@ impl Group {
                 host.endpoint.cost(draw.now) / f64::from(host.weight)
             }
         };
+        let first = fastrand::usize(..members.len());
+        if draw.again {
+            let from_first = members.iter().cycle().skip(first).copied();
+            let looked_at = from_first.take(members.len().min(RETRY_CHOICES));
+            return looked_at.min_by(|&one, &other| cost(one).total_cmp(&cost(other)));
+        }
+        let second = (first + 1 + fastrand::usize(..members.len() - 1)) % members.len();
         let (first, second) = (members[first], members[second]);
         Some(if cost(second) < cost(first) { second } else { first })
     }
 }
+
+/// Endpoints that a retry chooses among.
+const RETRY_CHOICES: usize = 16;
 
 impl Turns {
     fn slot(&mut self, group: &Group, new: impl FnOnce() -> Turn) -> &mut Turn {

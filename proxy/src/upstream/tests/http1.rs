@@ -145,6 +145,39 @@ fn a_refused_connection_says_so_and_hands_the_request_back() {
     });
 }
 
+/// Endpoints that are gone and not yet known to be: one retry must be enough.
+#[test]
+fn a_retry_finds_who_answers_among_many_who_do_not() {
+    on_worker(async {
+        let (alive, _seen) = http1_origin(async |_| ok("hello")).await;
+        let mut addresses = vec![alive];
+        for _ in 0..8 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            addresses.push(listener.local_addr().expect("bound above"));
+        }
+        let proxy = Proxy::new();
+        let cluster = proxy.cluster(config("web"), &addresses);
+        let answered = async |tries: usize| {
+            let mut attempt = Attempt::default();
+            for _ in 0..tries {
+                if let Ok(sent) = proxy.pools.send(&cluster, &mut attempt, get("/")).await {
+                    read(sent).await;
+                    return true;
+                }
+            }
+            false
+        };
+        // Until each has been met.
+        let gone = &cluster.hosts();
+        while gone.hosts.iter().any(|host| host.endpoint.stats.cx_total.load(Relaxed) == 0) {
+            answered(addresses.len()).await;
+        }
+        for _ in 0..100 {
+            assert!(answered(2).await);
+        }
+    });
+}
+
 #[test]
 fn limits_are_kept_and_told() {
     on_worker(async {
