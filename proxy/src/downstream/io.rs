@@ -15,6 +15,7 @@ use tokio_rustls::server::TlsStream;
 use super::activity::Activity;
 use super::frames::Frames;
 use super::guard::Guard;
+use super::linger::Linger;
 
 /// A TCP stream whose first bytes were read already, and may be read once more.
 pub(crate) struct Prefixed {
@@ -36,6 +37,8 @@ pub(crate) enum Stream {
 pub(crate) struct Io {
     source: Source,
     look: Look,
+    /// Once an HTTP/2 connection has said its last word.
+    linger: Option<Linger>,
     /// Bytes that went to the client.
     sent: u64,
 }
@@ -95,7 +98,12 @@ impl Prefixed {
 
 impl Io {
     pub(crate) fn new(stream: Stream, activity: Arc<Activity>) -> Self {
-        Self { source: Source { prefix: Bytes::new(), stream, activity }, look: Look::Nobody, sent: 0 }
+        Self {
+            source: Source { prefix: Bytes::new(), stream, activity },
+            look: Look::Nobody,
+            linger: None,
+            sent: 0,
+        }
     }
 
     /// From here on nothing is read that `guard` does not let through.
@@ -286,9 +294,18 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let Look::Guard(guard) = &mut this.look else { return Pin::new(&mut this.source).poll_shutdown(cx) };
-        ready!(guard.poll_farewell(Pin::new(&mut this.source), cx))?;
+        if let Look::Guard(guard) = &mut this.look {
+            ready!(guard.poll_farewell(Pin::new(&mut this.source), cx))?;
+        }
         ready!(Pin::new(&mut this.source).poll_shutdown(cx))?;
-        guard.poll_linger(Pin::new(&mut this.source), cx)
+        match &mut this.look {
+            Look::Nobody => Poll::Ready(Ok(())),
+            Look::Guard(guard) => guard.poll_linger(Pin::new(&mut this.source), cx),
+            Look::Frames(_) if this.source.activity.is_flooded() => Poll::Ready(Ok(())),
+            Look::Frames(_) => {
+                let linger = this.linger.get_or_insert_with(Linger::new);
+                linger.poll(Pin::new(&mut this.source), cx).map(Ok)
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ mod frames;
 mod guard;
 mod http;
 mod io;
+mod linger;
 mod tcp;
 mod tls;
 
