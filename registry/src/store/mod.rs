@@ -296,7 +296,7 @@ pub enum StoreError {
     },
     /// The file is damaged.
     #[error(
-        "store file {} is damaged: {detail}; it is left as it is. Restore it from a backup, or \
+        "store file {} is damaged: {detail}; nothing was removed from it. Restore it from a backup, or \
          move it aside to start with an empty store (certificates, tokens and resources in it are then lost)",
         .path.display()
     )]
