@@ -118,3 +118,33 @@ pub struct UpstreamTls {
     /// Newest version. Envoy's own default for clients is TLS 1.2: the decoder sets that.
     pub max_version: TlsVersion,
 }
+
+impl DownstreamTls {
+    /// Whether it names secrets.
+    #[must_use]
+    pub fn names_secrets(&self) -> bool {
+        self.certificates.iter().any(Certificate::is_secret)
+            || self.validation.as_ref().is_some_and(Validation::names_secret)
+    }
+}
+
+impl UpstreamTls {
+    /// Whether it names secrets.
+    #[must_use]
+    pub fn names_secrets(&self) -> bool {
+        self.certificate.as_ref().is_some_and(Certificate::is_secret)
+            || self.validation.as_ref().is_some_and(Validation::names_secret)
+    }
+}
+
+impl Certificate {
+    fn is_secret(&self) -> bool {
+        matches!(self, Self::Secret(_))
+    }
+}
+
+impl Validation {
+    fn names_secret(&self) -> bool {
+        matches!(self.roots, Roots::Secret(_))
+    }
+}
