@@ -26,7 +26,10 @@ fn item<T>(
     own_name: impl Fn(&T) -> &String,
     wrap: impl Fn(T) -> Item,
 ) -> Result<Item, String> {
-    let value = decoded.map_err(|error| error.to_string())?.value;
+    let Decoded { value, references, .. } = decoded.map_err(|error| error.to_string())?;
+    if references.iter().any(|named| matches!(&named.from, Some(from) if !from.is_discovery())) {
+        return Err("names a file; want ads or self".to_owned());
+    }
     match own_name(&value) {
         own if own == name => Ok(wrap(value)),
         own => Err(format!("the resource says its name is {own:?}")),

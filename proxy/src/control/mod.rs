@@ -18,6 +18,8 @@ mod tests;
 mod wanted;
 mod worker;
 
+pub(crate) use self::wanted::clusters_of_routes;
+
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::future::Future;
@@ -156,7 +158,7 @@ where
     F: FnMut() -> A + Send + 'static,
     A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    start_with(options, connect, tasks, decode::read)
+    start_with(options, connect, tasks, Arc::new(decode::read))
 }
 
 fn start_with<F, A>(options: Options, connect: F, tasks: &TaskTracker, decode: Decode<Item>) -> Control

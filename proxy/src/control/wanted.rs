@@ -39,7 +39,7 @@ pub(super) fn routes_of_listener(listener: &Listener) -> impl Iterator<Item = &S
 }
 
 /// The clusters that routes name.
-pub(super) fn clusters_of_routes(routes: &RouteConfiguration) -> impl Iterator<Item = &str> {
+pub(crate) fn clusters_of_routes(routes: &RouteConfiguration) -> impl Iterator<Item = &str> {
     let actions = routes.virtual_hosts.iter().flat_map(|host| &host.routes).map(|route| &route.action);
     let forwards = actions.filter_map(|action| match action {
         RouteAction::Forward(forward) => Some(forward),

@@ -71,7 +71,7 @@ impl Handler for Worker {
     }
 
     fn decode(&self) -> Decode<Item> {
-        self.decode
+        Arc::clone(&self.decode)
     }
 
     fn on_update(&mut self, update: Update<Item>) {

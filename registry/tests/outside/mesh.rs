@@ -190,7 +190,7 @@ impl Handler for Sidecar {
     }
 
     fn decode(&self) -> Decode<Vec<u8>> {
-        |_, _, bytes| Ok(bytes.to_vec())
+        Arc::new(|_, _, bytes| Ok(bytes.to_vec()))
     }
 
     fn on_update(&mut self, update: Update<Vec<u8>>) {

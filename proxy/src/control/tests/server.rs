@@ -124,7 +124,7 @@ impl Sidecar {
         };
         let connect =
             move || async move { Ok(Channel::from_shared(format!("http://{registry}"))?.connect().await?) };
-        let control = start_with(options, connect, &tasks, fixture::read);
+        let control = start_with(options, connect, &tasks, Arc::new(fixture::read));
         Self { control, stop, tasks }
     }
 

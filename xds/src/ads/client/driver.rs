@@ -1,19 +1,19 @@
-//! Keeps a [`Client`] connected: one incremental stream at a time over a tonic channel, for ever.
+//! Keeps a [`Client`] connected: one stream at a time over a tonic channel, for ever.
 
 use std::error::Error;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use super::wire::{Delta, Sotw, Wire};
 use super::{Backoff, Client, Decode, Update};
+use crate::ads::Variant;
 
 /// How long a connection, and then the stream on it, may take to be established.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,19 +58,42 @@ pub enum Link {
     },
 }
 
+/// Runs until `stop`, incrementally: see [`run_variant`].
+pub async fn run<H, F, A>(handler: &mut H, connect: F, stop: &CancellationToken)
+where
+    H: Handler,
+    F: FnMut() -> A + Send,
+    A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send,
+{
+    run_wire::<Delta, H, F, A>(handler, connect, stop).await;
+}
+
 /// Runs until `stop`: connects by `connect`, opens the stream, and does so again after every loss,
 /// waiting as [`Backoff`] says.
 ///
 /// Dead connections are for the channel to notice: give it HTTP/2 keep-alive.
-pub async fn run<H, F, A>(handler: &mut H, mut connect: F, stop: &CancellationToken)
+pub async fn run_variant<H, F, A>(variant: Variant, handler: &mut H, connect: F, stop: &CancellationToken)
 where
+    H: Handler,
+    F: FnMut() -> A + Send,
+    A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send,
+{
+    match variant {
+        Variant::Delta => run_wire::<Delta, H, F, A>(handler, connect, stop).await,
+        Variant::Sotw => run_wire::<Sotw, H, F, A>(handler, connect, stop).await,
+    }
+}
+
+async fn run_wire<W, H, F, A>(handler: &mut H, mut connect: F, stop: &CancellationToken)
+where
+    W: Wire,
     H: Handler,
     F: FnMut() -> A + Send,
     A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send,
 {
     let mut backoff = Backoff::default();
     loop {
-        let ended = stop.run_until_cancelled(stream(handler, &mut connect, &mut backoff)).await;
+        let ended = stop.run_until_cancelled(stream::<W, H, F, A>(handler, &mut connect, &mut backoff)).await;
         let Some(error) = ended else {
             return;
         };
@@ -83,8 +106,9 @@ where
 }
 
 /// One connection and stream; gives the reason of its end.
-async fn stream<H, F, A>(handler: &mut H, connect: &mut F, backoff: &mut Backoff) -> String
+async fn stream<W, H, F, A>(handler: &mut H, connect: &mut F, backoff: &mut Backoff) -> String
 where
+    W: Wire,
     H: Handler,
     F: FnMut() -> A + Send,
     A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send,
@@ -92,24 +116,24 @@ where
     let channel = match beside(handler, timeout(CONNECT_TIMEOUT, connect())).await {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => return chain(&*error),
-        Err(_elapsed) => return format!("no connection to the registry within {CONNECT_TIMEOUT:?}"),
+        Err(_elapsed) => return format!("no connection to the server within {CONNECT_TIMEOUT:?}"),
     };
     let mut service =
         AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
     handler.client().connected();
-    fill(handler.client(), &requests); // a server may wait for the first request before it answers
-    let opening = service.delta_aggregated_resources(ReceiverStream::new(queue));
+    fill::<W>(handler.client(), &requests); // a server may wait for the first request before it answers
+    let opening = W::open(&mut service, queue);
     let mut responses = match beside(handler, timeout(CONNECT_TIMEOUT, opening)).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return explain(&status),
-        Err(_elapsed) => return format!("the registry did not open the stream within {CONNECT_TIMEOUT:?}"),
+        Err(_elapsed) => return format!("the server did not open the stream within {CONNECT_TIMEOUT:?}"),
     };
     handler.on_link(Link::Connected);
     loop {
         let has_request = handler.client().has_request();
         tokio::select! {
-            slot = requests.reserve(), if has_request => match (slot, handler.client().next_request()) {
+            slot = requests.reserve(), if has_request => match (slot, W::next(handler.client())) {
                 (Ok(slot), Some(request)) => slot.send(request),
                 (Ok(_unused), None) => {}
                 (Err(_closed), _) => return ended(responses.message().await.map(drop)),
@@ -118,7 +142,7 @@ where
                 Ok(Some(response)) => {
                     backoff.reset();
                     let decode = handler.decode();
-                    let update = handler.client().on_response(response, decode);
+                    let update = W::take(handler.client(), response, &decode);
                     handler.on_update(update);
                 }
                 other => return ended(other.map(drop)),
@@ -128,9 +152,9 @@ where
     }
 }
 
-fn fill(client: &mut Client, requests: &mpsc::Sender<DeltaDiscoveryRequest>) {
+fn fill<W: Wire>(client: &mut Client, requests: &mpsc::Sender<W::Request>) {
     while let Ok(slot) = requests.try_reserve() {
-        let Some(request) = client.next_request() else {
+        let Some(request) = W::next(client) else {
             return;
         };
         slot.send(request);
@@ -139,7 +163,7 @@ fn fill(client: &mut Client, requests: &mpsc::Sender<DeltaDiscoveryRequest>) {
 
 fn ended(end: Result<(), tonic::Status>) -> String {
     match end {
-        Ok(()) => "the registry closed the stream".to_owned(),
+        Ok(()) => "the server closed the stream".to_owned(),
         Err(status) => explain(&status),
     }
 }

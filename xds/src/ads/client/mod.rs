@@ -1,5 +1,5 @@
-//! The client's side of incremental ADS, without I/O: subscriptions in, requests out; responses
-//! in, accepted resources and an ACK or NACK out.
+//! The client's side of ADS, without I/O: subscriptions in, requests out; responses in, accepted
+//! resources and an ACK or NACK out. Incremental, or state of the world ([`Client::next_full_request`]).
 //!
 //! A response is never all or nothing: its good resources apply, and the NACK lists the bad ones
 //! by name. What was refused keeps its last good version, and after a reconnect the client says
@@ -7,10 +7,13 @@
 
 mod backoff;
 mod driver;
+mod sotw;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -19,14 +22,15 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::google::rpc::Status;
 
 pub use backoff::Backoff;
-pub use driver::{Handler, Link, run};
+pub use driver::{Handler, Link, run, run_variant};
+pub use sotw::resource_name;
 
 use super::NodeInfo;
 use crate::type_url::rank;
 
 /// Reads one resource: its type URL, its name and the encoded message. The error names the JSON
 /// path and what would be right there.
-pub type Decode<T> = fn(&str, &str, &[u8]) -> Result<T, String>;
+pub type Decode<T> = Arc<dyn Fn(&str, &str, &[u8]) -> Result<T, String> + Send + Sync>;
 
 /// The subscriptions of one proxy and what it holds, across streams.
 #[derive(Debug)]
@@ -52,6 +56,10 @@ struct Interest {
     subscribe: BTreeSet<String>,
     unsubscribe: BTreeSet<String>,
     answers: VecDeque<Answer>,
+    /// Of the state of the world: the version accepted last, over all resources of the type.
+    version: String,
+    /// Of the state of the world: the last response on this stream.
+    nonce: String,
 }
 
 #[derive(Debug)]
@@ -150,6 +158,7 @@ impl Client {
             interest.subscribe.clear();
             interest.unsubscribe.clear();
             interest.answers.clear();
+            interest.nonce.clear();
         }
     }
 
@@ -171,24 +180,27 @@ impl Client {
     }
 
     /// Takes a response in. It is answered by one of the next requests.
-    pub fn on_response<T>(&mut self, response: DeltaDiscoveryResponse, decode: Decode<T>) -> Update<T> {
+    pub fn on_response<T>(&mut self, response: DeltaDiscoveryResponse, decode: &Decode<T>) -> Update<T> {
         let known = self.types.iter_mut().find(|interest| interest.type_url == response.type_url);
         let Some(interest) = known else {
-            let (nonce, type_url) = (response.nonce, response.type_url);
-            let reason = format!("resources of type {type_url:?} were not asked for");
-            self.stray.push_back(DeltaDiscoveryRequest {
-                response_nonce: nonce,
-                type_url: type_url.clone(),
-                error_detail: Some(Status {
-                    code: INVALID_ARGUMENT,
-                    message: reason.clone(),
-                    details: Vec::new(),
-                }),
-                ..DeltaDiscoveryRequest::default()
-            });
-            return Update::refused(type_url, reason);
+            return self.refuse_stray(response.nonce, response.type_url);
         };
         interest.on_response(response, decode)
+    }
+
+    fn refuse_stray<T>(&mut self, nonce: String, type_url: String) -> Update<T> {
+        let reason = format!("resources of type {type_url:?} were not asked for");
+        self.stray.push_back(DeltaDiscoveryRequest {
+            response_nonce: nonce,
+            type_url: type_url.clone(),
+            error_detail: Some(Status {
+                code: INVALID_ARGUMENT,
+                message: reason.clone(),
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        });
+        Update::refused(type_url, reason)
     }
 
     fn interest(&mut self, type_url: &str) -> &mut Interest {
@@ -217,6 +229,8 @@ impl Interest {
             subscribe: BTreeSet::new(),
             unsubscribe: BTreeSet::new(),
             answers: VecDeque::new(),
+            version: String::new(),
+            nonce: String::new(),
         }
     }
 
@@ -253,7 +267,7 @@ impl Interest {
         self.wildcard || self.names.contains(name)
     }
 
-    fn on_response<T>(&mut self, response: DeltaDiscoveryResponse, decode: Decode<T>) -> Update<T> {
+    fn on_response<T>(&mut self, response: DeltaDiscoveryResponse, decode: &Decode<T>) -> Update<T> {
         let mut update = Update::new(response.type_url.clone());
         match first_duplicate(&response) {
             Some(name) => {
@@ -270,7 +284,7 @@ impl Interest {
         &mut self,
         resources: Vec<Resource>,
         removed: Vec<String>,
-        decode: Decode<T>,
+        decode: &Decode<T>,
         update: &mut Update<T>,
     ) {
         for resource in resources {
@@ -331,7 +345,7 @@ impl std::fmt::Display for Rejected {
     }
 }
 
-fn read<T>(type_url: &str, resource: Resource, decode: Decode<T>) -> Result<Changed<T>, Rejected> {
+fn read<T>(type_url: &str, resource: Resource, decode: &Decode<T>) -> Result<Changed<T>, Rejected> {
     let Resource { name, version, resource: body, .. } = resource;
     let value = match &body {
         None => Err("the resource has no body".to_owned()),

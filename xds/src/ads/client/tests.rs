@@ -40,6 +40,10 @@ fn read_text(_type_url: &str, _name: &str, body: &[u8]) -> Result<String, String
     if text.contains("bad") { Err("connect_timeout: got -1s, want more than 0".into()) } else { Ok(text) }
 }
 
+fn reader() -> Decode<String> {
+    Arc::new(read_text)
+}
+
 fn only(client: &mut Client) -> DeltaDiscoveryRequest {
     let request = client.next_request().expect("a request is due");
     assert_eq!(client.next_request(), None, "one request, not two");
@@ -84,7 +88,7 @@ fn every_response_is_answered_once_with_its_nonce() {
     only(&mut client);
     for nonce in ["n1", "n2"] {
         let update =
-            client.on_response(response(CLUSTER, nonce, vec![resource(CLUSTER, "a", nonce)], &[]), read_text);
+            client.on_response(response(CLUSTER, nonce, vec![resource(CLUSTER, "a", nonce)], &[]), &reader());
         assert_eq!(update.changed[0].value, nonce);
     }
     for nonce in ["n1", "n2"] {
@@ -100,12 +104,12 @@ fn good_resources_apply_and_the_nack_lists_the_bad_ones() {
     client.subscribe_all(CLUSTER);
     client.connected();
     only(&mut client);
-    client.on_response(response(CLUSTER, "1", vec![resource(CLUSTER, "b", "b1")], &[]), read_text);
+    client.on_response(response(CLUSTER, "1", vec![resource(CLUSTER, "b", "b1")], &[]), &reader());
     only(&mut client);
 
     let other = Resource { name: "c".into(), ..resource(SERVICE, "c", "c1") };
     let push = vec![resource(CLUSTER, "a", "a2"), resource(CLUSTER, "b", "bad"), other];
-    let update = client.on_response(response(CLUSTER, "2", push, &[]), read_text);
+    let update = client.on_response(response(CLUSTER, "2", push, &[]), &reader());
     assert_eq!(update.changed.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["a"]);
     let error = only(&mut client).error_detail.expect("refused");
     assert_eq!(error.code, INVALID_ARGUMENT);
@@ -128,7 +132,7 @@ fn what_breaks_the_protocol_is_refused_as_a_whole() {
         client.subscribe_all(CLUSTER);
         client.connected();
         only(&mut client);
-        let update = client.on_response(response(CLUSTER, "1", resources, &removed), read_text);
+        let update = client.on_response(response(CLUSTER, "1", resources, &removed), &reader());
         assert!(update.changed.is_empty() && update.removed.is_empty(), "{case}");
         let error = only(&mut client).error_detail.expect(case);
         assert!(error.message.contains("\"a\" is twice"), "{case}: {}", error.message);
@@ -137,7 +141,7 @@ fn what_breaks_the_protocol_is_refused_as_a_whole() {
     client.subscribe_all(CLUSTER);
     client.connected();
     only(&mut client);
-    client.on_response(response(SERVICE, "1", vec![], &[]), read_text);
+    client.on_response(response(SERVICE, "1", vec![], &[]), &reader());
     let nack = only(&mut client);
     assert_eq!((nack.type_url.as_str(), nack.response_nonce.as_str()), (SERVICE, "1"));
     assert!(nack.error_detail.expect("refused").message.contains("not asked for"));
@@ -152,17 +156,17 @@ fn removal_and_unsubscription_forget_and_heartbeats_change_nothing() {
     only(&mut client);
     let push =
         vec![resource(SERVICE, "a", "1"), resource(SERVICE, "b", "1"), resource(SERVICE, "stray", "1")];
-    let update = client.on_response(response(SERVICE, "1", push, &[]), read_text);
+    let update = client.on_response(response(SERVICE, "1", push, &[]), &reader());
     assert_eq!(update.changed.len(), 2, "what was not asked for is left out");
 
     let beat = Resource { resource: None, ..resource(SERVICE, "a", "1") };
-    let update = client.on_response(response(SERVICE, "2", vec![beat], &[]), read_text);
+    let update = client.on_response(response(SERVICE, "2", vec![beat], &[]), &reader());
     assert!(update.changed.is_empty() && update.rejected.is_empty());
     let empty = Resource { resource: None, ..resource(SERVICE, "a", "2") };
-    let update = client.on_response(response(SERVICE, "3", vec![empty], &[]), read_text);
+    let update = client.on_response(response(SERVICE, "3", vec![empty], &[]), &reader());
     assert_eq!(update.rejected[0].reason, "the resource has no body");
 
-    let update = client.on_response(response(SERVICE, "4", vec![], &["a", "other"]), read_text);
+    let update = client.on_response(response(SERVICE, "4", vec![], &["a", "other"]), &reader());
     assert_eq!(update.removed, ["a"]);
     client.unsubscribe(SERVICE, "b");
     client.connected();

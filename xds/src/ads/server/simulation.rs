@@ -2,6 +2,7 @@
 //! break. When everything has arrived, the client holds exactly what it subscribed to.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use super::fixture::{Shelf, is_listed, options};
 use super::{DeltaStream, HOLD, Machine, SotwStream, StreamOptions};
 use crate::ads::NodeInfo;
-use crate::ads::client::{Client, Update};
+use crate::ads::client::{Client, Decode, Update};
 use crate::type_url::{CLUSTER, ENDPOINTS, LISTENER, ROUTE};
 
 const TYPES: [&str; 4] = [CLUSTER, ENDPOINTS, LISTENER, ROUTE];
@@ -289,7 +290,7 @@ impl Peer for Delta {
     }
 
     fn on_response(&mut self, response: DeltaDiscoveryResponse) {
-        let update: Update<String> = self.client.on_response(response, read);
+        let update: Update<String> = self.client.on_response(response, &(Arc::new(read) as Decode<String>));
         let url = typed(&update.type_url);
         assert!(update.rejected.iter().all(|it| it.reason == "bad"), "{:?}", update.rejected);
         update.changed.into_iter().for_each(|it| drop(self.cache.insert((url, it.name), it.value)));
