@@ -10,6 +10,7 @@ pub mod body;
 mod chain;
 pub mod control;
 mod downstream;
+mod dynamic;
 mod exchange;
 mod filters;
 mod flags;

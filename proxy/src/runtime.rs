@@ -1,6 +1,7 @@
 //! The running data plane: worker threads, their sockets, and the configuration they read.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -11,14 +12,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use pillion_model::cluster::Cluster;
 use pillion_model::listener::Listener;
 use pillion_model::mesh::{MeshPort, MeshService, Resources};
+use pillion_model::route::RouteConfiguration;
 use pillion_net::listen::{Reuse, bind_tcp};
 use pillion_net::tls::{NoSecrets, Secrets};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use crate::access_log::Writers;
 use crate::admin::{Admin, AdminOptions, View};
@@ -26,7 +30,7 @@ use crate::metrics::{Scrape, Shard, Symbols};
 use crate::outbound::{OutboundOptions, VIP_PREFIX, by_host, upstream_listener, vip_listener, vip_listeners};
 use crate::overload::Overload;
 use crate::snapshot::{Compiler, Rejected, Snapshot};
-use crate::upstream::Clusters;
+use crate::upstream::{self, Clusters};
 use crate::worker::{self, Command, OpenConnections, Shared, Start};
 
 /// How a [`Runtime`] is started.
@@ -177,6 +181,44 @@ impl Runtime {
         published
     }
 
+    /// A connection to an endpoint of a cluster, for gRPC of the proxy's own.
+    pub(crate) async fn channel(
+        &self,
+        cluster: &str,
+        authority: &str,
+    ) -> Result<Channel, Box<dyn Error + Send + Sync>> {
+        let found = self.shared.snapshot.load().clusters.get(cluster).cloned();
+        let cluster = found.ok_or_else(|| format!("there is no cluster `{cluster}`"))?;
+        upstream::channel(&cluster, authority).await
+    }
+
+    /// Whether a cluster could be brought into effect.
+    pub(crate) fn check_cluster(&self, cluster: &Cluster) -> Result<(), String> {
+        upstream::check(cluster)
+    }
+
+    /// Whether a listener could be brought into effect; secrets and ports count as had.
+    pub(crate) fn check_listener(&self, listener: &Listener) -> Result<(), String> {
+        self.compiler(|compiler, snapshot| snapshot.check_listener(compiler, listener))
+    }
+
+    /// Whether routes could be brought into effect.
+    pub(crate) fn check_routes(&self, routes: &RouteConfiguration) -> Result<(), String> {
+        self.compiler(|compiler, snapshot| snapshot.check_routes(compiler, routes))
+    }
+
+    fn compiler<T>(&self, act: impl FnOnce(&Compiler<'_>, &Snapshot) -> T) -> T {
+        let compiler = Compiler {
+            clusters: &self.shared.clusters,
+            secrets: Arc::new(NoSecrets),
+            identity_generation: 0,
+            symbols: &self.shared.symbols,
+            writers: &self.writers,
+            own_service: &self.shared.own_service,
+        };
+        act(&compiler, &self.shared.snapshot.load())
+    }
+
     /// Takes the application's own traffic: see [`OutboundOptions`]. To be called once.
     pub fn outbound(&self, options: OutboundOptions) -> Published {
         let mut publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -268,6 +310,12 @@ impl Runtime {
         publishing.bound.get(listener).map(|bound| bound.address)
     }
 
+    /// Every listener that is bound, and where.
+    pub fn all_bound(&self) -> Vec<(String, SocketAddr)> {
+        let publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        publishing.bound.iter().map(|(name, bound)| (name.clone(), bound.address)).collect()
+    }
+
     /// Waits until every endpoint with an active health check has been asked once.
     pub async fn first_checks(&self) {
         self.shared.clusters.first_checks().await;
@@ -302,6 +350,7 @@ impl Runtime {
             shared: Arc::clone(&self.shared),
             workers: self.workers.iter().map(|worker| worker.commands.clone()).collect(),
             started: Instant::now(),
+            discovery: options.discovery.clone(),
         };
         Admin::start(options, view)
     }

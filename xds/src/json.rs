@@ -5,7 +5,9 @@
 
 use std::sync::OnceLock;
 
-use prost::Message;
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
+use envoy_types::pb::google::protobuf::Any;
+use prost::{Message, Name};
 use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor,
     SerializeOptions,
@@ -51,6 +53,24 @@ pub fn to_json(any: &pb::Any) -> Result<Value, JsonError> {
         fields.insert("@type".to_owned(), Value::String(any.type_url.clone()));
     }
     Ok(value)
+}
+
+/// Reads a `DiscoveryResponse`, as a file has it, from JSON.
+///
+/// # Errors
+///
+/// Every field that cannot be read, by path.
+pub fn discovery_response(value: &Value) -> Result<DiscoveryResponse, Vec<Problem>> {
+    message_from_json(&DiscoveryResponse::full_name(), value)
+}
+
+/// Reads a resource, its type under `@type`, from JSON.
+///
+/// # Errors
+///
+/// Every field that cannot be read, by path.
+pub fn any_from_json(value: &Value) -> Result<Any, Vec<Problem>> {
+    message_from_json(&Any::full_name(), value)
 }
 
 /// A message as JSON: field names as in the proto files, defaults left out.

@@ -210,7 +210,7 @@ fn what_is_not_supported_is_refused_by_its_path() {
         ),
         (
             with("", "dynamic_resources", json!({"cds_config": {"ads": {}}})),
-            "dynamic_resources: is not supported in a file".to_owned(),
+            "dynamic_resources.cds_config: `ads` needs ads_config beside it".to_owned(),
         ),
         (
             with("", "overload_manager", json!({"resource_monitors": []})),

@@ -29,7 +29,7 @@ use rustls_pki_types::ServerName;
 
 pub use live::{ClientTls, ServerTls};
 pub use peer::{PeerCertificate, hex, public_key_sha256, sha256};
-pub use secret::{NoSecrets, Roots, Secrets};
+pub use secret::{NoSecrets, Roots, Secrets, load_certificate, load_roots};
 pub use verify::{PeerError, explain, is_of_another_mesh, verify_svid};
 use verify::{PeerVerifier, Trust};
 

@@ -95,6 +95,24 @@ impl Secrets for NoSecrets {
     }
 }
 
+/// Reads a certificate chain with its key.
+///
+/// # Errors
+///
+/// [`TlsError`] names the field.
+pub fn load_certificate(certificate: &Certificate) -> Result<Arc<CertifiedKey>, TlsError> {
+    self::certificate("tls_certificate", certificate, &NoSecrets)
+}
+
+/// Reads root certificates that are not the mesh's.
+///
+/// # Errors
+///
+/// [`TlsError`] names the field.
+pub fn load_roots(source: &DataSource) -> Result<Arc<Roots>, TlsError> {
+    roots("validation_context.trusted_ca", &RootsSource::Given(source.clone()), &NoSecrets)
+}
+
 pub(super) fn certificate(
     field: &str,
     certificate: &Certificate,

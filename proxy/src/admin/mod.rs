@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::dynamic;
 use crate::metrics::Scrape;
 use crate::runtime::StartError;
 use crate::snapshot::Snapshot;
@@ -41,6 +42,10 @@ pub type CurrentSecrets = Arc<dyn Fn() -> Option<Arc<dyn Secrets>> + Send + Sync
 
 /// Gives what `/names` shows.
 pub type ShowNames = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// What pages show of dynamic resources.
+#[derive(Clone)]
+pub struct Discovery(pub(crate) Arc<dynamic::Shared>);
 
 /// What is served where.
 #[derive(Clone, Default)]
@@ -61,6 +66,8 @@ pub struct AdminOptions {
     pub secrets: Option<CurrentSecrets>,
     /// What `/names` shows, once there are any.
     pub names: Arc<OnceLock<ShowNames>>,
+    /// Dynamic resources of a bootstrap.
+    pub discovery: Option<Discovery>,
 }
 
 /// What pages read of the data plane.
@@ -72,6 +79,7 @@ pub(crate) struct View {
     /// What workers are told with.
     pub(crate) workers: Arc<[UnboundedSender<Command>]>,
     pub(crate) started: Instant,
+    pub(crate) discovery: Option<Discovery>,
 }
 
 /// The running admin thread; dropping it ends it.

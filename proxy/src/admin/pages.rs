@@ -48,7 +48,7 @@ pub(super) fn answer(state: &State, pages: Pages, request: &Request<Incoming>) -
         (_, &Method::GET | &Method::HEAD, "/ready") => ready(state),
         (_, &Method::GET | &Method::HEAD, "/live") => text(StatusCode::OK, "LIVE\n"),
         (Pages::All, &Method::GET, "/") => page("text/plain", INDEX.to_owned()),
-        (Pages::All, &Method::GET, "/config_dump") => page("application/json", config_dump(state)),
+        (Pages::All, &Method::GET, "/config_dump") => page("application/json", config_dump(state, query)),
         (Pages::All, &Method::GET, "/clusters") => page("text/plain", clusters(state)),
         (Pages::All, &Method::GET, "/certs") => page("application/json", certs(state)),
         (Pages::All, &Method::GET, "/names") => page("application/json", names(state)),
@@ -139,7 +139,7 @@ fn logging(state: &State, query: Option<&str>) -> Page {
 }
 
 /// Every resource in Envoy's JSON form, and whether it runs. Private keys are not shown.
-fn config_dump(state: &State) -> String {
+fn config_dump(state: &State, query: &str) -> String {
     let snapshot = state.view.snapshot.load();
     let resources = &snapshot.resources;
     let listeners = resources.listeners.values().map(|listener| {
@@ -171,7 +171,7 @@ fn config_dump(state: &State) -> String {
             })).collect::<Vec<_>>(),
         })
     });
-    let dump = json!({
+    let mut dump = json!({
         "generation": snapshot.generation,
         "listeners": listeners.collect::<Vec<_>>(),
         "routes": routes.collect::<Vec<_>>(),
@@ -179,6 +179,11 @@ fn config_dump(state: &State) -> String {
         "endpoints": endpoints.collect::<Vec<_>>(),
         "services": services.collect::<Vec<_>>(),
     });
+    if let Some(discovery) = &state.view.discovery {
+        let mut configs = discovery.0.configs(query.split('&').any(|pair| pair == "include_eds"));
+        redact(&mut configs);
+        dump["configs"] = configs;
+    }
     serde_json::to_string_pretty(&dump).unwrap_or_default()
 }
 

@@ -9,6 +9,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use super::View;
+use crate::dynamic::StatOf;
 use crate::metrics::{Family, Symbol};
 use crate::snapshot::{Filter, Hcm, Snapshot, Terminal, Work};
 use crate::upstream::{Cluster, Priority};
@@ -185,6 +186,15 @@ fn gather(view: &View) -> Stats {
         }
     }
     of_requests(view, &snapshot, &mut stats);
+    let discovered = view.discovery.iter().flat_map(|discovery| discovery.0.stats());
+    for (of, name, value) in discovered {
+        let scope = match of {
+            StatOf::Server => Scope::Server,
+            StatOf::Cluster(name) => Scope::Cluster(name),
+            StatOf::Http(prefix) => Scope::Http(prefix),
+        };
+        stats.insert((scope, name), value);
+    }
     stats
 }
 

@@ -157,6 +157,7 @@ impl Sidecar {
             drained: drained.clone(),
             set_log_filter: options.set_log_filter.clone(),
             names: Arc::clone(&shown_names),
+            discovery: None,
             secrets: Some(Arc::new(move || secrets.current().map(|identity| identity as Arc<dyn Secrets>))),
         })?;
 

@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use pillion_model::listener as model;
 use pillion_model::mesh::{MeshService, Resources};
+use pillion_model::route::RouteConfiguration;
 
 pub(crate) use filters::{Filter, Overrides, Switches, Work};
 pub(crate) use hcm::{Hcm, Routes};
@@ -135,5 +137,29 @@ impl Snapshot {
         let generation = previous.generation + 1;
         let snapshot = Self { generation, listeners, routes, clusters, services, resources };
         (snapshot, rejected)
+    }
+
+    /// Whether a listener compiles. TLS from secrets is left out: they may come later.
+    pub(crate) fn check_listener(
+        &self,
+        compiler: &Compiler<'_>,
+        listener: &model::Listener,
+    ) -> Result<(), String> {
+        let mut listener = listener.clone();
+        for chain in listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain) {
+            chain.tls.take_if(|tls| tls.names_secrets());
+        }
+        let old = self.listeners.get(&listener.name);
+        Listener::compile(compiler, &listener, &self.clusters, old).map(drop)
+    }
+
+    /// Whether a route configuration compiles.
+    pub(crate) fn check_routes(
+        &self,
+        compiler: &Compiler<'_>,
+        routes: &RouteConfiguration,
+    ) -> Result<(), String> {
+        let old = self.routes.get(&routes.name);
+        RouteConfig::compile(compiler, routes, &self.clusters, old).map(drop)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pillion_model::cluster::{Cluster as Config, Discovery};
 use pillion_model::endpoint::LoadAssignment;
 use pillion_net::resolve::Resolver;
-use pillion_net::tls::Secrets;
+use pillion_net::tls::{Secrets, TlsError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -113,14 +113,16 @@ impl Clusters {
     }
 
     /// Takes new secrets: new connections use them, those made with the ones before are drained.
-    /// A cluster whose secrets have become unusable goes on with the ones before.
+    /// Transports that name none are left alone. A cluster whose secrets have become unusable goes on with the ones before.
     pub fn rotate(&self, secrets: &dyn Secrets) -> Vec<Rejected> {
         let inner = self.lock();
         let mut rejected = Vec::new();
         for (name, cluster) in &inner.clusters {
-            for transport in &cluster.transports {
-                if let Err(error) = transport.rebuild(secrets) {
-                    rejected.push(Rejected { name: name.clone(), reason: error.to_string() });
+            for transport in cluster.transports.iter().filter(|it| it.names_secrets()) {
+                match transport.rebuild(secrets) {
+                    // Connections fail until it comes.
+                    Ok(()) | Err(TlsError::MissingSecret { .. }) => {}
+                    Err(error) => rejected.push(Rejected { name: name.clone(), reason: error.to_string() }),
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! worker's connections and makes one try at a time. Retrying is the caller's.
 
 mod balance;
+mod channel;
 mod check;
 mod cluster;
 mod clusters;
@@ -35,6 +36,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use channel::channel;
 pub use cluster::{Cluster, RetryPermit};
 pub use clusters::{ClusterMap, Clusters, Rejected};
 pub use dns::Names;
@@ -52,4 +54,5 @@ pub use state::{
 pub use subset::Selection;
 pub use tcp::TcpUpstream;
 pub use tls::Transport;
+pub(crate) use tls::check;
 pub use worker::Pools;

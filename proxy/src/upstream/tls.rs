@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use arc_swap::ArcSwapOption;
 use pillion_model::cluster::Cluster as Config;
 use pillion_model::tls::UpstreamTls;
-use pillion_net::tls::{Secrets, TlsError, client_config, explain, server_name};
+use pillion_net::tls::{NoSecrets, Secrets, TlsError, client_config, explain, server_name};
 use rustls::{CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -48,6 +48,11 @@ pub(super) fn compile(config: &Config, secrets: &dyn Secrets) -> Result<Vec<Arc<
     Ok(transports)
 }
 
+/// Whether the TLS contexts of a cluster can be used; secrets may come later.
+pub(crate) fn check(config: &Config) -> Result<(), String> {
+    compile(config, &NoSecrets).map(drop)
+}
+
 impl Transport {
     fn new(
         name: &str,
@@ -76,6 +81,11 @@ impl Transport {
         self.config.store(Some(client_config(context, secrets)?));
         self.generation.fetch_add(1, Release);
         Ok(())
+    }
+
+    /// Whether its TLS context names secrets.
+    pub(super) fn names_secrets(&self) -> bool {
+        self.context.as_ref().is_some_and(UpstreamTls::names_secrets)
     }
 
     /// Whether connections are secured.

@@ -1,22 +1,20 @@
-//! Static bootstrap files, as a Pillion proxy runs them.
+//! Bootstrap files, as a Pillion proxy runs them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::mem::take;
 use std::net::SocketAddr;
 
-use pillion_model::cluster::Discovery;
-use pillion_model::http::RouteSource;
-use pillion_model::listener::{Listener, Terminal};
 use pillion_model::mesh::Resources;
 use prost::Name;
 use serde_json::Value;
 
-use crate::decode::{Context, DecodeError, ignored, messages};
+use super::dynamic::{Dynamic, check_references, dynamic};
+use crate::decode::{Context, DecodeError, Reference, Secret, ignored, messages};
 use crate::json::{message_from_json, message_to_json};
 use crate::pb;
 
-/// What a static bootstrap says.
+/// What a bootstrap says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bootstrap {
     /// Who the proxy is.
@@ -25,8 +23,36 @@ pub struct Bootstrap {
     pub admin: Option<SocketAddr>,
     /// Listeners and clusters.
     pub resources: Resources,
+    /// What single listeners and clusters name that is not in `resources`.
+    pub references: References,
+    /// Secrets by name.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Who has everything else.
+    pub dynamic: Dynamic,
     /// Paths of fields that were set and have no effect here: none touches security or traffic.
     pub ignored: Vec<String>,
+}
+
+/// Resources that others name, by the name of those others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct References {
+    /// Of listeners.
+    pub listeners: BTreeMap<String, Vec<Reference>>,
+    /// Of clusters.
+    pub clusters: BTreeMap<String, Vec<Reference>>,
+}
+
+impl References {
+    fn all(&self) -> impl Iterator<Item = &Reference> {
+        self.listeners.values().chain(self.clusters.values()).flatten()
+    }
+}
+
+impl Bootstrap {
+    /// Whether anything comes from elsewhere, or later.
+    pub fn is_dynamic(&self) -> bool {
+        self.dynamic != Dynamic::default() || self.references.all().next().is_some()
+    }
 }
 
 /// Who a proxy is. Envoy: `core.v3.Node`.
@@ -80,18 +106,28 @@ fn bootstrap(cx: &mut Context, mut m: pb::bootstrap::Bootstrap) -> Bootstrap {
         enable_worker_cpu_affinity,
         flags_path,
     );
-    if m.dynamic_resources.take().is_some() {
-        cx.refuse_at(
-            "dynamic_resources",
-            "is not supported in a file: a sidecar asks its registry; supported: static_resources",
-        );
-    }
+    let dynamic = cx.some("dynamic_resources", m.dynamic_resources.take(), dynamic).unwrap_or_default();
     let node = m.node.take().map(node).unwrap_or_default();
     let admin = cx.some("admin", m.admin.take(), admin).flatten();
-    let resources = m.static_resources.take().unwrap_or_default();
-    let resources = cx.at("static_resources", |cx| static_resources(cx, resources));
+    let mut bootstrap = Bootstrap {
+        node,
+        admin,
+        resources: Resources::default(),
+        references: References::default(),
+        secrets: BTreeMap::new(),
+        dynamic,
+        ignored: Vec::new(),
+    };
+    let statics = m.static_resources.take().unwrap_or_default();
+    cx.at("static_resources", |cx| static_resources(cx, statics, &mut bootstrap));
+    if let Some(ads) = &bootstrap.dynamic.ads
+        && !bootstrap.resources.clusters.contains_key(&ads.cluster)
+    {
+        let path = "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name";
+        cx.refuse_at(path, format!("`{}` is none of static_resources.clusters", ads.cluster));
+    }
     cx.rest(&m);
-    Bootstrap { node, admin, resources, ignored: Vec::new() }
+    bootstrap
 }
 
 fn node(node: pb::core::Node) -> Node {
@@ -112,28 +148,32 @@ fn admin(cx: &mut Context, mut admin: pb::bootstrap::Admin) -> Option<SocketAddr
     address
 }
 
-fn static_resources(cx: &mut Context, mut m: pb::bootstrap::bootstrap::StaticResources) -> Resources {
-    let mut resources = Resources::default();
+fn static_resources(
+    cx: &mut Context,
+    mut m: pb::bootstrap::bootstrap::StaticResources,
+    bootstrap: &mut Bootstrap,
+) {
+    let Bootstrap { resources, references, secrets, dynamic, .. } = bootstrap;
+    cx.each("secrets", take(&mut m.secrets), |cx, secret| {
+        let secret = messages::secret(cx, secret);
+        insert(cx, secrets, secret.name.clone(), secret);
+    });
     cx.each("listeners", take(&mut m.listeners), |cx, listener| {
         let mut listener = messages::listener(cx, listener);
         if listener.name.is_empty() {
             listener.name = listener.address.map(|address| address.to_string()).unwrap_or_default();
         }
-        refuse_rds(cx, &listener);
+        let named = check_references(cx, dynamic, secrets);
+        references.listeners.insert(listener.name.clone(), named);
         insert(cx, &mut resources.listeners, listener.name.clone(), listener);
     });
     cx.each("clusters", take(&mut m.clusters), |cx, cluster| {
         let cluster = messages::cluster(cx, cluster);
-        if matches!(cluster.discovery, Discovery::Eds { .. }) {
-            cx.refuse_at(
-                "type",
-                "EDS needs a control plane; in a file want STATIC, STRICT_DNS or LOGICAL_DNS",
-            );
-        }
+        let named = check_references(cx, dynamic, secrets);
+        references.clusters.insert(cluster.name.clone(), named);
         insert(cx, &mut resources.clusters, cluster.name.clone(), cluster);
     });
     cx.rest(&m);
-    resources
 }
 
 fn insert<T>(cx: &mut Context, all: &mut BTreeMap<String, T>, name: String, value: T) {
@@ -142,17 +182,5 @@ fn insert<T>(cx: &mut Context, all: &mut BTreeMap<String, T>, name: String, valu
             cx.refuse_at("name", format!("`{}` is taken; names are unique", entry.key()))
         }
         Entry::Vacant(entry) => drop(entry.insert(value)),
-    }
-}
-
-fn refuse_rds(cx: &mut Context, listener: &Listener) {
-    for chain in listener.filter_chains.iter().chain(&listener.default_filter_chain) {
-        if let Terminal::Http(http) = &chain.terminal
-            && let RouteSource::Rds(name) = &http.routes
-        {
-            cx.refuse(format!(
-                "the routes `{name}` come by RDS, which needs a control plane; want route_config"
-            ));
-        }
     }
 }

@@ -12,7 +12,9 @@ use super::Context;
 use super::balancing::{Balancing, balancing};
 use super::context::{ignored, inert};
 use super::matcher::{our_metadata, text};
+use super::source::source;
 use crate::pb;
+use crate::type_url::ENDPOINTS;
 use pb::cluster::cluster::common_lb_config::LocalityConfigSpecifier;
 use pb::cluster::cluster::{ClusterDiscoveryType, DiscoveryType};
 
@@ -47,7 +49,7 @@ pub(crate) fn cluster(cx: &mut Context, mut m: pb::cluster::Cluster) -> Cluster 
     if !m.health_checks.is_empty() {
         own_checks(cx, m.load_assignment.as_ref());
     }
-    let discovery = discovery(cx, &mut m);
+    let discovery = discovery(cx, &name, &mut m);
     let connect_timeout = cx.duration("connect_timeout", m.connect_timeout.take()).unwrap_or(CONNECT_TIMEOUT);
     let Balancing { policy: load_balancing, slow_start, subsets } = balancing(cx, &mut m, &discovery);
     let (limits, limits_high) =
@@ -106,7 +108,7 @@ fn destination(ours: &pb::Struct) -> Option<Destination> {
     })
 }
 
-fn discovery(cx: &mut Context, m: &mut pb::cluster::Cluster) -> Discovery {
+fn discovery(cx: &mut Context, name: &str, m: &mut pb::cluster::Cluster) -> Discovery {
     // Names are resolved at the refresh rate, into both address families.
     ignored!(cx, m, dns_lookup_family, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl);
     let kind = match m.cluster_discovery_type.take() {
@@ -149,7 +151,7 @@ fn discovery(cx: &mut Context, m: &mut pb::cluster::Cluster) -> Discovery {
                 Discovery::LogicalDns { assignment, refresh }
             }
         }
-        DiscoveryType::Eds => eds(cx, m.eds_cluster_config.take()),
+        DiscoveryType::Eds => eds(cx, name, m.eds_cluster_config.take()),
         DiscoveryType::OriginalDst => Discovery::OriginalDst,
     };
     // What is left of these has no meaning for the type.
@@ -157,17 +159,19 @@ fn discovery(cx: &mut Context, m: &mut pb::cluster::Cluster) -> Discovery {
     discovery
 }
 
-fn eds(cx: &mut Context, config: Option<pb::cluster::cluster::EdsClusterConfig>) -> Discovery {
-    use pb::core::config_source::ConfigSourceSpecifier as Source;
+fn eds(cx: &mut Context, cluster: &str, config: Option<pb::cluster::cluster::EdsClusterConfig>) -> Discovery {
     let Some(config) = config else {
         cx.missing("eds_cluster_config");
         return Discovery::Eds { service_name: String::new() };
     };
-    let source = config.eds_config.and_then(|source| source.config_source_specifier);
-    if !matches!(source, Some(Source::Ads(_) | Source::Self_(_))) {
-        cx.refuse_at("eds_cluster_config.eds_config", "is not supported; supported: ads, self");
+    let from = cx.some("eds_cluster_config.eds_config", config.eds_config, source);
+    if from.is_none() {
+        cx.missing("eds_cluster_config.eds_config");
     }
-    Discovery::Eds { service_name: config.service_name }
+    let asked = if config.service_name.is_empty() { cluster } else { &config.service_name };
+    let key = cx.refer(ENDPOINTS, asked, from);
+    let is_own = config.service_name.is_empty() && key == cluster;
+    Discovery::Eds { service_name: if is_own { String::new() } else { key } }
 }
 
 fn common_lb(cx: &mut Context, mut m: pb::cluster::cluster::CommonLbConfig) -> u32 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pillion_model::endpoint::Fraction;
 use prost::{Message, Name};
 
+use super::source::{ConfigSource, Reference};
 use super::{DecodeError, Decoded, Problem};
 use crate::pb;
 
@@ -41,6 +42,7 @@ pub(crate) struct Context {
     path: Vec<String>,
     problems: Vec<Problem>,
     ignored: Vec<String>,
+    references: Vec<Reference>,
 }
 
 impl Context {
@@ -88,6 +90,19 @@ impl Context {
         self.path.push(field.to_string());
         self.ignored.push(self.path.join("."));
         self.path.pop();
+    }
+
+    /// Notes a resource that what is read at the moment names; gives what the model calls it.
+    pub(crate) fn refer(&mut self, type_url: &'static str, name: &str, from: Option<ConfigSource>) -> String {
+        let reference = Reference::new(type_url, name, from);
+        let key = reference.key.clone();
+        self.references.push(reference);
+        key
+    }
+
+    /// The resources named so far.
+    pub(crate) fn take_references(&mut self) -> Vec<Reference> {
+        std::mem::take(&mut self.references)
     }
 
     /// Refuses every field that is still set: nobody took it.
@@ -191,7 +206,7 @@ impl Context {
     /// The value, if nothing was refused.
     pub(crate) fn finish<T>(self, value: T) -> Result<Decoded<T>, DecodeError> {
         if self.problems.is_empty() {
-            Ok(Decoded { value, ignored: self.ignored })
+            Ok(Decoded { value, ignored: self.ignored, references: self.references })
         } else {
             Err(self.into_error())
         }

@@ -12,7 +12,9 @@ use super::Context;
 use super::context::{ignored, inert, is};
 use super::local_reply::local_replies;
 use super::matcher::cidr;
+use super::source::source;
 use crate::pb;
+use crate::type_url::ROUTE;
 use pb::hcm::http_connection_manager as manager;
 
 const OFF: Option<pb::BoolValue> = Some(pb::BoolValue { value: false });
@@ -161,20 +163,19 @@ fn ignored_log_flushes(cx: &mut Context, m: &mut pb::hcm::HttpConnectionManager)
 }
 
 fn routes(cx: &mut Context, specifier: Option<manager::RouteSpecifier>) -> RouteSource {
-    use pb::core::config_source::ConfigSourceSpecifier as Source;
     match specifier {
         Some(manager::RouteSpecifier::RouteConfig(routes)) => {
             RouteSource::Inline(cx.at("route_config", |cx| super::route::configuration(cx, routes)))
         }
         Some(manager::RouteSpecifier::Rds(rds)) => cx.at("rds", |cx| {
-            let source = rds.config_source.and_then(|source| source.config_source_specifier);
-            if !matches!(source, Some(Source::Ads(_) | Source::Self_(_))) {
-                cx.refuse_at("config_source", "is not supported; supported: ads, self");
+            let from = cx.some("config_source", rds.config_source, source);
+            if from.is_none() {
+                cx.missing("config_source");
             }
             if rds.route_config_name.is_empty() {
                 cx.missing("route_config_name");
             }
-            RouteSource::Rds(rds.route_config_name)
+            RouteSource::Rds(cx.refer(ROUTE, &rds.route_config_name, from))
         }),
         Some(manager::RouteSpecifier::ScopedRoutes(_)) => {
             cx.refuse_at("scoped_routes", "is not supported; supported: rds, route_config");

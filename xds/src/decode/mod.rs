@@ -27,7 +27,9 @@ mod metadata;
 mod policy;
 mod rbac;
 mod route;
+mod secret;
 mod service;
+mod source;
 mod subset;
 mod tls;
 mod upstream;
@@ -43,6 +45,8 @@ use prost::Message;
 
 pub(crate) use cluster::DNS_REFRESH;
 pub(crate) use context::{Context, ignored, was_set};
+pub use secret::{Secret, SecretValue};
+pub use source::{ConfigSource, FileSource, Reference, Source};
 
 /// A decoded resource.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +55,8 @@ pub struct Decoded<T> {
     pub value: T,
     /// Paths of fields that were set and have no effect here: none touches security or traffic.
     pub ignored: Vec<String>,
+    /// Other resources that it names, and who has them.
+    pub references: Vec<Reference>,
 }
 
 /// Why a resource is refused: everything that is wrong with it.
@@ -126,6 +132,15 @@ pub fn decode_endpoints(bytes: &[u8]) -> Result<Decoded<LoadAssignment>, DecodeE
     decode(bytes, endpoint::dialable)
 }
 
+/// Decodes a secret (SDS).
+///
+/// # Errors
+///
+/// As [`decode_listener`].
+pub fn decode_secret(bytes: &[u8]) -> Result<Decoded<Secret>, DecodeError> {
+    decode(bytes, secret::secret)
+}
+
 /// Decodes a service.
 ///
 /// # Errors
@@ -167,4 +182,6 @@ fn decode<M: Message + Default, T>(
 pub(crate) mod messages {
     pub(crate) use super::cluster::cluster;
     pub(crate) use super::listener::{listener, socket_address};
+    pub(crate) use super::secret::secret;
+    pub(crate) use super::source::source;
 }

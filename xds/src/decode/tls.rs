@@ -9,7 +9,9 @@ use pillion_model::tls::{
 use super::Context;
 use super::context::{ignored, inert, is};
 use super::matcher::string;
+use super::source::source;
 use crate::pb;
+use crate::type_url::SECRET;
 use pb::core::data_source::Specifier;
 use pb::tls::common_tls_context::ValidationContextType;
 use pb::tls::downstream_tls_context::SessionTicketKeysType;
@@ -169,7 +171,7 @@ fn version(cx: &mut Context, field: &str, value: i32) -> Option<TlsVersion> {
     }
 }
 
-fn certificate(cx: &mut Context, mut certificate: pb::tls::TlsCertificate) -> Certificate {
+pub(super) fn certificate(cx: &mut Context, mut certificate: pb::tls::TlsCertificate) -> Certificate {
     let chain = required(cx, "certificate_chain", certificate.certificate_chain.take());
     let key = required(cx, "private_key", certificate.private_key.take());
     cx.rest(&certificate);
@@ -202,20 +204,16 @@ pub(super) fn data_source(cx: &mut Context, mut source: pb::core::DataSource) ->
     }
 }
 
-/// The name of a secret. Who serves it is the proxy's own matter: it knows its own by name.
+/// The name of a secret.
 fn secret(cx: &mut Context, mut secret: pb::tls::SdsSecretConfig) -> String {
-    use pb::core::config_source::ConfigSourceSpecifier as Source;
-    if let Some(Source::Ads(_)) | None =
-        secret.sds_config.as_ref().and_then(|source| source.config_source_specifier.as_ref())
-    {
-        secret.sds_config = None;
-    }
+    let from = cx.some("sds_config", secret.sds_config.take(), source);
     let name = take(&mut secret.name);
+    let key = cx.refer(SECRET, &name, from);
     if name.is_empty() {
         cx.missing("name");
     }
     cx.rest(&secret);
-    name
+    key
 }
 
 fn validation(cx: &mut Context, kind: ValidationContextType) -> Option<Validation> {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use pillion_config::{Diagnostics, document};
 use pillion_net::readiness::Readiness;
 use pillion_proxy::admin::AdminOptions;
-use pillion_proxy::{StaticProxy, runtime, static_mode};
+use pillion_proxy::{runtime, static_mode};
 use pillion_xds::bootstrap::{Bootstrap, read_bootstrap};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -53,11 +53,10 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
-    let names: Vec<String> = bootstrap.resources.listeners.keys().cloned().collect();
     let (drain, drained) = (CancellationToken::new(), CancellationToken::new());
     // All else is there before a page is served.
     let readiness = Readiness::new();
-    let first_checks = readiness.part("first health checks of endpoints");
+    let begin = readiness.part("first configuration and health checks of endpoints");
     let options = AdminOptions {
         admin: arguments.sidecar.listen.admin.or(bootstrap.admin),
         metrics: arguments.sidecar.listen.metrics,
@@ -73,34 +72,33 @@ async fn serve(
         memory_max: traffic.memory_max,
         ..runtime::Options::default()
     };
-    let StaticProxy { runtime, admin } = static_mode(bootstrap.resources, &data_plane, options)?;
-    for (name, address) in [("admin", admin.admin), ("metrics", admin.metrics)] {
+    let proxy = static_mode(&bootstrap, &data_plane, options)?;
+    for (name, address) in [("admin", proxy.admin.admin), ("metrics", proxy.admin.metrics)] {
         if let Some(address) = address {
             line(format_args!("{name} {address}"))?;
         }
     }
-    for name in names {
-        if let Some(address) = runtime.bound(&name) {
+    let begin = async {
+        proxy.begun.cancelled().await;
+        for (name, address) in proxy.runtime.all_bound() {
             line(format_args!("{name} {address}"))?;
         }
-    }
-    let checks = async {
-        runtime.first_checks().await;
-        drop(first_checks);
-        std::future::pending::<()>().await;
+        proxy.runtime.first_checks().await;
+        drop(begin);
+        std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {
-        () = checks => {}
+        failed = begin => failed?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = drain.cancelled() => {}
     }
     readiness.leave();
-    let left = runtime.drain(GRACE).await;
+    let left = proxy.runtime.drain(GRACE).await;
     if left > 0 {
         note(format_args!("{left} connections are cut after {GRACE:?}"));
     }
     drained.cancel();
-    runtime.stop();
+    proxy.stop().await;
     Ok(())
 }

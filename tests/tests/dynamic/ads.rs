@@ -1,0 +1,255 @@
+//! Resources over ADS, from one control plane, for both proxies.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pillion_tests::support::ports::free_address;
+use pillion_tests::support::{App, Load};
+use serde_json::{Value, json};
+
+use crate::resources::{CLUSTER, LISTENER, cluster, endpoints, listener, routes, socket};
+use crate::server::{ControlPlane, World};
+use crate::side::{Program, Side};
+
+/// Which variant of the protocol.
+pub(crate) const VARIANTS: [&str; 2] = ["DELTA_GRPC", "GRPC"];
+
+pub(crate) fn ads() -> Value {
+    json!({"ads": {}, "resource_api_version": "V3"})
+}
+
+/// Proxies that follow one control plane.
+pub(crate) struct Fleet {
+    pub(crate) world: Arc<World>,
+    pub(crate) plane: ControlPlane,
+    pub(crate) sides: Vec<Side>,
+}
+
+impl Fleet {
+    /// Starts all, with what `show` gives each to begin with.
+    pub(crate) async fn start(variant: &str, show: impl Fn(&Side) -> Vec<Value>) -> Self {
+        let world = Arc::<World>::default();
+        let plane = ControlPlane::start(free_address(), &world).await;
+        let mut sides = Side::both();
+        for side in &mut sides {
+            world.set(side.node(), &show(side));
+            side.start(bootstrap(variant, &plane)).await;
+        }
+        Self { world, plane, sides }
+    }
+
+    /// Shows each what `show` gives.
+    pub(crate) fn set(&self, show: impl Fn(&Side) -> Vec<Value>) {
+        self.sides.iter().for_each(|side| self.world.set(side.node(), &show(side)));
+    }
+
+    /// Waits until each runs exactly what `show` gives.
+    pub(crate) async fn settled(&self, show: impl Fn(&Side) -> Vec<Value>) {
+        for side in &self.sides {
+            let want = Effective::of(&show(side));
+            side.eventually("runs what it was told", async |side: &Side| {
+                let have = Effective::dumped(side).await?;
+                if have == want { Ok(()) } else { Err(format!("has {have:#?}\nwant {want:#?}")) }
+            })
+            .await;
+        }
+    }
+}
+
+fn bootstrap(variant: &str, plane: &ControlPlane) -> Value {
+    let options = json!({
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    });
+    json!({
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": variant,
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "plane"}}],
+            },
+            "cds_config": ads(),
+            "lds_config": ads(),
+        },
+        "static_resources": {"clusters": [{
+            "name": "plane",
+            "type": "STATIC",
+            "connect_timeout": "1s",
+            "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options,
+            },
+            "load_assignment": {"cluster_name": "plane", "endpoints": [{"lb_endpoints": [
+                {"endpoint": {"address": socket(plane.address)}},
+            ]}]},
+        }]},
+    })
+}
+
+/// What is in effect.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Effective {
+    listeners: BTreeMap<String, Value>,
+    clusters: BTreeMap<String, Value>,
+    routes: BTreeMap<String, Value>,
+    /// Addresses by cluster.
+    endpoints: BTreeMap<String, Vec<String>>,
+}
+
+impl Effective {
+    /// What resources should lead to.
+    pub(crate) fn of(resources: &[Value]) -> Self {
+        let mut effective = Self::default();
+        for resource in resources {
+            let name = resource["name"].as_str().unwrap_or_default().to_owned();
+            match resource["@type"].as_str() {
+                Some(LISTENER) => drop(effective.listeners.insert(name, resource.clone())),
+                Some(CLUSTER) => drop(effective.clusters.insert(name, resource.clone())),
+                Some(crate::resources::ROUTES) => drop(effective.routes.insert(name, resource.clone())),
+                _ => {
+                    let name = resource["cluster_name"].as_str().unwrap_or_default().to_owned();
+                    effective.endpoints.insert(name, addresses(resource));
+                }
+            }
+        }
+        effective
+    }
+
+    /// What a proxy says that it runs; an error while anything warms.
+    pub(crate) async fn dumped(side: &Side) -> Result<Self, String> {
+        let dump = side.page("/config_dump?include_eds").await?.json();
+        let mut effective = Self::default();
+        for config in dump["configs"].as_array().ok_or_else(|| format!("no configs in {dump}"))? {
+            if let Some(warming) = list(&config["dynamic_warming_clusters"]).next() {
+                return Err(format!("warms {warming}"));
+            }
+            for cluster in list(&config["dynamic_active_clusters"]) {
+                named(&mut effective.clusters, &cluster["cluster"]);
+            }
+            for listener in list(&config["dynamic_listeners"]) {
+                if !listener["warming_state"].is_null() {
+                    return Err(format!("warms {listener}"));
+                }
+                if !listener["active_state"].is_null() {
+                    named(&mut effective.listeners, &listener["active_state"]["listener"]);
+                }
+            }
+            for routes in list(&config["dynamic_route_configs"]) {
+                named(&mut effective.routes, &routes["route_config"]);
+            }
+            for endpoints in list(&config["dynamic_endpoint_configs"]) {
+                let endpoints = &endpoints["endpoint_config"];
+                let name = endpoints["cluster_name"].as_str().unwrap_or_default().to_owned();
+                effective.endpoints.insert(name, addresses(endpoints));
+            }
+        }
+        Ok(effective)
+    }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn named(all: &mut BTreeMap<String, Value>, resource: &Value) {
+    all.insert(resource["name"].as_str().unwrap_or_default().to_owned(), resource.clone());
+}
+
+fn addresses(assignment: &Value) -> Vec<String> {
+    let endpoints = list(&assignment["endpoints"]).flat_map(|group| list(&group["lb_endpoints"]));
+    let mut all: Vec<String> = endpoints
+        .map(|endpoint| endpoint["endpoint"]["address"]["socket_address"]["port_value"].to_string())
+        .collect();
+    all.sort();
+    all
+}
+
+/// A web whose `/` goes to the cluster `to`, which is at `app`.
+fn web(side: &Side, to: &str, app: &App) -> Vec<Value> {
+    vec![
+        cluster(to, "1s", &ads()),
+        endpoints(to, &[app.address]),
+        listener("web", side.web, "main", &ads()),
+        routes("main", &[("/", to)]),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_refused_is_said_and_what_was_there_goes_on_through_restarts_and_resets() {
+    let (one, two) = (App::start("one").await, App::start("two").await);
+    for variant in VARIANTS {
+        let mut fleet = Fleet::start(variant, |side| web(side, "app", &one)).await;
+        fleet.settled(|side| web(side, "app", &one)).await;
+        let loads: Vec<Load> = fleet.sides.iter().map(|side| Load::start(side.web, "web", 100)).collect();
+
+        // A cluster that cannot be, then one that can.
+        let wrong = |side: &Side| {
+            let mut all = web(side, "app", &one);
+            all[0]["connect_timeout"] = json!("-1s");
+            all
+        };
+        fleet.set(wrong);
+        for side in &fleet.sides {
+            side.eventually("refuses the cluster", async |side: &Side| {
+                let status = fleet.plane.status(side.node(), CLUSTER).ok_or("no stream")?;
+                let error = status.last_error.unwrap_or_default();
+                let named = side.program == Program::Envoy || error.contains("app: connect_timeout:");
+                if status.nacks > 0 && named { Ok(()) } else { Err(format!("{} {error}", status.nacks)) }
+            })
+            .await;
+            assert!(side.stat("cluster_manager.cds.update_rejected").await > 0);
+        }
+        let right = |side: &Side| {
+            let mut all = web(side, "app", &two);
+            all[0]["connect_timeout"] = json!("2s");
+            all
+        };
+        fleet.set(right);
+        fleet.settled(right).await;
+
+        // A stream that is reset, and a server that is killed and comes back with news.
+        fleet.sides.iter().for_each(|side| fleet.world.cut(side.node()));
+        fleet.set(|side| web(side, "app", &one));
+        fleet.settled(|side| web(side, "app", &one)).await;
+        let address = fleet.plane.address;
+        fleet.plane.kill(&fleet.world).await;
+        for side in &fleet.sides {
+            side.eventually("has lost the control plane", async |side: &Side| {
+                match side.stat("control_plane.connected_state").await {
+                    0 => Ok(()),
+                    _ => Err("connected".to_owned()),
+                }
+            })
+            .await;
+        }
+        fleet.set(|side| web(side, "other", &two));
+        fleet.plane = ControlPlane::start(address, &fleet.world).await;
+        fleet.settled(|side| web(side, "other", &two)).await;
+        for load in loads {
+            load.stop().await.expect_no_failure();
+        }
+    }
+}
+
+#[tokio::test]
+async fn clusters_are_renamed_under_load() {
+    let renames = std::env::var("PILLION_RENAMES").map_or(50, |count| count.parse().expect("a number"));
+    let app = App::start("app").await;
+    for variant in VARIANTS {
+        let fleet = Fleet::start(variant, |side| web(side, "app-0", &app)).await;
+        fleet.settled(|side| web(side, "app-0", &app)).await;
+        let loads: Vec<Load> = fleet.sides.iter().map(|side| Load::start(side.web, "web", 200)).collect();
+        for number in 1..=renames {
+            let name = format!("app-{number}");
+            fleet.set(|side| web(side, &name, &app));
+            fleet.settled(|side| web(side, &name, &app)).await;
+        }
+        for (side, load) in fleet.sides.iter().zip(loads) {
+            let tally = load.stop().await;
+            println!(
+                "{variant} {:?}: {renames} renames, {} requests, {:?}",
+                side.program, tally.sent, tally.failures
+            );
+            tally.expect_no_failure();
+        }
+    }
+}
