@@ -71,6 +71,11 @@ impl<T: Clone> Kind<T> {
     pub(super) fn on_answer(&mut self, changed: &[Changed<Item>], rejected: &[Rejected]) {
         self.answered = true;
         self.counts.update_attempt += 1;
+        // What was wrong with the answer before is past; what still is, is said again.
+        self.entries.retain(|_, entry| {
+            entry.error = None;
+            entry.active.is_some() || entry.warming.is_some()
+        });
         if rejected.is_empty() {
             self.counts.update_success += 1;
             if let Some(changed) = changed.first() {

@@ -11,7 +11,7 @@ use pillion_xds::json::any_from_json;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
@@ -85,7 +85,7 @@ impl Source for Views {
 pub(crate) struct ControlPlane {
     pub(crate) address: SocketAddr,
     service: AdsService<Views>,
-    serving: JoinHandle<()>,
+    serving: JoinSet<()>,
 }
 
 impl ControlPlane {
@@ -94,16 +94,16 @@ impl ControlPlane {
         let listener = TcpListener::bind(address).await.expect("the port is free");
         let service = AdsService::new(Arc::new(Views(Arc::clone(world))), "test", Limits::default());
         let server = Server::builder().add_service(service.clone().into_server());
-        let serving = tokio::spawn(async move {
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("served");
         });
         Self { address, service, serving }
     }
 
     /// Ends it at once, as a crash would.
-    pub(crate) async fn kill(self, world: &World) {
-        self.serving.abort();
-        let _aborted = self.serving.await;
+    pub(crate) async fn kill(&mut self, world: &World) {
+        self.serving.shutdown().await;
         // Connections are tasks of their own: they end with what they serve.
         let nodes: Vec<String> = world.views().keys().cloned().collect();
         nodes.iter().for_each(|node| world.cut(node));
