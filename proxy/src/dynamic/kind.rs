@@ -86,21 +86,14 @@ impl<T: Clone> Kind<T> {
         }
     }
 
-    /// Whether it is another one than the one there is; its version is noted in any case.
-    pub(super) fn is_news(&mut self, name: &str, body: &Bytes, version: &str) -> bool {
+    /// Whether it is another one than the one there is, which keeps its version.
+    pub(super) fn is_news(&mut self, name: &str, body: &Bytes) -> bool {
         let Some(entry) = self.entries.get_mut(name) else { return true };
         if entry.is_static {
             return false; // as in Envoy, what the bootstrap has stays
         }
-        entry.error = None;
-        let newest = entry.warming.as_mut().or(entry.active.as_mut());
-        match newest.filter(|newest| newest.body == *body) {
-            Some(same) => {
-                version.clone_into(&mut same.version);
-                false
-            }
-            None => true,
-        }
+        let newest = entry.warming.as_ref().or(entry.active.as_ref());
+        newest.is_none_or(|newest| newest.body != *body)
     }
 
     pub(super) fn hold(&mut self, name: &str, held: Held<T>) {

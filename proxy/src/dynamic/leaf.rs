@@ -89,9 +89,11 @@ impl Leaf {
         self.error = None;
         self.counts.update_attempt += 1;
         self.counts.update_success += 1;
-        version.clone_into(&mut self.version);
-        self.body = body.clone();
-        self.updated = Some(SystemTime::now());
+        if self.body != *body {
+            version.clone_into(&mut self.version);
+            self.body = body.clone();
+            self.updated = Some(SystemTime::now());
+        }
     }
 }
 

@@ -137,13 +137,13 @@ impl State {
         let source = origin.source();
         match value {
             Item::Cluster(value, references) if self.clusters.is_from(origin) => {
-                if self.clusters.is_news(&name, &body, &version) {
+                if self.clusters.is_news(&name, &body) {
                     let needs = self.need(references, &source, now);
                     self.clusters.hold(&name, Held::new(*value, body, version, needs));
                 }
             }
             Item::Listener(value, references) if self.listeners.is_from(origin) => {
-                if self.listeners.is_news(&name, &body, &version) {
+                if self.listeners.is_news(&name, &body) {
                     let needs = self.need(references, &source, now);
                     self.listeners.hold(&name, Held::new(*value, body, version, needs));
                 }

@@ -72,11 +72,9 @@ fn empty() -> watch::Sender<Arc<dyn View>> {
 struct Views(Arc<World>);
 
 impl Source for Views {
-    fn open(
-        &self,
-        node: &NodeInfo,
-        _peer: Option<&SpiffeId>,
-    ) -> Result<watch::Receiver<Arc<dyn View>>, tonic::Status> {
+    type Feed = watch::Receiver<Arc<dyn View>>;
+
+    fn open(&self, node: &NodeInfo, _peer: Option<&SpiffeId>) -> Result<Self::Feed, tonic::Status> {
         Ok(self.0.views().entry(node.id.clone()).or_insert_with(empty).subscribe())
     }
 }
