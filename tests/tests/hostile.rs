@@ -70,7 +70,7 @@ async fn garbage_is_refused_and_harms_nobody() {
         (put(&deep), "HTTP/1.1 400"),
         (put(&"{\"a\":".repeat(100_000)), "HTTP/1.1 400"),
         (put("\u{0}\u{1}\u{2}"), "HTTP/1.1 400"),
-        (put(twice), "HTTP/1.1 422"),
+        (put(twice), "HTTP/1.1 400"),
         ("\u{16}\u{3}\u{1} this is no HTTP\r\n\r\n".to_owned(), "HTTP/1.1 400"),
         (format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "x".repeat(1 << 20)), "HTTP/1.1 4"),
         // Refused before it is sent, also where the length is not told.

@@ -128,8 +128,8 @@ fn what_is_not_supported_is_refused_by_its_path() {
             format!("{hcm}.codec_type: is not supported; supported: AUTO, HTTP1, HTTP2"),
         ),
         (
-            with(FILTER, "strip_matching_host_port", json!(true)),
-            format!("{hcm}.strip_matching_host_port: is not supported"),
+            with(FILTER, "strip_trailing_host_dot", json!(true)),
+            format!("{hcm}.strip_trailing_host_dot: is not supported"),
         ),
         (
             with(FILTER, "internal_address_config", json!({"unix_sockets": true})),

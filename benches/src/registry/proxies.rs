@@ -83,7 +83,8 @@ async fn connect(
     let service = ServiceName::new("bench", "sidecar")?;
     let node = NodeId { service, instance: InstanceId::parse("bench")? };
     let resolver = Resolver::system();
-    let identity = Arc::new(join(&[target.clone()], &Credential::OpenLoopback, &node, &resolver).await?);
+    let identity =
+        Arc::new(join(std::slice::from_ref(&target), &Credential::OpenLoopback, &node, &resolver).await?);
     let mut sidecars = JoinSet::new();
     let all: Vec<usize> = (0..arguments.proxies).collect();
     let started = Instant::now();
@@ -143,7 +144,7 @@ impl Handler for Sidecar {
     }
 
     fn decode(&self) -> Decode<()> {
-        |_, _, _| Ok(())
+        Arc::new(|_, _, _| Ok(()))
     }
 
     fn on_update(&mut self, update: Update<()>) {

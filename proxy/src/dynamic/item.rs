@@ -17,7 +17,7 @@ use crate::runtime::Runtime;
 pub(super) enum Item {
     Listener(Box<Listener>, Vec<Reference>),
     Cluster(Box<Cluster>, Vec<Reference>),
-    Routes(RouteConfiguration),
+    Routes(Box<RouteConfiguration>),
     Endpoints(LoadAssignment),
     Secret(Secret),
 }
@@ -33,7 +33,7 @@ pub(super) fn read(type_url: &str, body: &[u8]) -> Result<Item, DecodeError> {
     match type_url {
         LISTENER => with(decode_listener(body), |it, named| Item::Listener(Box::new(it), named)),
         CLUSTER => with(decode_cluster(body), |it, named| Item::Cluster(Box::new(it), named)),
-        ROUTE => with(decode_routes(body), |it, _| Item::Routes(it)),
+        ROUTE => with(decode_routes(body), |it, _| Item::Routes(Box::new(it))),
         ENDPOINTS => with(decode_endpoints(body), |it, _| Item::Endpoints(it)),
         SECRET => with(decode_secret(body), |it, _| Item::Secret(it)),
         _ => Err(DecodeError {

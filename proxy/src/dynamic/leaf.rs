@@ -18,7 +18,7 @@ pub(super) struct Leaf {
     pub(super) source: Source,
     pub(super) value: Option<LeafValue>,
     /// New routes, and how long they wait at most.
-    pub(super) staged: Option<(RouteConfiguration, Instant)>,
+    pub(super) staged: Option<(Box<RouteConfiguration>, Instant)>,
     pub(super) body: Bytes,
     pub(super) version: String,
     pub(super) updated: Option<SystemTime>,
@@ -31,7 +31,7 @@ pub(super) struct Leaf {
 
 #[derive(Debug)]
 pub(super) enum LeafValue {
-    Routes(RouteConfiguration),
+    Routes(Box<RouteConfiguration>),
     Endpoints(LoadAssignment),
     Secret(Secret),
 }

@@ -309,7 +309,9 @@ impl State {
         };
         for ((_, key), leaf) in &self.leaves {
             match &leaf.value {
-                Some(LeafValue::Routes(routes)) => drop(resources.routes.insert(key.clone(), routes.clone())),
+                Some(LeafValue::Routes(routes)) => {
+                    drop(resources.routes.insert(key.clone(), (**routes).clone()))
+                }
                 Some(LeafValue::Endpoints(endpoints)) => {
                     drop(resources.endpoints.insert(key.clone(), endpoints.clone()));
                 }

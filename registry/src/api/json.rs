@@ -24,8 +24,8 @@ pub(super) fn read(body: &[u8]) -> Result<Value, serde_json::Error> {
 #[derive(Clone, Copy)]
 enum At<'a> {
     Top,
-    Field(&'a At<'a>, &'a str),
-    Element(&'a At<'a>, usize),
+    Field(&'a Self, &'a str),
+    Element(&'a Self, usize),
 }
 
 impl fmt::Display for At<'_> {

@@ -65,7 +65,7 @@ pub(crate) async fn connect(
 fn told(stream: &TlsStream<TcpStream>) -> Vec<String> {
     let (_, session) = stream.get_ref();
     let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("no version");
-    let alpn = session.alpn_protocol().map_or("none".into(), String::from_utf8_lossy);
+    let alpn = session.alpn_protocol().map_or_else(|| "none".into(), String::from_utf8_lossy);
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let whose = ["server", "other"].into_iter().find(|name| leaf == certificates(name).first());
     vec![format!("client got {version} alpn={alpn} certificate={}", whose.unwrap_or("unknown"))]

@@ -78,8 +78,11 @@ pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
         .boxed()
 }
 
+/// Where endpoints come from, how one is chosen, and from among which.
+type Chosen = (Discovery, (LoadBalancing, Option<SlowStart>), Option<Subsets>);
+
 /// An original-destination cluster has its own balancing.
-fn discovery() -> BoxedStrategy<(Discovery, (LoadBalancing, Option<SlowStart>), Option<Subsets>)> {
+fn discovery() -> BoxedStrategy<Chosen> {
     let discovery = prop_oneof![
         assignment(socket_address().boxed()).prop_map(Discovery::Static),
         (assignment(dns_address().boxed()), time())
