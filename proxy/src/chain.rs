@@ -9,17 +9,16 @@ use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue, SERVER};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::ext::ReasonPhrase;
 use pillion_model::http::ServerHeader;
 
 use crate::body::Body;
-use crate::downstream::Connection;
+use crate::downstream::{ClientTunnel, Connection};
 use crate::exchange::Exchange;
 use crate::filters;
 use crate::headers::{client_cert, forwarded, hop, ids, names};
 use crate::local_reply::{Cause, LocalReply};
 use crate::outbound::{self, Destination};
+use crate::request::Arriving;
 use crate::response::ResponseBody;
 use crate::router;
 
@@ -27,8 +26,12 @@ use crate::router;
 pub(crate) type Step<T = ()> = Result<T, LocalReply>;
 
 /// Answers one request.
-pub(crate) async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
-    let mut exchange = Exchange::new(connection, request);
+pub(crate) async fn handle(
+    connection: Rc<Connection>,
+    request: Request<Arriving>,
+    tunnel: Option<ClientTunnel>,
+) -> Response<ResponseBody> {
+    let mut exchange = Exchange::new(connection, request, tunnel);
     let answer = run(&mut exchange).await;
     finish(exchange, answer)
 }
@@ -56,9 +59,9 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
             router::choose_cluster(x);
             unrouted
         }
-        Destination::Tcp(cluster) => return outbound::tunnel(x, &cluster).await,
+        Destination::Tcp(cluster) => return Box::pin(outbound::tunnel(x, &cluster)).await,
         Destination::Inner(routes) => return Ok(outbound::inner(x, routes)),
-        Destination::External(target) => return outbound::external(x, &target).await,
+        Destination::External(target) => return Box::pin(outbound::external(x, &target)).await,
     };
     if unrouted.is_none() {
         filters::validate::upgrade_allowed(x)?;
@@ -122,22 +125,14 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     if close && x.record.version < Version::HTTP_2 && x.tunnel.is_none() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if let Some(phrase) = phrase(response.status()) {
-        response.extensions_mut().insert(ReasonPhrase::from_static(phrase));
-    }
     x.respond(response)
 }
 
-/// The phrase that goes with a status.
-pub(crate) fn phrase_or_standard(status: StatusCode) -> &'static [u8] {
-    phrase(status).unwrap_or_else(|| status.canonical_reason().unwrap_or("Unknown").as_bytes())
-}
-
-/// Envoy's phrase, where `http` has another or none.
-fn phrase(status: StatusCode) -> Option<&'static [u8]> {
+/// The phrase that goes with a status: Envoy's.
+pub(crate) fn phrase(status: StatusCode) -> &'static [u8] {
     match (status.as_u16(), status.canonical_reason()) {
-        (203, _) => Some(b"Non-Authoritative Information"),
-        (418 | 451, _) | (_, None) => Some(b"Unknown"),
-        _ => None,
+        (203, _) => b"Non-Authoritative Information",
+        (418 | 451, _) | (_, None) => b"Unknown",
+        (_, Some(phrase)) => phrase.as_bytes(),
     }
 }

@@ -7,19 +7,17 @@ use std::sync::Arc;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
-use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use pillion_model::matcher::RequestView;
 use tokio::time::Instant;
 
 use crate::body::Body;
-use crate::downstream::Connection;
+use crate::downstream::{ClientTunnel, Connection};
 use crate::filters::Marks;
 use crate::headers::changes::Changes;
 use crate::headers::{hop, websocket};
 use crate::record::{Owner, Record};
-use crate::request::{Progress, RequestBody};
+use crate::request::{Arriving, Progress, RequestBody};
 use crate::response::ResponseBody;
 use crate::router::timeout::Timers;
 use crate::router::upgrade::Tunnel;
@@ -108,8 +106,8 @@ pub(crate) struct Exchange {
     pub(crate) body: Body,
     pub(crate) progress: Rc<Progress>,
     pub(crate) timers: Timers,
-    /// hyper's promise of the client's stream.
-    pub(crate) on_upgrade: Option<OnUpgrade>,
+    /// The promise of the client's stream, if it may become a tunnel.
+    client: Option<ClientTunnel>,
     /// The key of an HTTP/1.1 client that wants a WebSocket, which the answer must prove to know.
     websocket_key: Option<HeaderValue>,
     /// Set by the router once both sides agreed to change protocol.
@@ -132,22 +130,26 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// At the arrival of `request`.
-    pub(crate) fn new(connection: Rc<Connection>, request: Request<Incoming>) -> Self {
+    pub(crate) fn new(
+        connection: Rc<Connection>,
+        request: Request<Arriving>,
+        client: Option<ClientTunnel>,
+    ) -> Self {
         connection.request_started();
         let snapshot = connection.worker.snapshot();
         connection.refresh_chain(&snapshot);
         let hcm = connection.hcm();
-        let (mut parts, incoming) = request.into_parts();
+        let (mut parts, arriving) = request.into_parts();
         let scheme = if connection.tls.is_some() { "https" } else { "http" };
         let owner = Owner::Http(Arc::clone(&hcm));
         let mut record =
             Box::new(Record::new(Rc::clone(&connection), owner, parts.version, parts.method.clone()));
         record.path = parts.uri.path_and_query().cloned();
         record.scheme = scheme;
-        let empty = http_body::Body::is_end_stream(&incoming);
+        let empty = arriving.is_end_stream();
         let progress = Progress::new(record.started, empty);
         let body =
-            if empty { Body::Empty } else { Body::Request(RequestBody::new(incoming, Rc::clone(&progress))) };
+            if empty { Body::Empty } else { Body::Request(RequestBody::new(arriving, Rc::clone(&progress))) };
         let upgrade = upgrade_of(&mut parts);
         let websocket = upgrade.as_deref() == Some("websocket");
         let websocket_key = websocket.then(|| parts.headers.get(SEC_WEBSOCKET_KEY).cloned()).flatten();
@@ -158,7 +160,7 @@ impl Exchange {
         record.grpc = grpc;
         Self {
             timers: Timers::new(Rc::clone(&progress), record.started, &hcm.config),
-            on_upgrade: parts.extensions.remove::<OnUpgrade>(),
+            client,
             websocket_key,
             version: parts.version,
             head: Head {
@@ -205,9 +207,8 @@ impl Exchange {
 
     /// Hands the response over; the record goes with its body, or with the tunnel.
     pub(crate) fn respond(self, response: Response<Body>) -> Response<ResponseBody> {
-        let Self {
-            mut record, timers, tunnel, on_upgrade, websocket_key, progress, connection, version, ..
-        } = self;
+        let Self { mut record, timers, tunnel, client, websocket_key, progress, connection, version, .. } =
+            self;
         record.status = response.status().as_u16();
         record.response_started = Some(Instant::now());
         record.keep_response_headers(response.headers());
@@ -216,7 +217,7 @@ impl Exchange {
         }
         record.progress = Some(progress);
         let bodiless = record.method == Method::HEAD;
-        if let (Some(tunnel), Some(client)) = (tunnel, on_upgrade) {
+        if let (Some(tunnel), Some(client)) = (tunnel, client) {
             tunnel.start(&connection, client, record);
             let mut response = response.map(|_empty| ResponseBody::none());
             if version == Version::HTTP_2 {

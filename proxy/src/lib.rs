@@ -15,6 +15,7 @@ mod exchange;
 mod filters;
 mod flags;
 mod headers;
+mod http1;
 mod local_reply;
 mod metrics;
 mod outbound;

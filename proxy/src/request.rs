@@ -12,6 +12,8 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::body::BodyError;
+use crate::downstream::Http1Body;
+use crate::http1::BadBody;
 
 /// How far an exchange has come; shared by the request's body, the response's and the timers.
 pub(crate) struct Progress {
@@ -36,7 +38,15 @@ pub(crate) enum Broken {
 }
 
 impl Broken {
-    fn of(error: &hyper::Error) -> Self {
+    fn of(error: &BodyError) -> Self {
+        match error {
+            BodyError::Connection(error) => Self::of_http2(error),
+            BodyError::Downstream(BadBody::Chunks | BadBody::Trailers) => Self::Malformed,
+            _ => Self::Gone,
+        }
+    }
+
+    fn of_http2(error: &hyper::Error) -> Self {
         let mut source = std::error::Error::source(error);
         while let Some(error) = source {
             if let Some(error) = error.downcast_ref::<io::Error>() {
@@ -122,14 +132,51 @@ impl Progress {
     }
 }
 
+/// Where a request's body comes from.
+pub(crate) enum Arriving {
+    /// There is none.
+    Nothing,
+    /// An HTTP/1 connection.
+    Http1(Http1Body),
+    /// A stream of an HTTP/2 connection.
+    Http2(Incoming),
+}
+
+impl Arriving {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Nothing => Poll::Ready(None),
+            Self::Http1(body) => body.poll_frame(cx),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+        }
+    }
+
+    /// Whether nothing more comes.
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Nothing => SizeHint::with_exact(0),
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A request's body as it comes in.
 pub struct RequestBody {
-    incoming: Incoming,
+    incoming: Arriving,
     progress: Rc<Progress>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, progress: Rc<Progress>) -> Self {
+    pub(crate) fn new(incoming: Arriving, progress: Rc<Progress>) -> Self {
         Self { incoming, progress }
     }
 
@@ -140,7 +187,7 @@ impl RequestBody {
         if self.progress.abandoned.get() {
             return Poll::Ready(Some(Err(BodyError::Abandoned)));
         }
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+        let Poll::Ready(frame) = self.incoming.poll_frame(cx) else {
             let mut reader = self.progress.reader.borrow_mut();
             if !reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
                 *reader = Some(cx.waker().clone());
@@ -160,7 +207,7 @@ impl RequestBody {
                 }
             }
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+        Poll::Ready(frame)
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::downstream::{self, Accepted};
+use crate::downstream::{self, Accepted, Rarely};
 use crate::metrics::{Family, Shard, Symbol, Symbols, WorkerMetrics};
 use crate::outbound::OutboundOptions;
 use crate::overload::Overload;
@@ -188,9 +188,13 @@ impl Worker {
             return;
         };
         let accepted = Accepted::new(self, listener, accepted, stop.child_token(), admitted);
-        let cut = self.cut.clone();
+        let cut = Rarely::new(self.cut.clone().cancelled_owned());
         self.tasks.spawn_local(async move {
-            cut.run_until_cancelled(downstream::serve(accepted)).await;
+            tokio::select! {
+                biased;
+                () = cut => {}
+                () = downstream::serve(accepted) => {}
+            }
         });
     }
 

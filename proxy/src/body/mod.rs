@@ -16,8 +16,9 @@ pub mod replay;
 
 pub use replay::{Replay, ReplayBuffer};
 
+use crate::http1::BadBody;
 pub use crate::request::RequestBody;
-use crate::upstream::UpstreamBody;
+use crate::upstream::{Http1Error, UpstreamBody};
 
 /// A request's or a response's body.
 #[derive(Default)]
@@ -54,6 +55,12 @@ pub enum BodyError {
     /// The connection it came from failed; keeps the HTTP/2 reason in its chain.
     #[error(transparent)]
     Connection(#[from] hyper::Error),
+    /// The HTTP/1 request broke off.
+    #[error(transparent)]
+    Downstream(#[from] BadBody),
+    /// The HTTP/1 connection to the upstream failed.
+    #[error(transparent)]
+    Http1(#[from] Http1Error),
     /// The source of a replayed body failed for another reader.
     #[error("the request body ended early")]
     Source,

@@ -3,13 +3,9 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::task::Waker;
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
-
-use super::guard::Refused;
 
 /// Shared by a connection's stream, its requests and its timer; all on one thread.
 #[derive(Default)]
@@ -19,18 +15,12 @@ pub(crate) struct Activity {
     /// When the last request ended; 0: at accept.
     idle_since: AtomicU64,
     requests: AtomicU32,
-    /// Requests that have ended, wrapping.
-    ended: AtomicU32,
     /// HTTP/2: bytes that come between requests need not be a head.
     frames: AtomicBool,
     /// What comes now is not looked at: there may be no further request.
     unjudged: AtomicBool,
     /// The client sent too many frames that ask for nothing.
     flooded: AtomicBool,
-    /// Who wants to know that all requests have ended; set once something was refused.
-    waiting: OnceLock<AtomicWaker>,
-    /// Why the connection ends.
-    refused: OnceLock<Box<Refused>>,
 }
 
 /// What the connection is waiting for.
@@ -73,20 +63,6 @@ impl Activity {
         if self.requests.fetch_sub(1, Relaxed) == 1 {
             self.idle_since.store(now(), Relaxed);
         }
-        self.ended.fetch_add(1, Relaxed);
-        if let Some(waiting) = self.waiting.get() {
-            waiting.wake();
-        }
-    }
-
-    /// Wakes whenever a request has ended.
-    pub(crate) fn wake_at_ends(&self, waker: &Waker) {
-        self.waiting.get_or_init(AtomicWaker::new).register(waker);
-    }
-
-    /// How many requests have ended, wrapping.
-    pub(crate) fn ended(&self) -> u32 {
-        self.ended.load(Relaxed)
     }
 
     /// What the client sends from here on may be another protocol.
@@ -107,16 +83,6 @@ impl Activity {
     /// Whether the connection ends because of what the client sends.
     pub(crate) fn is_flooded(&self) -> bool {
         self.flooded.load(Relaxed)
-    }
-
-    /// The connection ends with this answer; the first refusal counts.
-    pub(crate) fn refuse(&self, refused: Refused) {
-        let _ = self.refused.set(Box::new(refused));
-    }
-
-    /// Why the connection ends, if something was refused.
-    pub(crate) fn refused(&self) -> Option<&Refused> {
-        self.refused.get().map(Box::as_ref)
     }
 
     /// What the connection is waiting for.

@@ -8,8 +8,6 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Version};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use pillion_model::listener::{ConnectionFacts, Direction, choose};
 use pillion_model::rbac::Peer;
 use pillion_net::tls::PeerCertificate;
@@ -20,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::activity::Activity;
 use super::io::{Io, Prefixed, Stream};
 use super::tls::Hello;
+use super::tunnel::ClientStream;
 use super::{detect, tcp, tls};
 use crate::flags::Flags;
 use crate::metrics::{Family, Symbol};
@@ -289,9 +288,9 @@ pub(crate) async fn serve(accepted: Accepted) {
 }
 
 /// Carries the requests that come through a tunnel of `outer` to an HTTP service.
-pub(crate) async fn serve_tunnelled(outer: &Connection, client: Upgraded, routes: Arc<str>) {
+pub(crate) async fn serve_tunnelled(outer: &Connection, client: ClientStream, routes: Arc<str>) {
     let connection = outer.tunnelled(routes);
-    let io = Io::new(Stream::Tunnel(TokioIo::new(client)), Arc::clone(&connection.activity));
+    let io = Io::new(Stream::Tunnel(Box::new(client)), Arc::clone(&connection.activity));
     let hcm = connection.hcm();
     super::serve_http(connection, hcm, io).await;
 }

@@ -7,9 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::rt::Executor;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use pillion_model::http::Codec;
 use tokio::time::{Instant, sleep_until};
@@ -17,12 +19,15 @@ use tokio::time::{Instant, sleep_until};
 use super::activity::{Activity, Waiting};
 use super::connection::Connection;
 use super::detect;
-use super::guard::{Guard, HEADERS_MAX, Refused};
+use super::http1::{Ending, Http1, Refused};
 use super::io::Io;
+use super::rarely::Rarely;
+use super::tunnel::ClientTunnel;
 use crate::chain;
 use crate::local_reply::LocalReply;
 use crate::metrics::{Family, Symbol};
 use crate::record::{Owner, Record};
+use crate::request::Arriving;
 use crate::snapshot::Hcm;
 
 /// HTTP/2 window of one stream: what one slow upstream may hold in memory.
@@ -98,9 +103,10 @@ async fn drained(connection: &Connection, hcm: &Hcm) {
 }
 
 async fn serve_http1(connection: Rc<Connection>, hcm: &Arc<Hcm>, io: Io) {
-    let io = io.guarded(Guard::new(Arc::clone(hcm), Arc::clone(&connection.activity)));
-    carry_http1(&connection, hcm, io).await;
-    if let Some(refused) = connection.activity.refused() {
+    let http1 = Http1::new(&connection, hcm, io);
+    let ending = carry_http1(&http1, &connection, hcm).await;
+    http1.close(&ending).await;
+    if let Ending::Refused(refused) = &ending {
         write_down(&connection, hcm, refused);
     }
 }
@@ -119,53 +125,38 @@ fn write_down(connection: &Rc<Connection>, hcm: &Arc<Hcm>, refused: &Refused) {
     record.complete = true;
 }
 
-async fn carry_http1(connection: &Rc<Connection>, hcm: &Hcm, io: Io) {
-    let mut builder = http1::Builder::new();
-    let head_max = hcm.config.max_request_headers_kb as usize * 1024;
-    builder
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(head_max.max(64 << 10) * 2)
-        // Heads and idleness are timed by `watch`, with one timer for both.
-        .header_read_timeout(None);
-    let for_requests = Rc::clone(connection);
-    let service = service_fn(move |request| {
-        let connection = Rc::clone(&for_requests);
-        async move { Ok::<_, Infallible>(chain::handle(connection, request).await) }
-    });
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
+async fn carry_http1(http1: &Http1, connection: &Connection, hcm: &Hcm) -> Ending {
+    let mut serving = pin!(http1.run());
     let end = tokio::select! {
         biased;
-        // Errors are the peer's: a broken request was answered and a broken connection is gone.
-        _ = serving.as_mut() => return,
-        end = until_end(connection, hcm) => end,
+        ending = serving.as_mut() => return ending,
+        end = Rarely::new(until_end(connection, hcm)) => end,
     };
     if end == End::Close {
-        if matches!(connection.activity.waiting(), Waiting::Head(_)) {
-            // hyper has seen nothing of it, so it ends at once, with our answer.
-            connection.activity.refuse(Refused::too_slow());
-            serving.as_mut().graceful_shutdown();
-            let _ = serving.await;
-        }
-        return;
+        let in_head = matches!(connection.activity.waiting(), Waiting::Head(_));
+        return if in_head { Ending::Refused(Refused::too_slow()) } else { Ending::Said };
     }
     // Responses say `connection: close` from here on. An idle client gets time to use the connection
     // once more, so that no request crosses our close on the wire.
     let grace = hcm.config.drain_timeout;
     tokio::select! {
         biased;
-        _ = serving.as_mut() => return,
-        () = tokio::time::sleep(grace) => {}
+        ending = serving.as_mut() => return ending,
+        () = tokio::time::sleep(grace) => http1.end_soon(),
     }
-    serving.as_mut().graceful_shutdown();
-    finish(serving, connection, hcm).await;
+    finish(serving, connection, hcm).await.unwrap_or(Ending::Said)
 }
 
 /// Waits for the end of a connection that was told to end, but not for a client that is silent.
-async fn finish<F: Future>(serving: std::pin::Pin<&mut F>, connection: &Connection, hcm: &Hcm) {
+async fn finish<F: Future>(
+    serving: std::pin::Pin<&mut F>,
+    connection: &Connection,
+    hcm: &Hcm,
+) -> Option<F::Output> {
     tokio::select! {
         biased;
-        _ = serving => {}
-        () = watch(&connection.activity, hcm) => {}
+        ended = serving => Some(ended),
+        () = watch(&connection.activity, hcm) => None,
     }
 }
 
@@ -181,15 +172,17 @@ async fn serve_http2(connection: &Rc<Connection>, hcm: &Hcm, io: Io) {
         .max_local_error_reset_streams(Some(RESET_BY_US_MAX))
         .enable_connect_protocol();
     let for_requests = Rc::clone(connection);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let connection = Rc::clone(&for_requests);
-        async move { Ok::<_, Infallible>(chain::handle(connection, request).await) }
+        let tunnel = request.extensions_mut().remove::<OnUpgrade>().map(ClientTunnel::Http2);
+        let request = request.map(Arriving::Http2);
+        async move { Ok::<_, Infallible>(chain::handle(connection, request, tunnel).await) }
     });
     let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
     let end = tokio::select! {
         biased;
         _ = serving.as_mut() => return,
-        end = until_end(connection, hcm) => end,
+        end = Rarely::new(until_end(connection, hcm)) => end,
     };
     if end == End::Close && connection.abused.get() {
         return;

@@ -6,16 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::activity::Activity;
 use super::frames::Frames;
-use super::guard::Guard;
 use super::linger::Linger;
+use super::tunnel::ClientStream;
 
 /// A TCP stream whose first bytes were read already, and may be read once more.
 pub(crate) struct Prefixed {
@@ -30,7 +28,7 @@ pub(crate) enum Stream {
     Plain(Prefixed),
     Tls(Box<TlsStream<Prefixed>>),
     /// Inside a CONNECT tunnel.
-    Tunnel(TokioIo<Upgraded>),
+    Tunnel(Box<ClientStream>),
 }
 
 /// A downstream stream that tells its [`Activity`] when bytes come.
@@ -46,8 +44,6 @@ pub(crate) struct Io {
 /// Who looks at what comes.
 enum Look {
     Nobody,
-    /// At HTTP/1.
-    Guard(Box<Guard>),
     /// At HTTP/2.
     Frames(Box<Frames>),
 }
@@ -104,12 +100,6 @@ impl Io {
             linger: None,
             sent: 0,
         }
-    }
-
-    /// From here on nothing is read that `guard` does not let through.
-    pub(super) fn guarded(mut self, guard: Guard) -> Self {
-        self.look = Look::Guard(Box::new(guard));
-        self
     }
 
     /// From here on frames are counted.
@@ -200,7 +190,6 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let frames = match &mut this.look {
-            Look::Guard(guard) => return guard.poll_read(Pin::new(&mut this.source), cx, buf),
             Look::Nobody => return Pin::new(&mut this.source).poll_read(cx, buf),
             Look::Frames(frames) => frames,
         };
@@ -294,18 +283,11 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Look::Guard(guard) = &mut this.look {
-            ready!(guard.poll_farewell(Pin::new(&mut this.source), cx))?;
-        }
         ready!(Pin::new(&mut this.source).poll_shutdown(cx))?;
-        match &mut this.look {
-            Look::Nobody => Poll::Ready(Ok(())),
-            Look::Guard(guard) => guard.poll_linger(Pin::new(&mut this.source), cx),
-            Look::Frames(_) if this.source.activity.is_flooded() => Poll::Ready(Ok(())),
-            Look::Frames(_) => {
-                let linger = this.linger.get_or_insert_with(Linger::new);
-                linger.poll(Pin::new(&mut this.source), cx).map(Ok)
-            }
+        if matches!(this.look, Look::Nobody) || this.source.activity.is_flooded() {
+            return Poll::Ready(Ok(()));
         }
+        let linger = this.linger.get_or_insert_with(Linger::new);
+        linger.poll(Pin::new(&mut this.source), cx).map(Ok)
     }
 }

@@ -1,4 +1,4 @@
-//! The last moments of an HTTP/2 connection: what is on its way to us is read and thrown away until
+//! The last moments of a connection: what is on its way to us is read and thrown away until
 //! the client has closed, too. Closing at once would answer it with a reset, which may reach the client
 //! before our GOAWAY: it would not know that what it sent was not taken.
 

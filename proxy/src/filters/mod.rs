@@ -37,18 +37,18 @@ pub(crate) async fn run(x: &mut Exchange) -> Step {
     let hcm = Arc::clone(&x.hcm);
     let switches = switches(x);
     for filter in hcm.filters.iter().filter(|filter| filter.is_on(switches)) {
+        // What may wait is boxed: all requests would carry the size of the largest.
         match &filter.work {
             Work::Rbac { rules, shadow_rules } => rbac::check(x, rules.as_ref(), shadow_rules.as_ref())?,
-            Work::Fault(policy) => fault::inject(x, policy).await?,
+            Work::Fault(policy) => Box::pin(fault::inject(x, policy)).await?,
             Work::Cors => cors::check(x)?,
             Work::HeaderMutation { changes, most_specific_wins } => {
                 header_mutation::request(x, changes, *most_specific_wins);
             }
-            Work::Buffer { bytes_max } => buffer::hold(x, *bytes_max).await?,
-            Work::HealthCheck(filter) => health_check::answer(x, filter).await?,
+            Work::Buffer { bytes_max } => Box::pin(buffer::hold(x, *bytes_max)).await?,
+            Work::HealthCheck(filter) => Box::pin(health_check::answer(x, filter)).await?,
             Work::LocalRateLimit(limit) => local_rate_limit::check(x, limit)?,
-            Work::Jwt(jwt) => jwt::check(x, jwt).await?,
-            // Boxed: few requests are asked about, and all would carry its size.
+            Work::Jwt(jwt) => Box::pin(jwt::check(x, jwt)).await?,
             Work::ExtAuthz(authz) => Box::pin(ext_authz::check(x, authz)).await?,
         }
     }

@@ -47,7 +47,7 @@ pub(crate) fn apply(x: &mut Exchange) {
     let internal = is_internal(config, headers, x.record.remote.ip());
     if internal {
         headers.insert(&names::INTERNAL, HeaderValue::from_static("true"));
-    } else if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+    } else if names::steer(headers) {
         INTERNAL_ONLY.iter().for_each(|name| drop(headers.remove(*name)));
         if config.use_remote_address {
             EDGE_ONLY.iter().for_each(|name| drop(headers.remove(*name)));

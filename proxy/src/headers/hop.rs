@@ -20,6 +20,10 @@ const TE_MAX: usize = 256;
 ///
 /// [`BadConnectionHeader`] when 10 or more are named, or one that proxies rely on.
 pub(crate) fn strip_request(headers: &mut HeaderMap) -> Result<(), BadConnectionHeader> {
+    // Most requests have none of them, which one look at the names tells.
+    if !headers.keys().any(may_be_of_the_hop) {
+        return Ok(());
+    }
     if headers.contains_key(CONNECTION) {
         remove_nominated(headers)?;
     }
@@ -44,6 +48,9 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) -> Result<(), BadConnection
 
 /// Removes hop-by-hop headers from a response.
 pub(crate) fn strip_response(headers: &mut HeaderMap) {
+    if !headers.keys().any(may_be_of_the_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         // A bad list only means that nothing further is removed.
         let _ = remove_nominated(headers);
@@ -70,6 +77,12 @@ pub(crate) fn names(list: &[u8], token: &str) -> bool {
 /// Whether a header says something of the connection it comes on.
 pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
     of_the_hop().contains(&name)
+}
+
+/// Whether this is looked at here at all.
+fn may_be_of_the_hop(name: &HeaderName) -> bool {
+    let also = [&TE, &HTTP2_SETTINGS, &EXPECT];
+    is_hop_by_hop(name) || also.contains(&name)
 }
 
 fn of_the_hop() -> [&'static HeaderName; 5] {

@@ -54,6 +54,11 @@ names! {
     HTTP2_SETTINGS = "http2-settings";
 }
 
+/// Whether a header of Envoy's is among them: those with which clients steer a request are.
+pub(crate) fn steer(headers: &http::HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("x-envoy-"))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -46,7 +46,7 @@ pub(crate) async fn resolve(x: &mut Exchange) -> Step<Destination> {
     let target = target(x)?;
     let service = match service(x, outbound, &target.host).await {
         Found::Service(service) => service,
-        Found::NoService => return outside(x, outbound, target).await,
+        Found::NoService => return Box::pin(outside(x, outbound, target)).await,
         Found::Unanswered => {
             return Err(Cause::NameUnanswered(format!(
                 "the registry has not answered, and `{}` is not known here yet",
@@ -134,7 +134,7 @@ async fn service(x: &mut Exchange, outbound: &OutboundOptions, host: &str) -> Fo
         return Found::NoService;
     }
     match &outbound.on_demand {
-        Some(on_demand) => on_demand.lookup(host).await,
+        Some(on_demand) => Box::pin(on_demand.lookup(host)).await,
         None => Found::NoService,
     }
 }

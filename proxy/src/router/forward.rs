@@ -1,10 +1,10 @@
 //! Sends a request upstream: chooses the cluster, prepares the head, tries until an outcome stands.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use hyper::ext::ReasonPhrase;
-use hyper::upgrade::OnUpgrade;
 use pillion_model::retry::{Reset, is_idempotent};
 use pillion_model::route::HostRewrite;
 use tokio::time::Instant;
@@ -29,6 +29,18 @@ use crate::upstream::{Attempt, Cause as Failed, Failure, HostRewritten, Priority
 const REPLAY_BYTES_MAX: usize = 1 << 20;
 /// The same for an idempotent request that may meet a connection which its upstream is just closing.
 const STALE_BYTES_MAX: usize = 64 << 10;
+
+/// With these a client steers how its request is tried; they go no further.
+const STEERING: [&HeaderName; 8] = [
+    &names::RETRY_ON,
+    &names::RETRY_GRPC_ON,
+    &names::MAX_RETRIES,
+    &names::RETRIABLE_CODES,
+    &names::TIMEOUT_MS,
+    &names::PER_TRY_TIMEOUT_MS,
+    &names::TIMEOUT_ALT_RESPONSE,
+    &names::HEDGE_ON_TIMEOUT,
+];
 
 /// What one try ended with.
 enum Tried {
@@ -56,10 +68,13 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         None => choose(x, &forward.to, forward.cluster_missing_status)?,
     };
     x.record.target = Some(target.clone());
-    x.timers.follow(forward, &x.head.headers, x.head.grpc);
-    let mut retries = Retries::new(forward.retry.as_deref(), &x.head.headers, x.head.method.as_str());
+    let steered = names::steer(&x.head.headers);
+    let none = HeaderMap::new();
+    let steering = if steered { &x.head.headers } else { &none };
+    x.timers.follow(forward, &x.head, steering);
+    let mut retries = Retries::new(forward.retry.as_deref(), steering, x.head.method.as_str());
     let hashed = hash::of(x, &forward.hash);
-    prepare_head(x, routed, forward)?;
+    prepare_head(x, routed, forward, steered)?;
     let mirrors = if x.head.upgrade.is_some() { Vec::new() } else { mirror::chosen(forward) };
     let mut attempt = Attempt::default();
     attempt.priority = if forward.high_priority { Priority::High } else { Priority::Default };
@@ -84,7 +99,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         drop(permit.take());
         let unasked = matches!(&tried, Tried::Failed(failure) if failure.endpoint.is_none());
         let asked = attempt.endpoint.as_ref().filter(|_| !unasked);
-        x.record.upstream_host = asked.map(|endpoint| endpoint.address.to_string().into());
+        x.record.upstream_host = asked.map(|endpoint| Arc::clone(&endpoint.label));
         if let Some(host) = attempt.told_host.take() {
             x.record.authority = Some(host);
         }
@@ -154,19 +169,12 @@ pub(super) fn choose(x: &mut Exchange, to: &ClusterRef, missing: StatusCode) -> 
 }
 
 /// Brings the head into the form the upstream gets, but for what differs from try to try.
-fn prepare_head(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) -> Step {
+fn prepare_head(x: &mut Exchange, routed: &Routed, forward: &ForwardTo, steered: bool) -> Step {
     let suppress = x.hcm.suppress_envoy_headers;
-    for name in [
-        &names::RETRY_ON,
-        &names::RETRY_GRPC_ON,
-        &names::MAX_RETRIES,
-        &names::RETRIABLE_CODES,
-        &names::TIMEOUT_MS,
-        &names::PER_TRY_TIMEOUT_MS,
-        &names::TIMEOUT_ALT_RESPONSE,
-        &names::HEDGE_ON_TIMEOUT,
-    ] {
-        x.head.headers.remove(name);
+    if steered {
+        for name in STEERING {
+            x.head.headers.remove(name);
+        }
     }
     if !suppress && let Some(millis) = x.timers.expected_ms() {
         x.head.headers.insert(&names::EXPECTED_TIMEOUT_MS, millis.into());
@@ -323,17 +331,11 @@ pub(crate) fn broken_request(x: &mut Exchange) -> Option<LocalReply> {
 fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, retries: u32) -> Response<Body> {
     let Sent { mut response, endpoint: _, tunnel } = sent;
     x.record.details = Some("via_upstream".into());
-    if let Some(guard) = tunnel {
-        let upstream = response.extensions_mut().remove::<OnUpgrade>();
-        if let Some(upstream) = upstream.filter(|_| x.head.upgrade.is_some()) {
-            let upstream = Upstream::Upgraded(upstream, guard);
-            x.tunnel = Some(Tunnel { upstream, idle: forward.idle_timeout });
-        }
+    if let Some(upstream) = tunnel.filter(|_| x.head.upgrade.is_some()) {
+        x.tunnel = Some(Tunnel { upstream: Upstream::Upgraded(upstream), idle: forward.idle_timeout });
     }
     let upgrade = x.tunnel.as_ref().and_then(|_| response.headers().get(UPGRADE).cloned());
     hop::strip_response(response.headers_mut());
-    // Phrases are of no use to anybody; as in Envoy the status decides which one the client gets.
-    response.extensions_mut().remove::<ReasonPhrase>();
     let headers: &mut HeaderMap = response.headers_mut();
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use pillion_model::http::HttpConnectionManager;
 use tokio::time::{Instant, sleep_until};
 
+use crate::exchange::Head;
 use crate::headers::names;
 use crate::local_reply::Cause;
 use crate::request::Progress;
@@ -61,30 +62,31 @@ impl Timers {
         }
     }
 
-    /// Takes the route's limits over, as far as request headers do not override them.
-    pub(crate) fn follow(&mut self, forward: &ForwardTo, headers: &HeaderMap, grpc: bool) {
+    /// Takes the route's limits over, as far as `steering`, the client's own headers, does not override
+    /// them.
+    pub(crate) fn follow(&mut self, forward: &ForwardTo, head: &Head, steering: &HeaderMap) {
         self.routed = Instant::now();
-        self.route = match millis(headers, &names::TIMEOUT_MS) {
+        self.route = match millis(steering, &names::TIMEOUT_MS) {
             Some(given) => Some(given).filter(|limit| !limit.is_zero()),
             // One limit or the other, as in Envoy.
             None if forward.max_stream_duration.is_some() || forward.grpc_timeout_max.is_some() => None,
             None => forward.timeout,
         };
-        self.accepted = headers.contains_key(&names::TIMEOUT_ALT_RESPONSE);
+        self.accepted = steering.contains_key(&names::TIMEOUT_ALT_RESPONSE);
         if let Some(idle) = forward.idle_timeout {
             self.idle = Some(idle).filter(|limit| !limit.is_zero());
         }
         self.max_stream = forward.max_stream_duration;
-        if grpc
+        if head.grpc
             && let Some(cap) = forward.grpc_timeout_max
             && let Some(asked) =
-                headers.get(&names::GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.as_bytes()))
+                head.headers.get(&names::GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.as_bytes()))
         {
             let limit = if cap.is_zero() { asked } else { asked.min(cap) };
             self.max_stream = Some(self.max_stream.map_or(limit, |max| max.min(limit)));
             self.grpc_deadline = true;
         }
-        self.per_try = millis(headers, &names::PER_TRY_TIMEOUT_MS)
+        self.per_try = millis(steering, &names::PER_TRY_TIMEOUT_MS)
             .or_else(|| forward.retry.as_ref().and_then(|retry| retry.per_try_timeout))
             .filter(|per_try| !per_try.is_zero() && self.route.is_none_or(|route| *per_try < route));
     }

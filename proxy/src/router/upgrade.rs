@@ -4,15 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::downstream::{Connection, Copied, copy_both, serve_tunnelled};
+use crate::downstream::{ClientTunnel, Connection, Copied, copy_both, serve_tunnelled};
 use crate::flags::Flags;
 use crate::record::Record;
-use crate::upstream::{TcpUpstream, TunnelGuard};
+use crate::upstream::{TcpUpstream, UpstreamTunnel};
 
 /// The upstream's side of a tunnel.
 pub(crate) struct Tunnel {
@@ -22,8 +20,8 @@ pub(crate) struct Tunnel {
 
 /// What the client is connected with.
 pub(crate) enum Upstream {
-    /// An HTTP stream; the guard keeps it counted as a request in flight.
-    Upgraded(OnUpgrade, TunnelGuard),
+    /// An HTTP stream.
+    Upgraded(UpstreamTunnel),
     /// A connection to an endpoint.
     Tcp(TcpUpstream),
     /// A connection to somewhere outside the mesh.
@@ -33,15 +31,15 @@ pub(crate) enum Upstream {
 }
 
 impl Tunnel {
-    /// Carries bytes in a task of the worker, once hyper has handed over the client's stream.
-    pub(crate) fn start(self, connection: &Rc<Connection>, client: OnUpgrade, mut record: Box<Record>) {
+    /// Carries bytes in a task of the worker, once the answer was sent.
+    pub(crate) fn start(self, connection: &Rc<Connection>, client: ClientTunnel, mut record: Box<Record>) {
         let cut = connection.worker.cut.clone();
         if let Upstream::Inner(routes) = self.upstream {
             record.finish();
             let connection = Rc::clone(connection);
             let (worker, task) = (Rc::clone(&connection.worker), inner(connection, client, routes));
             worker.tasks.spawn_local(async move {
-                cut.run_until_cancelled(task).await;
+                cut.run_until_cancelled(Box::pin(task)).await;
             });
             return;
         }
@@ -59,12 +57,10 @@ impl Tunnel {
     }
 
     /// `None`: one side did not come about.
-    async fn carry(self, client: OnUpgrade, ends: Option<Instant>) -> Option<Copied> {
-        let client = TokioIo::new(client.await.ok()?);
+    async fn carry(self, client: ClientTunnel, ends: Option<Instant>) -> Option<Copied> {
+        let client = client.open().await?;
         Some(match self.upstream {
-            Upstream::Upgraded(upstream, _guard) => {
-                copy_both(client, TokioIo::new(upstream.await.ok()?), self.idle, ends).await
-            }
+            Upstream::Upgraded(upstream) => copy_both(client, upstream.open().await?, self.idle, ends).await,
             Upstream::Tcp(upstream) => copy_both(client, upstream, self.idle, ends).await,
             Upstream::Plain(upstream) => copy_both(client, upstream, self.idle, ends).await,
             Upstream::Inner(_) => return None,
@@ -72,8 +68,8 @@ impl Tunnel {
     }
 }
 
-async fn inner(connection: Rc<Connection>, client: OnUpgrade, routes: Arc<str>) {
-    if let Ok(client) = client.await {
+async fn inner(connection: Rc<Connection>, client: ClientTunnel, routes: Arc<str>) {
+    if let Some(client) = client.open().await {
         serve_tunnelled(&connection, client, routes).await;
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::{Request, Response};
 use pillion_model::retry::Reset;
 
-use super::heads::BadHead;
+use super::http1::Http1Error;
 use super::state::EndpointState;
 use crate::body::Body;
 
@@ -107,7 +107,10 @@ pub fn body_reset(error: &crate::body::BodyError) -> Reset {
             // An HTTP/1 message that is not whole breaks the protocol, however it was cut.
             None => Reset::ProtocolError,
         },
-        crate::body::BodyError::Source
+        crate::body::BodyError::Http1(Http1Error::Request(_) | Http1Error::Short) => Reset::LocalReset,
+        crate::body::BodyError::Http1(_) => Reset::ProtocolError,
+        crate::body::BodyError::Downstream(_)
+        | crate::body::BodyError::Source
         | crate::body::BodyError::Abandoned
         | crate::body::BodyError::NotKept => Reset::LocalReset,
     }
@@ -118,14 +121,27 @@ pub(super) fn classify(error: &hyper::Error) -> Reset {
     if let Some(h2) = find::<h2::Error>(error) {
         return classify_h2(h2);
     }
-    let bad_head = || find::<io::Error>(error)?.get_ref()?.downcast_ref::<BadHead>();
-    if error.is_parse() || bad_head().is_some() {
+    if error.is_parse() {
         return Reset::ProtocolError;
     }
     if error.is_user() {
         return Reset::LocalReset;
     }
     Reset::ConnectionTermination
+}
+
+/// Maps what kept an HTTP/1 request from its answer.
+pub(super) fn classify_http1(error: &Http1Error) -> Reset {
+    match error {
+        Http1Error::Closed | Http1Error::Io(_) => Reset::ConnectionTermination,
+        Http1Error::Request(_) | Http1Error::Short => Reset::LocalReset,
+        Http1Error::Cut
+        | Http1Error::Unclear
+        | Http1Error::Head(_)
+        | Http1Error::Header
+        | Http1Error::TooLarge
+        | Http1Error::Body(_) => Reset::ProtocolError,
+    }
 }
 
 fn classify_h2(error: &h2::Error) -> Reset {

@@ -5,20 +5,17 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use super::heads::{Expected, Heads};
 use super::state::{EndpointState, Priority};
 
 /// An open stream to an endpoint.
 pub struct Io {
     stream: Stream,
-    /// Judges responses, on HTTP/1 connections.
-    heads: Option<Heads>,
     _counted: Option<ConnectionGuard>,
 }
 
@@ -64,18 +61,12 @@ impl Drop for ConnectionGuard {
 
 impl Io {
     pub(super) fn new(stream: Stream, counted: ConnectionGuard) -> Self {
-        Self { stream, heads: None, _counted: Some(counted) }
+        Self { stream, _counted: Some(counted) }
     }
 
     /// One that counts against no limit: that of a health check.
     pub(super) fn uncounted(stream: Stream) -> Self {
-        Self { stream, heads: None, _counted: None }
-    }
-
-    /// From here on responses that are expected are judged.
-    pub(super) fn judged(mut self, expected: Expected) -> Self {
-        self.heads = Some(Heads::new(expected));
-        self
+        Self { stream, _counted: None }
     }
 
     /// The TLS session, if there is one.
@@ -107,17 +98,12 @@ macro_rules! each {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        ready!(each!(this, stream => Pin::new(stream).poll_read(cx, buf)))?;
-        if let Some(heads) = &mut this.heads
-            && let Err(bad) = heads.judge(&buf.filled()[before..])
-        {
-            buf.set_filled(before);
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, bad)));
-        }
-        Poll::Ready(Ok(()))
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 

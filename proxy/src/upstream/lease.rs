@@ -1,6 +1,7 @@
 //! What a request holds while it is in flight: its place among the active requests and its
 //! connection, given back when the response has ended.
 
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,8 +11,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::pool::{EndpointPool, Http1, Stream};
+use super::http1::Http1;
+use super::pool::{EndpointPool, Stream};
 use super::state::{EndpointState, Priority};
 use crate::body::BodyError;
 
@@ -112,27 +117,46 @@ impl Lease {
 
 /// What an upstream sends after its headers.
 pub struct UpstreamBody {
-    incoming: Incoming,
+    source: Source,
     lease: Option<Lease>,
 }
 
+/// Where a response's body comes from.
+enum Source {
+    /// The connection that the lease holds.
+    Http1,
+    Http2(Incoming),
+}
+
 impl UpstreamBody {
-    pub(super) fn new(incoming: Incoming, lease: Lease) -> Self {
-        Self { incoming, lease: Some(lease) }
+    /// The rest of the message on the lease's connection.
+    pub(super) fn http1(lease: Lease) -> Self {
+        Self { source: Source::Http1, lease: Some(lease) }
+    }
+
+    pub(super) fn http2(incoming: Incoming, lease: Lease) -> Self {
+        Self { source: Source::Http2(incoming), lease: Some(lease) }
     }
 
     pub(crate) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let polled = match (&mut self.source, self.lease.as_ref().map(|lease| &lease.connection)) {
+            (Source::Http1, Some(Connection::Http1(connection))) => {
+                connection.poll_frame(cx).map_err(BodyError::from)
+            }
+            (Source::Http1, _) => return Poll::Ready(None),
+            (Source::Http2(incoming), _) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+        };
+        let frame = std::task::ready!(polled);
         match &frame {
             None => self.end(),
-            Some(Ok(_)) if self.incoming.is_end_stream() => self.end(),
+            Some(Ok(_)) if self.is_end_stream() => self.end(),
             Some(Ok(_)) => {}
             Some(Err(_)) => self.lease = None,
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+        Poll::Ready(frame)
     }
 
     fn end(&mut self) {
@@ -141,28 +165,107 @@ impl UpstreamBody {
         }
     }
 
+    fn http1_connection(&self) -> Option<&Http1> {
+        match self.lease.as_ref().map(|lease| &lease.connection) {
+            Some(Connection::Http1(connection)) => Some(connection),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.source {
+            Source::Http1 => self.http1_connection().is_none_or(Http1::is_answered),
+            Source::Http2(incoming) => incoming.is_end_stream(),
+        }
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.source {
+            Source::Http1 => {
+                self.http1_connection().map_or_else(|| SizeHint::with_exact(0), Http1::size_hint)
+            }
+            Source::Http2(incoming) => incoming.size_hint(),
+        }
     }
 }
 
-/// Keeps a tunnel counted as an active request while it is open.
-pub struct TunnelGuard {
-    _lease: Lease,
+/// The upstream's side of a tunnel (CONNECT, upgrade), once both have agreed. Counts as an active
+/// request while it is open.
+pub struct UpstreamTunnel {
+    lease: Lease,
+    /// Of HTTP/2: hyper's promise of the stream.
+    upgrade: Option<OnUpgrade>,
 }
 
-impl TunnelGuard {
-    pub(super) fn new(lease: Lease) -> Self {
-        Self { _lease: lease }
+impl UpstreamTunnel {
+    pub(super) fn new(lease: Lease, upgrade: Option<OnUpgrade>) -> Self {
+        Self { lease, upgrade }
+    }
+
+    /// The bytes; `None`: the connection is gone.
+    pub async fn open(self) -> Option<TunnelStream> {
+        let Lease { connection, request } = self.lease;
+        let bytes = match (connection, self.upgrade) {
+            (Connection::Http1(connection), _) => Bytestream::Http1(Box::new(connection)),
+            (Connection::Http2(stream), Some(upgrade)) => {
+                Bytestream::Http2(TokioIo::new(upgrade.await.ok()?), stream)
+            }
+            (Connection::Http2(_), None) => return None,
+        };
+        Some(TunnelStream { bytes, _request: request })
     }
 }
 
-impl std::fmt::Debug for TunnelGuard {
+impl std::fmt::Debug for UpstreamTunnel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TunnelGuard")
+        f.write_str("UpstreamTunnel")
+    }
+}
+
+/// A tunnel's bytes.
+pub struct TunnelStream {
+    bytes: Bytestream,
+    _request: RequestGuard,
+}
+
+enum Bytestream {
+    Http1(Box<Http1>),
+    /// With its place on the connection.
+    Http2(TokioIo<Upgraded>, #[expect(dead_code, reason = "held until the tunnel ends")] Stream),
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytestream::Http1(stream) => Pin::new(stream).poll_read(cx, buf),
+            Bytestream::Http2(stream, _) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.bytes {
+            Bytestream::Http1(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Bytestream::Http2(stream, _) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytestream::Http1(stream) => Pin::new(stream).poll_flush(cx),
+            Bytestream::Http2(stream, _) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytestream::Http1(stream) => Pin::new(stream).poll_shutdown(cx),
+            Bytestream::Http2(stream, _) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

@@ -5,11 +5,11 @@ use std::rc::Rc;
 use hyper_util::rt::TokioIo;
 
 use super::connect::{ConnectError, dial};
-use super::handshake::{LocalExecutor, http1_builder, http2_builder};
-use super::heads::Expected;
+use super::handshake::{LocalExecutor, http2_builder};
+use super::http1::Http1;
 use super::http2::Http2;
 use super::io::ConnectionGuard;
-use super::pool::{EndpointPool, Http1, Wanted};
+use super::pool::{EndpointPool, Wanted};
 
 /// A connection that has just been opened.
 pub(super) enum Opened {
@@ -33,17 +33,10 @@ pub(super) async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> R
         Some(b"http/1.1") => Wanted::Http1,
         _ => pool.wanted,
     };
-    let ended = Rc::clone(pool);
     if protocol == Wanted::Http1 {
-        let expected = Expected::default();
-        let io = TokioIo::new(io.judged(expected.clone()));
-        let (send, driver) = http1_builder().handshake(io).await.map_err(broken)?;
-        pool.worker.spawn(async move {
-            let _ = driver.with_upgrades().await;
-            ended.closed();
-        });
-        return Ok(Opened::Http1(Http1 { send, expected, served: 0, generation }));
+        return Ok(Opened::Http1(Http1::new(io, generation, pool)));
     }
+    let ended = Rc::clone(pool);
     let executor = LocalExecutor(Rc::clone(&pool.worker));
     let (send, driver) = http2_builder(executor).handshake(TokioIo::new(io)).await.map_err(broken)?;
     let connection = Http2::new(send, driver, generation, pool.worker.now());

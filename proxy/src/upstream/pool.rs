@@ -11,15 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hyper::client::conn::http1;
 use pillion_model::retry::Reset;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::connect::ConnectError;
-use super::heads::Expected;
 use super::hosts::Host;
+use super::http1::Http1;
 use super::http2::Http2;
 use super::io::ConnectionGuard;
 use super::lease::{Connection, Pending, Reuse};
@@ -27,7 +26,6 @@ use super::open::{Opened, connect, open};
 use super::state::{EndpointState, Priority};
 use super::tls::Transport;
 use super::worker::Worker;
-use crate::body::Body;
 
 /// One worker's connections to one endpoint over one transport.
 pub(super) struct EndpointPool {
@@ -47,17 +45,6 @@ pub(super) struct EndpointPool {
     open: Cell<usize>,
     /// No connection is kept any more.
     draining: Cell<bool>,
-}
-
-/// An HTTP/1 connection in use by one request.
-pub(super) struct Http1 {
-    pub(super) send: http1::SendRequest<Body>,
-    /// Tells the connection that an answer is due.
-    pub(super) expected: Expected,
-    /// Requests served before this one.
-    pub(super) served: u32,
-    /// Of the transport's TLS configuration it was made with.
-    pub(super) generation: u64,
 }
 
 struct Idle {
@@ -139,7 +126,7 @@ impl EndpointPool {
             return None;
         }
         while let Some(Idle { connection, .. }) = idle.pop() {
-            if connection.send.is_ready() && connection.generation == self.transport.generation() {
+            if connection.generation == self.transport.generation() && connection.is_usable() {
                 return Some(connection);
             }
         }
@@ -241,20 +228,9 @@ impl EndpointPool {
     /// A request is done with its connection.
     pub(super) fn give_back(self: &Rc<Self>, mut connection: Http1) {
         connection.served += 1;
-        if !self.keeps(&connection) {
-            return;
-        }
-        if connection.send.is_ready() {
+        if connection.recycle() && self.keeps(&connection) {
             self.hand_over(Connection::Http1(connection));
-            return;
         }
-        // The request's body is still being sent, or the connection has not come round yet.
-        let pool = Rc::clone(self);
-        self.worker.spawn(async move {
-            if connection.send.ready().await.is_ok() && pool.keeps(&connection) {
-                pool.hand_over(Connection::Http1(connection));
-            }
-        });
     }
 
     /// An unused connection goes back as it is.
@@ -266,7 +242,7 @@ impl EndpointPool {
 
     /// Closes the idle HTTP/1 connections: one of their age turned out to be dead.
     pub(super) fn forget_idle(&self) {
-        self.idle.borrow_mut().clear();
+        drop(self.idle.take());
     }
 
     fn keeps(&self, connection: &Http1) -> bool {
@@ -275,9 +251,7 @@ impl EndpointPool {
             self.endpoint.cluster.stats.upstream_cx_max_requests.fetch_add(1, Relaxed);
             return false;
         }
-        !self.is_draining()
-            && !connection.send.is_closed()
-            && connection.generation == self.transport.generation()
+        !self.is_draining() && connection.generation == self.transport.generation()
     }
 
     fn is_draining(&self) -> bool {
@@ -287,7 +261,7 @@ impl EndpointPool {
     /// Closes what is idle; what is in use ends with its request.
     pub(super) fn drain(&self) {
         self.draining.set(true);
-        self.idle.borrow_mut().clear();
+        drop(self.idle.take());
         self.shared.borrow_mut().clear();
     }
 
@@ -302,7 +276,7 @@ impl EndpointPool {
         self.idle.borrow_mut().retain(|idle| {
             let late = expired(idle.since);
             timed_out.set(timed_out.get() + u64::from(late));
-            !late && !idle.connection.send.is_closed() && idle.connection.generation == generation
+            !late && idle.connection.generation == generation && idle.connection.is_usable()
         });
         self.shared.borrow_mut().retain(|connection| {
             let late = connection.streams.get() == 0 && expired(connection.idle_since.get());
@@ -366,7 +340,16 @@ impl EndpointPool {
     /// A connection has ended, for whatever reason.
     pub(super) fn closed(self: &Rc<Self>) {
         self.open.set(self.open.get() - 1);
-        self.idle.borrow_mut().retain(|idle| !idle.connection.send.is_closed());
+        // Whoever lets go of a connection may be at work on the pool.
+        let unused = self.waiting.try_borrow().is_ok_and(|waiting| waiting.is_empty());
+        if !unused {
+            let pool = Rc::clone(self);
+            self.worker.spawn(async move { pool.make_up() });
+        }
+    }
+
+    /// After a connection has ended that others may have waited for.
+    fn make_up(self: &Rc<Self>) {
         self.shared.borrow_mut().retain(|connection| !connection.is_closed());
         self.serve_waiting();
         if !self.waiting.borrow().is_empty() {

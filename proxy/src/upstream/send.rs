@@ -5,17 +5,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use pillion_model::cluster::{Discovery, UpstreamProtocol};
 use pillion_model::retry::{Reset, is_idempotent};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
-use super::failure::{Cause, Failure, classify, passive_status};
+use super::failure::{Cause, Failure, classify, classify_http1, passive_status};
 use super::host::HostRewritten;
-use super::lease::{Connection, Lease, RequestGuard, Reuse, TunnelGuard, UpstreamBody};
+use super::http1::{Http1, Unanswered};
+use super::lease::{Connection, Lease, RequestGuard, Reuse, UpstreamBody, UpstreamTunnel};
 use super::message;
 use super::pool::{EndpointPool, Refusal, Wanted};
 use super::state::{EndpointState, Outcome, Priority};
@@ -72,13 +75,12 @@ pub(super) struct Tried {
 #[derive(Debug)]
 pub struct Sent {
     /// The response; its body holds connection and counters until its end. The answer to an upgrade
-    /// is in HTTP/1 form (101 with `upgrade`) whatever the upstream speaks, and carries hyper's
-    /// `OnUpgrade`.
+    /// is in HTTP/1 form (101 with `upgrade`) whatever the upstream speaks.
     pub response: Response<Body>,
     /// Who answered.
     pub endpoint: Arc<EndpointState>,
-    /// Of a tunnel (CONNECT, upgrade): to be kept while it is open.
-    pub tunnel: Option<TunnelGuard>,
+    /// Of a tunnel (CONNECT, upgrade): the upstream's side.
+    pub tunnel: Option<UpstreamTunnel>,
 }
 
 impl Default for Attempt {
@@ -221,8 +223,12 @@ async fn try_pool(
         let connection = match ready {
             Some(connection) => connection,
             None => {
-                let opened =
-                    if last { pool.fresh(attempt.priority).await } else { pool.wait(attempt.priority).await };
+                // Boxed: hardly any request opens a connection, and all would carry the size of it.
+                let opened = if last {
+                    Box::pin(pool.fresh(attempt.priority)).await
+                } else {
+                    Box::pin(pool.wait(attempt.priority)).await
+                };
                 match opened {
                     Ok(connection) => {
                         // Opening it is not the endpoint's latency: whoever is met first would look slow.
@@ -278,7 +284,7 @@ fn refused(refusal: Refusal, pool: &EndpointPool) -> Failure {
 type Failed = (Failure, Option<Request<Body>>);
 
 async fn send_http1(
-    mut connection: super::pool::Http1,
+    mut connection: Http1,
     guard: RequestGuard,
     attempt: &Attempt,
     mut request: Request<Body>,
@@ -288,25 +294,44 @@ async fn send_http1(
     let tunnel = message::is_tunnel(&request);
     let safe = reused && is_idempotent(request.method().as_str());
     let copy = (safe && attempt.stale == StaleReplay::Pool).then(|| repeat(&request)).flatten();
-    connection.expected.set();
-    match connection.send.try_send_request(request).await {
-        Ok(response) => {
-            Ok(answered(response, Lease::new(Connection::Http1(connection), guard), tunnel, None))
+    match connection.send(request).await {
+        Ok(head) => {
+            let worker = Rc::clone(&guard.pool.worker);
+            connection.send_rest(|rest| worker.spawn(rest));
+            Ok(answered_http1(head, connection, guard, tunnel))
         }
-        Err(mut error) => {
-            if let Some(unsent) = error.take_message() {
-                return Err((unsent_failure(&error.into_error()), Some(unsent)));
-            }
-            let error = error.into_error();
-            let reset = classify(&error);
+        Err(Unanswered { error, unsent: Some(unsent) }) => {
+            Err((Failure::reset(Reset::ConnectionTermination).detail(error.to_string()), Some(unsent)))
+        }
+        Err(Unanswered { error, unsent: None }) => {
+            let reset = classify_http1(&error);
             let stale = reused && reset == Reset::ConnectionTermination;
-            let mut failure = Failure::reset(reset).detail(detail(&error));
+            let mut failure = Failure::reset(reset).detail(error.to_string());
             failure.request_sent = true;
             failure.stale_connection = stale;
             // Meanwhile the body may have become larger than what is kept of it.
             Err((failure, copy.filter(|copy| stale && copy.body().try_clone().is_some())))
         }
     }
+}
+
+fn answered_http1(head: Response<()>, connection: Http1, guard: RequestGuard, tunnel: bool) -> Sent {
+    let endpoint = Arc::clone(&guard.pool.endpoint);
+    let opened = tunnel && connection.is_tunnel();
+    let whole = if connection.is_answered() { Some(Bytes::new()) } else { connection.whole_body() };
+    let lease = Lease::new(Connection::Http1(connection), guard);
+    if opened {
+        let response = head.map(|()| Body::Empty);
+        return Sent { response, endpoint, tunnel: Some(UpstreamTunnel::new(lease, None)) };
+    }
+    let body = match whole {
+        Some(bytes) => {
+            lease.end();
+            Body::full(bytes)
+        }
+        None => Body::Upstream(UpstreamBody::http1(lease)),
+    };
+    Sent { response: head.map(|()| body), endpoint, tunnel: None }
 }
 
 async fn send_http2(
@@ -337,7 +362,7 @@ async fn send_http2(
         }
         Ok(response) => {
             let lease = Lease::new(Connection::Http2(stream), guard);
-            Ok(answered(response, lease, tunnel, protocol.flatten().as_ref()))
+            Ok(answered_http2(response, lease, tunnel, protocol.flatten().as_ref()))
         }
         Err(mut error) => {
             if let Some(unsent) = error.take_message() {
@@ -355,28 +380,27 @@ async fn send_http2(
 }
 
 /// Turns the response into what the caller gets.
-fn answered(
-    response: Response<Incoming>,
+fn answered_http2(
+    mut response: Response<Incoming>,
     lease: Lease,
     tunnel: bool,
     protocol: Option<&HeaderValue>,
 ) -> Sent {
     let endpoint = Arc::clone(lease.endpoint());
-    let opened =
-        tunnel && (response.status() == StatusCode::SWITCHING_PROTOCOLS || response.status().is_success());
-    if opened && response.extensions().get::<hyper::upgrade::OnUpgrade>().is_some() {
+    let upgrade = response.extensions_mut().remove::<OnUpgrade>();
+    if tunnel && upgrade.is_some() && response.status().is_success() {
         let mut response = response.map(|_empty| Body::Empty);
         if let Some(protocol) = protocol {
             message::tunnel_response(&mut response, protocol);
         }
-        return Sent { response, endpoint, tunnel: Some(TunnelGuard::new(lease)) };
+        return Sent { response, endpoint, tunnel: Some(UpstreamTunnel::new(lease, upgrade)) };
     }
     let response = response.map(|incoming| {
         if http_body::Body::is_end_stream(&incoming) {
             lease.end();
             Body::Empty
         } else {
-            Body::Upstream(UpstreamBody::new(incoming, lease))
+            Body::Upstream(UpstreamBody::http2(incoming, lease))
         }
     });
     Sent { response, endpoint, tunnel: None }

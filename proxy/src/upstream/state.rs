@@ -117,6 +117,8 @@ pub struct EndpointState {
     pub id: u64,
     /// Where it is dialled.
     pub address: Address,
+    /// The address as text, for logs.
+    pub label: Arc<str>,
     /// The cluster it belongs to.
     pub cluster: Arc<ClusterState>,
     /// Requests in flight.
@@ -193,6 +195,7 @@ impl ClusterState {
         let endpoint = Arc::new(EndpointState {
             id: next_id(),
             address: address.clone(),
+            label: address.to_string().into(),
             cluster: Arc::clone(self),
             active: CachePadded::default(),
             waiting: CachePadded::default(),

@@ -1,23 +1,25 @@
-//! Judges the head of one HTTP/1 request, with the parser that hyper uses.
+//! Judges the head of one HTTP/1 request.
 
 use std::mem::MaybeUninit;
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Method, Uri, Version};
+use http::{Method, Request, Uri, Version};
 
 use crate::headers::framing::{Framing, Lengths, Unclear};
 use crate::headers::hop;
+use crate::http1::{HEADERS_MAX, headers};
 use crate::local_reply::Cause;
 
-/// Headers of one request at most. Envoy: `max_headers_count`.
-pub(crate) const HEADERS_MAX: usize = 100;
-
-/// A head that is let through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Whole {
-    /// Its length.
-    pub(super) bytes: usize,
+/// A head that may be acted on.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) request: Request<()>,
     pub(super) then: Then,
+    /// The client wants the connection closed after the answer.
+    pub(super) close: bool,
+    /// The client waits for a word before it sends the body (RFC 9110 section 10.1.1).
+    pub(super) expects_continue: bool,
 }
 
 /// What follows a head.
@@ -53,51 +55,68 @@ impl Refused {
     }
 }
 
-/// Judges the head at the beginning of `bytes`; `None`: it is not complete.
-pub(super) fn judge(bytes: &[u8], bytes_max: usize) -> Result<Option<Whole>, Refused> {
-    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut []);
-    let parsed = match request.parse_with_uninit_headers(bytes, &mut headers) {
-        Ok(parsed) => parsed,
-        Err(error) => {
-            return Err(Refused::unread(match error {
-                httparse::Error::TooManyHeaders => Cause::TooLarge("http1.too_many_headers"),
-                _ if has_control_characters(bytes) => Cause::BadRequest("http1.invalid_characters"),
-                _ if has_other_version(bytes) => Cause::LowVersion,
-                _ => Cause::BadRequest(CODEC_ERROR),
-            }));
-        }
-    };
-    let httparse::Status::Complete(length) = parsed else {
-        let too_large = bytes.len() > bytes_max;
-        return if too_large { Err(Refused::unread(Cause::TooLarge(HEADERS_TOO_LARGE))) } else { Ok(None) };
-    };
-    match check(&request, length, bytes_max) {
-        Ok(then) => Ok(Some(Whole { bytes: length, then })),
-        Err(cause) => Err(Refused {
-            cause,
-            version: if request.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 },
-            method: request.method.and_then(|method| method.parse().ok()).unwrap_or_default(),
-            path: request.path.and_then(|path| path.parse().ok()),
-        }),
+/// Judges a head that is complete: all of `bytes`.
+pub(super) fn judge(bytes: &Bytes, bytes_max: usize) -> Result<Head, Refused> {
+    let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(bytes, &mut fields) {
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+        Ok(_) => return Err(Refused::unread(Cause::BadRequest(CODEC_ERROR))),
+        Err(error) => return Err(unreadable(bytes, error)),
+    }
+    check(&parsed, bytes, bytes_max).map_err(|cause| Refused {
+        cause,
+        version: if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 },
+        method: parsed.method.and_then(|method| method.parse().ok()).unwrap_or_default(),
+        path: parsed.path.and_then(|path| path.parse().ok()),
+    })
+}
+
+/// Judges the beginning of a head: whether it can still become one.
+pub(super) fn judge_part(bytes: &[u8], bytes_max: usize) -> Result<(), Refused> {
+    let mut fields = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(bytes, &mut fields) {
+        Err(error) => Err(unreadable(bytes, error)),
+        Ok(_) if bytes.len() > bytes_max => Err(Refused::unread(Cause::TooLarge(HEADERS_TOO_LARGE))),
+        Ok(_) => Ok(()),
     }
 }
 
-fn check(request: &httparse::Request<'_, '_>, length: usize, bytes_max: usize) -> Result<Then, Cause> {
-    if length > bytes_max {
+/// Whether judging `length` bytes without an end, of which `judged` were judged before, can tell
+/// anything new. A head that comes in crumbs is not read from its beginning for each of them.
+pub(super) fn is_worth_judging(length: usize, judged: usize, max: usize) -> bool {
+    judged == 0 || length > max || length >= judged * 2
+}
+
+fn unreadable(bytes: &[u8], error: httparse::Error) -> Refused {
+    Refused::unread(match error {
+        httparse::Error::TooManyHeaders => Cause::TooLarge("http1.too_many_headers"),
+        _ if has_control_characters(bytes) => Cause::BadRequest("http1.invalid_characters"),
+        _ if has_other_version(bytes) => Cause::LowVersion,
+        _ => Cause::BadRequest(CODEC_ERROR),
+    })
+}
+
+fn check(parsed: &httparse::Request<'_, '_>, bytes: &Bytes, bytes_max: usize) -> Result<Head, Cause> {
+    if bytes.len() > bytes_max {
         return Err(Cause::TooLarge(HEADERS_TOO_LARGE));
     }
-    if request.version != Some(1) {
+    if parsed.version != Some(1) {
         return Err(Cause::LowVersion);
     }
     let mut lengths = Lengths::default();
-    let (mut named, mut upgrade) = (false, None);
-    for header in request.headers.iter() {
+    let (mut named, mut upgrade, mut close, mut expects_continue) = (false, None, false, false);
+    for header in parsed.headers.iter() {
         lengths.header(header.name, header.value);
-        if header.name.eq_ignore_ascii_case("upgrade") {
+        let is = |name: &str| header.name.len() == name.len() && header.name.eq_ignore_ascii_case(name);
+        if is("upgrade") {
             upgrade = upgrade.or(Some(header.value));
-        } else if header.name.eq_ignore_ascii_case("connection") {
+        } else if is("connection") {
             named |= hop::names(header.value, "upgrade");
+            close |= hop::names(header.value, "close");
+        } else if is("expect") {
+            expects_continue = header.value.eq_ignore_ascii_case(b"100-continue");
         }
     }
     let framing = lengths.framing().map_err(|unclear| match unclear {
@@ -105,19 +124,24 @@ fn check(request: &httparse::Request<'_, '_>, length: usize, bytes_max: usize) -
         Unclear::Length => Cause::BadRequest(CODEC_ERROR),
         Unclear::Coding => Cause::TransferCoding,
     })?;
-    let target = request.path.unwrap_or_default();
-    if !is_plain(target) || request.method == Some("CONNECT") {
-        check_target(request.method.unwrap_or_default(), target)?;
+    let (method, target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
+    if !is_plain(target) || method == "CONNECT" {
+        check_target(method, target)?;
     }
     let other = named && upgrade.is_some_and(|to| !to.eq_ignore_ascii_case(b"h2c"));
-    if other || request.method == Some("CONNECT") {
-        return Ok(Then::Rest);
-    }
-    Ok(match framing {
+    let then = match framing {
+        _ if other || method == "CONNECT" => Then::Rest,
         Framing::Unsaid => Then::Length(0),
         Framing::Length(length) => Then::Length(length),
         Framing::Chunked => Then::Chunks,
-    })
+    };
+    let mut request = Request::new(());
+    let broken = |_| Cause::BadRequest(CODEC_ERROR);
+    *request.method_mut() = Method::from_bytes(method.as_bytes()).map_err(|_bad| broken(()))?;
+    let uri = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes()));
+    *request.uri_mut() = uri.map_err(|_bad| broken(()))?;
+    *request.headers_mut() = headers(bytes, parsed.headers).ok_or(Cause::BadRequest(CODEC_ERROR))?;
+    Ok(Head { request, then, close, expects_continue })
 }
 
 /// What stands between method and version is one that can be routed.
@@ -185,9 +209,16 @@ const HEADERS_TOO_LARGE: &str = "http1.headers_too_large";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http1::head_end;
 
-    fn check(bytes: &str) -> Result<Option<Whole>, Cause> {
-        judge(bytes.as_bytes(), 1024).map_err(|refused| refused.cause)
+    /// What follows, if the head is complete.
+    fn judged(bytes: &str) -> Result<Option<(usize, Then)>, Cause> {
+        let cause = |refused: Refused| refused.cause;
+        let Some(length) = head_end(bytes.as_bytes(), 0) else {
+            return judge_part(bytes.as_bytes(), 1024).map(|()| None).map_err(cause);
+        };
+        let head = Bytes::copy_from_slice(&bytes.as_bytes()[..length]);
+        judge(&head, 1024).map(|head| Some((length, head.then))).map_err(cause)
     }
 
     #[test]
@@ -203,11 +234,11 @@ mod tests {
             ("GET / HTTP/1.1\r\nupgrade: websocket\r\n\r\n", Then::Length(0)),
             ("GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: H2C\r\n\r\n", Then::Length(0)),
         ] {
-            let whole = Whole { bytes: head.len(), then };
-            assert_eq!(check(head), Ok(Some(whole)), "{head:?}");
-            assert_eq!(check(&format!("{head}GET")), Ok(Some(whole)), "{head:?} and more");
+            let whole = (head.len(), then);
+            assert_eq!(judged(head), Ok(Some(whole)), "{head:?}");
+            assert_eq!(judged(&format!("{head}GET")), Ok(Some(whole)), "{head:?} and more");
             for length in 0..head.len() - 1 {
-                assert_eq!(check(&head[..length]), Ok(None), "{:?}", &head[..length]);
+                assert_eq!(judged(&head[..length]), Ok(None), "{:?}", &head[..length]);
             }
         }
     }
@@ -242,7 +273,30 @@ mod tests {
             (&long, Cause::TooLarge(HEADERS_TOO_LARGE)),
             (&many, Cause::TooLarge("http1.too_many_headers")),
         ] {
-            assert_eq!(check(head), Err(cause), "{head:?}");
+            assert_eq!(judged(head), Err(cause), "{head:?}");
         }
+    }
+
+    #[test]
+    fn heads_say_how_the_connection_goes_on() {
+        for (head, close, expects_continue) in [
+            ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", false, false),
+            ("GET / HTTP/1.1\r\nConnection: x, Close\r\n\r\n", true, false),
+            ("GET / HTTP/1.1\r\nconnection: keep-alive\r\nExpect: 100-Continue\r\n\r\n", false, true),
+        ] {
+            let judged = judge(&Bytes::from(head), 1024).expect("a head");
+            assert_eq!((judged.close, judged.expects_continue), (close, expects_continue), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_in_crumbs_is_judged_a_few_times() {
+        let (mut judged, mut times) = (0, 0);
+        for length in 1..=4000 {
+            if is_worth_judging(length, judged, 60 << 10) {
+                (judged, times) = (length, times + 1);
+            }
+        }
+        assert!(judged >= 2000 && times < 16, "{judged} {times}");
     }
 }
