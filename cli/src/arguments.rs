@@ -59,6 +59,9 @@ pub(crate) enum Command {
     /// Make and manage join tokens.
     #[command(subcommand)]
     Token(commands::token::Command),
+    /// The certificate authority: its roots and their rotation.
+    #[command(subcommand)]
+    Ca(commands::ca::Command),
     /// Write what others need to join the mesh.
     #[command(subcommand)]
     Generate(Box<commands::generate::Command>),

@@ -130,6 +130,19 @@ impl Identity {
         Ok(Self { svid, bundle, zone: zone.into(), certified: Arc::new(certified), roots })
     }
 
+    /// The same certificate and key with other roots, DER.
+    ///
+    /// # Errors
+    ///
+    /// As [`Identity::new`]: the certificate must chain to one of them.
+    pub fn with_roots(&self, roots: &[Vec<u8>]) -> Result<Self, IdentityError> {
+        let roots = roots.iter().map(|der| CertificateDer::from(der.clone())).collect();
+        let bundle = TrustBundle { trust_domain: self.bundle.trust_domain.clone(), roots };
+        let svid = self.svid.clone();
+        let made = Self::new(svid.chain.clone(), svid.key.clone_key(), bundle, self.zone.clone())?;
+        Ok(Self { svid, ..made })
+    }
+
     /// Reads an identity from PEM texts: chain (leaf first), key, roots.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Auth, TOKEN_FILE, TokenFileError};
-use crate::ca::{Authority, CaError, IdentityService, RegistryNames, Settings, keep_identity};
+use crate::ca::{
+    Authority, CaError, IdentityService, RegistryNames, Settings, keep_identity, keep_roots, write_roots,
+};
 use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::metrics::Metrics;
@@ -32,6 +34,8 @@ use crate::watch::Hub;
 
 mod dns;
 mod mesh;
+
+pub(crate) use mesh::live;
 
 /// The mesh's root certificates, PEM, for clients on the same machine.
 pub const ROOTS_FILE: &str = "roots.pem";
@@ -222,12 +226,17 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let domain = catalog.world().resources.set.mesh().zone;
     let settings = Settings { trust_domain, zone: domain, leaf_lifetime: options.certificate_lifetime };
     let authority = Authority::open(store, settings).await?;
-    write_roots(&options.data_dir, &authority)?;
+    let roots_file = options.data_dir.join(ROOTS_FILE);
+    write_roots(&authority, &roots_file)
+        .map_err(|source| StartError::Io { what: format!("write {}", roots_file.display()), source })?;
+    tasks.spawn(keep_roots(Arc::clone(&authority), roots_file, background.clone()));
     let (publisher, mut identity) = identity::channel();
     let names = RegistryNames::new(&advertised);
     tasks.spawn(keep_identity(Arc::clone(&authority), names, publisher, background.clone()));
     let (redeeming, stop) = (Arc::clone(&authority), background.clone());
     tasks.spawn(async move { redeeming.tokens().follow(stop).await });
+    let alive = mesh::alive(Arc::clone(&catalog));
+    tasks.spawn(Arc::clone(&authority).follow(alive, background.clone()));
     let identity_ready = readiness.part("certificate");
 
     let (control, updating) = Control::new(Arc::clone(&catalog), background.clone());
@@ -248,7 +257,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         Arc::clone(&metrics),
         serving.clone(),
     );
-    let issuing = IdentityService::new(Arc::clone(&authority), options.open);
+    let issuing = IdentityService::new(Arc::clone(&authority), options.open, serving.clone());
     let grpc = mesh::router(ads.clone(), registration, issuing);
     let mut mesh = Serve::new("mesh gRPC", mesh_security(identity.clone()), grpc);
     mesh.grace = options.grace;
@@ -373,12 +382,6 @@ fn advertised(options: &Options, bound: &[SocketAddr]) -> Vec<Target> {
     let bound = bound.iter().filter(|bound| !bound.ip().is_unspecified());
     let bound = bound.map(|bound| Target { host: bound.ip().to_string(), port: bound.port() });
     options.advertise.iter().cloned().chain(bound).collect()
-}
-
-fn write_roots(directory: &Path, authority: &Authority) -> Result<(), StartError> {
-    let path = directory.join(ROOTS_FILE);
-    std::fs::write(&path, authority.info().root_pem)
-        .map_err(|source| StartError::Io { what: format!("write {}", path.display()), source })
 }
 
 /// A certificate is asked of the client, and whoever has none may only obtain one.

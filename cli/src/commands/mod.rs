@@ -1,6 +1,7 @@
 //! One file per command: its arguments and what it does.
 
 pub(crate) mod apply;
+pub(crate) mod ca;
 pub(crate) mod cert;
 pub(crate) mod completions;
 pub(crate) mod delete;
@@ -46,6 +47,7 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<()> {
         Command::Schema(arguments) => schema::run(&arguments),
         Command::Explain(arguments) => block_on(explain::run(arguments)),
         Command::Token(command) => block_on(token::run(command)),
+        Command::Ca(command) => block_on(ca::run(command)),
         Command::Generate(command) => block_on(generate::run(*command)),
         Command::Cert(command) => block_on(cert::run(command)),
         Command::Snapshot(command) => block_on(snapshot::run(command)),

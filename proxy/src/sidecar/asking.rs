@@ -1,7 +1,5 @@
 //! The connections to the registry: for configuration, and for the registration.
 
-use std::sync::Arc;
-
 use pillion_model::mesh::EGRESS_ROUTES;
 use pillion_net::grpc::Dialer;
 use pillion_net::identity::IdentityWatch;
@@ -10,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
-use super::identity::chain;
+use super::identity::{chain, replaced};
 use super::options::Options;
 use super::registration;
 use crate::control::{self, Control};
@@ -60,13 +58,6 @@ impl registration::Dial for RegistryDial {
     }
 
     async fn renewed(&self) {
-        let mut watch = self.1.clone();
-        let with = watch.current();
-        while let Some(now) = watch.changed().await {
-            if with.as_ref().is_none_or(|with| !Arc::ptr_eq(with, &now)) {
-                return;
-            }
-        }
-        std::future::pending().await
+        replaced(self.1.clone()).await;
     }
 }

@@ -1,6 +1,7 @@
 //! Obtains an identity, keeps it on disk, and renews it in time: the sidecar's own, or one for a
 //! program that is not ours.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,11 +11,14 @@ use pillion_net::grpc::{Dialer, Security};
 use pillion_net::identity::{Identity, IdentityPublisher, IdentityWatch};
 use pillion_net::resolve::{Resolver, Target};
 use pillion_net::tls::{ClientTls, mesh_client_context};
+use pillion_xds::mesh::Trust;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::state::StateDir;
+use super::trust::Follow;
 
 /// Keeps one identity current.
 pub struct Keeper {
@@ -99,18 +103,42 @@ impl Keeper {
         }
     }
 
-    /// Renews at about half of the lifetime, for ever; a failure is tried again until the end.
+    /// Renews at about half of the lifetime, for ever; a failure is tried again until the end. Follows
+    /// whom the mesh trusts.
     pub async fn keep(self, publisher: IdentityPublisher, stop: CancellationToken) {
         let watch = publisher.subscribe();
         let dialer = registry_dialer(self.registries.clone(), watch.clone(), self.resolver.clone());
+        let (told, trust) = watch::channel(None);
+        let (in_force, version) = watch::channel(String::new());
+        let node = self.node.to_string();
+        let follow = Follow { dialer: dialer.clone(), identity: watch, node, told, in_force: version };
+        let renew = self.renewing(&publisher, &dialer, trust, in_force);
+        stop.run_until_cancelled(async { tokio::join!(renew, follow.run()) }).await;
+    }
+
+    /// Puts renewed certificates and what is told of the trust into force.
+    async fn renewing(
+        &self,
+        publisher: &IdentityPublisher,
+        dialer: &Dialer,
+        mut trust: watch::Receiver<Option<Trust>>,
+        in_force: watch::Sender<String>,
+    ) {
+        let watch = publisher.subscribe();
         let (mut wait, mut stored) = (WAIT_MIN, true);
         while let Some(current) = watch.current() {
             let due = current.renew_at(fastrand::f64());
             let pause = due.duration_since(SystemTime::now()).unwrap_or_else(|_| jittered(wait));
             // Clocks jump: look again at least every so often.
-            let sleep = tokio::time::sleep(pause.min(LOOK_AGAIN));
-            if stop.run_until_cancelled(sleep).await.is_none() {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep(pause.min(LOOK_AGAIN)) => {}
+                Ok(()) = trust.changed() => {
+                    let told = trust.borrow_and_update().clone();
+                    if let Some(told) = told {
+                        stored &= self.trust(publisher, &current, &told, &in_force);
+                    }
+                    continue;
+                }
             }
             if !stored {
                 stored = self.save(&current);
@@ -118,8 +146,7 @@ impl Keeper {
             if SystemTime::now() < due {
                 continue;
             }
-            let Some(renewed) = stop.run_until_cancelled(self.renew(&dialer, &current)).await else { return };
-            match renewed {
+            match self.renew(dialer, &current).await {
                 Ok(identity) => {
                     wait = WAIT_MIN;
                     stored = self.save(&identity);
@@ -132,6 +159,32 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Puts into force whom to trust, and says so. Tells whether it could be stored.
+    fn trust(
+        &self,
+        publisher: &IdentityPublisher,
+        current: &Identity,
+        told: &Trust,
+        in_force: &watch::Sender<String>,
+    ) -> bool {
+        let mut stored = true;
+        let have: BTreeSet<&[u8]> = current.bundle.roots.iter().map(|root| &root[..]).collect();
+        if have != told.roots.iter().map(Vec::as_slice).collect() {
+            let identity = match current.with_roots(&told.roots) {
+                Ok(identity) => identity,
+                Err(error) => {
+                    warn!(error = chain(&error), "the roots that the registry tells cannot be used");
+                    return stored;
+                }
+            };
+            stored = self.save(&identity);
+            info!(roots = identity.bundle.roots.len(), "the mesh's roots have changed");
+            publisher.publish(Arc::new(identity));
+        }
+        in_force.send_replace(told.version.clone());
+        stored
     }
 
     /// By the current SVID; once that has ended, by the join token again.
@@ -204,6 +257,17 @@ fn parse(bytes: &[u8]) -> Result<Identity, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Waits until there is another identity than now.
+pub(super) async fn replaced(mut identity: IdentityWatch) {
+    let with = identity.current();
+    while let Some(now) = identity.changed().await {
+        if with.as_ref().is_none_or(|with| !Arc::ptr_eq(&with.svid.key, &now.svid.key)) {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
 /// An error with its sources, in one line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -216,7 +280,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// 50 to 100 % of the time, so that many sidecars do not come back together.
-fn jittered(wait: Duration) -> Duration {
+pub(super) fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 

@@ -16,6 +16,7 @@ mod publish;
 mod registration;
 mod state;
 mod supervise;
+mod trust;
 mod upstreams;
 mod vip;
 mod vips;

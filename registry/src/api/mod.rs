@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::watch::Hub;
 
 mod auth;
+mod authority;
 mod batch;
 mod bodies;
 mod cloud_map;
@@ -320,6 +321,21 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
             .gives("AuthorityView")
             .open(),
             get(tokens::authority),
+        ),
+        (
+            Operation::new(
+                "get",
+                "/v1/ca/status",
+                "The roots, where their rotation stands, and who is awaited",
+            )
+            .gives("RootsView"),
+            get(authority::status),
+        ),
+        (
+            Operation::new("post", "/v1/ca/rotate", "Begin a rotation of the root, or force its next step")
+                .takes(Body::optional("RotateDocument"))
+                .gives("RootsView"),
+            post(authority::rotate),
         ),
         (Operation::new("get", "/v1/openapi.json", "This document").open(), get(operate::openapi)),
         (

@@ -3,6 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::authority::{RootsView, RotateDocument};
 use super::batch::{InstancesDocument, RegisteredMany};
 use super::consul::{Agent, HealthEntries, ServiceTags};
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
@@ -217,6 +218,8 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<NewTokenView>();
     generator.subschema_for::<TokenList>();
     generator.subschema_for::<AuthorityView>();
+    generator.subschema_for::<RootsView>();
+    generator.subschema_for::<RotateDocument>();
     generator.subschema_for::<Problem>();
     let mut schemas = generator.take_definitions(true);
     schemas.extend(pillion_config::definitions(SCHEMAS));

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use pillion_model::health::Health;
 use pillion_model::name::SpiffeId;
 use pillion_net::grpc::require_peer;
 use pillion_xds::ads::{AdsService, PeerId};
@@ -16,7 +17,8 @@ use tonic::Status;
 use tonic::server::NamedService;
 use tower::Service;
 
-use crate::ca::{Authority, IdentityService, Settings};
+use crate::ca::{Alive, Authority, IdentityService, Live, Settings};
+use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::registration::RegistrationService;
 use crate::resolve::MeshModel;
@@ -40,6 +42,21 @@ pub(super) async fn follow_zone(authority: Arc<Authority>, mut model: watch::Rec
             return;
         }
     }
+}
+
+/// The instances with a sidecar that are alive, and the registries.
+pub(super) fn alive(catalog: Arc<Catalog>) -> Alive {
+    Arc::new(move || live(&catalog))
+}
+
+/// The same, as of now.
+pub(crate) fn live(catalog: &Catalog) -> Live {
+    let world = catalog.world();
+    let instances = world.catalog.services.values().flat_map(|service| service.instances.values());
+    let sidecars = instances
+        .filter(|it| it.inbound_port.is_some() && Health::combine(it.health) != Health::Down)
+        .map(|it| format!("{}/{}/{}", it.service.namespace(), it.service.service(), it.id));
+    Live { nodes: sidecars.collect(), replicas: world.replicas.iter().cloned().collect() }
 }
 
 fn with<S>(router: Router, service: S) -> Router

@@ -1,13 +1,16 @@
 //! The built-in certificate authority: who gets which name, for how long, on what proof.
 //!
-//! One ECDSA P-256 root, made at the first start and kept in the store, signs leaves of a day. A
-//! certificate request contributes its public key and nothing else. The proof is a join token, the
-//! caller's current SVID (for the same service), or, on a registry started with `--open`, the
-//! loopback interface. Issuing writes nothing to the store, except that a single-use token is marked
-//! used before the answer leaves.
+//! One ECDSA P-256 root, made at the first start and kept in the store, signs leaves of a day, and
+//! another one takes its place by a [rotation](Authority::rotate). A certificate request contributes its
+//! public key and nothing else. The proof is a join token, the caller's current SVID (for the same
+//! service), or, on a registry started with `--open`, the loopback interface. Issuing writes nothing to
+//! the store, except that a single-use token is marked used before the answer leaves.
 
+mod followers;
 mod keep;
+mod material;
 mod root;
+mod rotation;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -15,21 +18,26 @@ mod token;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use pillion_model::name::{DEFAULT_DOMAIN, ServiceName, SpiffeId, TrustDomain};
 use pillion_net::identity::{Identity, IdentityError, TrustBundle};
 use pillion_net::resolve::Target;
-use pillion_net::tls::{hex, public_key_sha256};
+use pillion_net::tls::hex;
 use rcgen::KeyPair;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::watch;
 
-use crate::store::{Store, StoreError};
-use root::{Root, Subject};
+use crate::store::{Op, Position, Space, Store, StoreError, Transaction};
+use followers::{Acknowledged, Followers};
+use material::Material;
+use root::Subject;
+use token::{millis, moment};
 
-pub use keep::keep_identity;
+pub use keep::{keep_identity, keep_roots, write_roots};
+pub use material::Step;
+pub use rotation::{Alive, Live, RootStatus, RotateError, Status};
 pub use service::IdentityService;
 pub(crate) use token::TTL_WANT;
 pub use token::{Binding, NewToken, TokenError, TokenInfo, Tokens};
@@ -55,10 +63,13 @@ impl Default for Settings {
     }
 }
 
-/// The authority: its root, its settings and its join tokens.
+/// The authority: its roots, its settings and its join tokens.
 pub struct Authority {
-    root: Root,
-    root_hash: [u8; 32],
+    store: Arc<dyn Store>,
+    material: watch::Sender<Arc<Material>>,
+    followers: Arc<Followers>,
+    /// What the other registries were told last.
+    told: Mutex<Option<Acknowledged>>,
     settings: watch::Sender<Settings>,
     tokens: Tokens,
     clock: Clock,
@@ -71,7 +82,7 @@ type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 pub struct Issued {
     /// Leaf first, DER.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Every root, DER.
+    /// Every root that is trusted, DER.
     pub roots: Vec<CertificateDer<'static>>,
     /// End of the leaf's validity.
     pub not_after: SystemTime,
@@ -84,13 +95,13 @@ pub struct Issued {
 pub struct Info {
     /// The trust domain of new identities.
     pub trust_domain: TrustDomain,
-    /// SHA-256 of the root's public key, hex: the last part of join tokens.
+    /// SHA-256 of the public key of the root that signs, hex: the last part of join tokens.
     pub root_sha256: String,
-    /// Start of the root's validity.
+    /// Start of its validity.
     pub root_not_before: SystemTime,
-    /// End of the root's validity.
+    /// End of its validity.
     pub root_not_after: SystemTime,
-    /// The root certificate, PEM.
+    /// Every root certificate that is trusted, PEM; the one that signs first.
     pub root_pem: String,
     /// Lifetime of leaves.
     pub leaf_lifetime: Duration,
@@ -133,11 +144,58 @@ impl Authority {
         settings: Settings,
         clock: Clock,
     ) -> Result<Arc<Self>, CaError> {
-        let root = Root::load_or_make(&*store, &settings.trust_domain, clock()).await?;
-        let root_hash =
-            public_key_sha256(&root.certificate).map_err(|error| CaError::Material(error.to_string()))?;
-        let tokens = Tokens::open(store, root_hash, Arc::clone(&clock)).await?;
-        Ok(Arc::new(Self { root, root_hash, settings: watch::Sender::new(settings), tokens, clock }))
+        let material = load_or_make(&*store, &settings.trust_domain, clock()).await?;
+        let tokens = Tokens::open(Arc::clone(&store), material.pin(), Arc::clone(&clock)).await?;
+        let authority = Self {
+            store,
+            material: watch::Sender::new(Arc::new(material)),
+            followers: Arc::default(),
+            told: Mutex::default(),
+            settings: watch::Sender::new(settings),
+            tokens,
+            clock,
+        };
+        authority.note_lifetime().await?;
+        Ok(Arc::new(authority))
+    }
+
+    /// Notes how long leaves live, if they do longer than ever: so long an old root is trusted.
+    async fn note_lifetime(&self) -> Result<(), CaError> {
+        loop {
+            let material = self.material();
+            let Some(next) = material.with_lifetime(self.settings().leaf_lifetime) else { return Ok(()) };
+            let mut transaction = Transaction::default();
+            let key = Material::key();
+            transaction.require(key.clone(), Some(material.revision)).push(Op::put(key, next));
+            match self.store.commit(transaction).await {
+                // Another registry has changed it: look again.
+                Ok(_) | Err(StoreError::Conflict { .. }) => drop(self.reload().await?),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes the roots as the store has them, and tells as of when that is.
+    async fn reload(&self) -> Result<Position, CaError> {
+        let state = self.store.load_space(Space::Ca).await?;
+        let Some(read) = Material::read(&state)? else { return Ok(state.at) };
+        self.tokens.pin(read.pin());
+        self.material.send_if_modified(|material| {
+            let newer = read.at.epoch != material.at.epoch || read.revision > material.revision;
+            if newer {
+                *material = Arc::new(read);
+            }
+            newer
+        });
+        Ok(state.at)
+    }
+
+    fn material(&self) -> Arc<Material> {
+        Arc::clone(&self.material.borrow())
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Acknowledged>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The join tokens.
@@ -161,20 +219,22 @@ impl Authority {
 
     /// What people may know.
     pub fn info(&self) -> Info {
-        let settings = self.settings();
+        let (settings, material) = (self.settings(), self.material());
+        let signer = &material.active.signer;
+        let pem = |root: &CertificateDer<'_>| pillion_net::identity::pem_text("CERTIFICATE", root);
         Info {
             trust_domain: settings.trust_domain,
-            root_sha256: hex(&self.root_hash),
-            root_not_before: self.root.not_before,
-            root_not_after: self.root.not_after,
-            root_pem: pillion_net::identity::pem_text("CERTIFICATE", &self.root.certificate),
+            root_sha256: hex(&signer.hash),
+            root_not_before: signer.not_before,
+            root_not_after: signer.not_after,
+            root_pem: material.bundle().iter().map(pem).collect(),
             leaf_lifetime: settings.leaf_lifetime,
         }
     }
 
-    /// Every root of the trust domain.
+    /// Every root of the trust domain that is trusted.
     pub fn roots(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.root.certificate.clone()]
+        self.material().bundle()
     }
 
     /// Signs the public key of `csr` (PKCS#10, DER) for `service`. Whoever calls has seen the proof.
@@ -188,13 +248,18 @@ impl Authority {
         let key = root::public_key(csr).map_err(CaError::Request)?;
         let id = SpiffeId::service(settings.trust_domain, service.clone());
         let subject = Subject { id: &id, dns: &[], ips: &[] };
-        self.root.sign(&key, &subject, settings.leaf_lifetime, (self.clock)())
+        let material = self.material();
+        let leaf = material.active.signer.leaf(&key, &subject, settings.leaf_lifetime, (self.clock)())?;
+        let mut chain = vec![leaf.certificate];
+        chain.extend(material.bridge());
+        Ok(Issued { chain, roots: material.bundle(), not_after: leaf.not_after, serial: leaf.serial })
     }
 
     /// Makes the registry's own identity, with a new key: `spiffe://<trust-domain>/registry`, and
     /// `names` so that browsers and `curl --cacert` accept it.
     ///
-    /// Its chain includes the root, so that a sidecar that knows only the root's hash can verify it.
+    /// Its chain includes the root and the way from former ones, so that a sidecar that knows only one
+    /// root, or the hash of one, can verify it.
     ///
     /// # Errors
     ///
@@ -204,18 +269,20 @@ impl Authority {
         let key = KeyPair::generate()?;
         let id = SpiffeId::registry(settings.trust_domain.clone());
         let subject = Subject { id: &id, dns: &names.dns, ips: &names.ips };
-        let issued = self.root.sign(&key, &subject, settings.leaf_lifetime, (self.clock)())?;
-        let mut chain = issued.chain;
-        chain.push(self.root.certificate.clone());
+        let material = self.material();
+        let leaf = material.active.signer.leaf(&key, &subject, settings.leaf_lifetime, (self.clock)())?;
+        let mut chain = vec![leaf.certificate];
+        chain.extend(material.path());
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let bundle = TrustBundle { trust_domain: settings.trust_domain, roots: issued.roots };
+        let bundle = TrustBundle { trust_domain: settings.trust_domain, roots: material.bundle() };
         Ok(Identity::new(chain, key, bundle, settings.zone)?)
     }
 }
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority").field("root_sha256", &hex(&self.root_hash)).finish_non_exhaustive()
+        let root = hex(&self.material().pin());
+        f.debug_struct("Authority").field("root_sha256", &root).finish_non_exhaustive()
     }
 }
 
@@ -239,6 +306,28 @@ impl RegistryNames {
             }
         }
         names
+    }
+}
+
+/// Reads the roots; makes the first if there is none. Of several registries that start at once on one
+/// store, one makes it and the others use it.
+async fn load_or_make(
+    store: &dyn Store,
+    trust_domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<Material, CaError> {
+    loop {
+        if let Some(material) = Material::read(&store.load_space(Space::Ca).await?)? {
+            return Ok(material);
+        }
+        let first = Material::first(trust_domain, now)?;
+        let mut transaction = Transaction::default();
+        transaction.push(Op::put(Material::key(), first)).require(Material::key(), None);
+        match store.commit(transaction).await {
+            Ok(_) => tracing::info!(%trust_domain, "made the certificate authority's root"),
+            Err(StoreError::Conflict { .. }) => {} // another one was quicker: read it
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

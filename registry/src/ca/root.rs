@@ -1,28 +1,26 @@
-//! The root: kept in the store, and the only thing that signs. Values in, certificates out.
+//! Certificates that sign: roots, and what they are cross-signed with. Values in, certificates out.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use pillion_model::name::{SpiffeId, TrustDomain};
-use pillion_net::tls::{PeerCertificate, hex};
+use pillion_net::tls::{PeerCertificate, hex, public_key_sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
-use serde::{Deserialize, Serialize};
 use x509_parser::prelude::FromDer;
 
-use super::{CaError, Issued};
-use crate::store::{Key, Op, Space, Store, StoreError, Transaction};
+use super::CaError;
 
-/// The root certificate with its key.
-pub(super) struct Root {
+/// A certificate of an authority with its key.
+pub(super) struct Signer {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
+    /// SHA-256 of the public key.
+    pub(super) hash: [u8; 32],
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -33,67 +31,27 @@ pub(super) struct Subject<'a> {
     pub(super) ips: &'a [IpAddr],
 }
 
-/// The root as the store keeps it.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Kept {
-    /// DER, base64.
-    certificate: String,
-    /// PKCS#8, base64.
-    key: String,
+/// A leaf that was signed.
+pub(super) struct Leaf {
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) not_after: SystemTime,
+    pub(super) serial: String,
 }
 
-impl Root {
-    /// Reads the root; makes it if there is none. Of several registries that start at once on one
-    /// store, one makes it and the others use it.
-    pub(super) async fn load_or_make(
-        store: &dyn Store,
-        trust_domain: &TrustDomain,
-        now: SystemTime,
-    ) -> Result<Self, CaError> {
-        let key = Key::new(Space::Ca, ROOT_KEY);
-        loop {
-            if let Some(entry) = store.load_space(Space::Ca).await?.entries.get(&key) {
-                return Self::read(&entry.value);
-            }
-            let made = Self::make(trust_domain, now)?;
-            let mut transaction = Transaction::default();
-            transaction.push(Op::put(key.clone(), made)).require(key.clone(), None);
-            match store.commit(transaction).await {
-                Ok(_) => tracing::info!(%trust_domain, "made the certificate authority's root"),
-                Err(StoreError::Conflict { .. }) => {} // another one was quicker: read it
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn make(trust_domain: &TrustDomain, now: SystemTime) -> Result<Vec<u8>, CaError> {
+impl Signer {
+    /// A new root. All roots of a trust domain have one name: a root that another one signs counts as
+    /// self-issued then (RFC 5280, section 6.1), and no limit on the length of paths stands in its way.
+    pub(super) fn root(trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = organization();
-        params.distinguished_name.push(DnType::CommonName, common_name(trust_domain));
-        params.not_before = (now - BACKDATED_ROOT).into();
-        params.not_after = (now + ROOT_LIFETIME).into();
+        let mut params = authority(root_name(trust_domain), now, now + ROOT_LIFETIME, INTERMEDIATES);
         params.serial_number = Some(serial());
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
-        let kept = Kept {
-            certificate: STANDARD.encode(certificate.der()),
-            key: STANDARD.encode(key.serialized_der()),
-        };
-        serde_json::to_vec(&kept).map_err(|error| CaError::Material(error.to_string()))
+        Self::read(certificate.der().clone(), key)
     }
 
-    fn read(kept: &[u8]) -> Result<Self, CaError> {
+    /// A certificate with its key, as kept.
+    pub(super) fn read(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, CaError> {
         let damaged = |part: &str, reason: String| CaError::Material(format!("{part}: {reason}"));
-        let kept: Kept = serde_json::from_slice(kept).map_err(|error| damaged("root", error.to_string()))?;
-        let der = STANDARD
-            .decode(kept.certificate)
-            .map_err(|error| damaged("root certificate", error.to_string()))?;
-        let key = STANDARD.decode(kept.key).map_err(|error| damaged("root key", error.to_string()))?;
-        let key = KeyPair::try_from(key).map_err(|error| damaged("root key", error.to_string()))?;
-        let certificate = CertificateDer::from(der);
         let facts = PeerCertificate::parse(std::slice::from_ref(&certificate))
             .map_err(|error| damaged("root certificate", error.to_string()))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
@@ -101,18 +59,38 @@ impl Root {
         if parsed.public_key().subject_public_key.data[..] != *key.der_bytes() {
             return Err(damaged("root key", "it does not belong to the certificate".to_owned()));
         }
+        let hash = key_hash(&certificate)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-        Ok(Self { not_before: facts.not_before, not_after: facts.not_after, certificate, issuer })
+        Ok(Self { not_before: facts.not_before, not_after: facts.not_after, hash, certificate, issuer })
     }
 
-    /// Signs a leaf: one SPIFFE id, for clients and servers, never past the root's own end.
-    pub(super) fn sign(
+    /// The key, PKCS#8.
+    pub(super) fn key(&self) -> &[u8] {
+        self.issuer.key().serialized_der()
+    }
+
+    /// Says of another root that it is one of the mesh: whoever knows only this one reaches the other.
+    pub(super) fn cross_sign(
+        &self,
+        other: &Self,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<CertificateDer<'static>, CaError> {
+        let not_after = other.not_after.min(self.not_after);
+        let mut params = authority(root_name(trust_domain), now, not_after, CROSS_SIGNED);
+        params.serial_number = Some(serial());
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(other.issuer.key(), &self.issuer)?.der().clone())
+    }
+
+    /// Signs a leaf: one SPIFFE id, for clients and servers, never past the signer's own end.
+    pub(super) fn leaf(
         &self,
         key: &impl PublicKeyData,
         subject: &Subject<'_>,
         lifetime: Duration,
         now: SystemTime,
-    ) -> Result<Issued, CaError> {
+    ) -> Result<Leaf, CaError> {
         let text = |name: &str| name.to_owned().try_into();
         let not_after = (now + lifetime).min(self.not_after);
         let serial = serial();
@@ -131,14 +109,30 @@ impl Root {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(key, &self.issuer)?;
-        Ok(Issued {
-            chain: vec![certificate.der().clone()],
-            roots: vec![self.certificate.clone()],
-            not_after,
-            serial: hex(&serial.to_bytes()),
-        })
+        let certificate = params.signed_by(key, &self.issuer)?.der().clone();
+        Ok(Leaf { certificate, not_after, serial: hex(&serial.to_bytes()) })
     }
+}
+
+/// What join tokens pin of a certificate.
+pub(super) fn key_hash(certificate: &CertificateDer<'_>) -> Result<[u8; 32], CaError> {
+    public_key_sha256(certificate).map_err(|error| CaError::Material(error.to_string()))
+}
+
+/// A certificate that signs others.
+fn authority(
+    name: DistinguishedName,
+    now: SystemTime,
+    not_after: SystemTime,
+    path_length: u8,
+) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name;
+    params.not_before = (now - BACKDATED_ROOT).into();
+    params.not_after = not_after.into();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 /// The public key of a certificate request, after its signature (proof of possession) was checked.
@@ -170,9 +164,11 @@ fn organization() -> DistinguishedName {
 }
 
 /// X.520 allows 64 characters.
-fn common_name(trust_domain: &TrustDomain) -> String {
-    let name = trust_domain.as_str();
-    format!("{} root", &name[..name.len().min(59)])
+fn root_name(trust_domain: &TrustDomain) -> DistinguishedName {
+    let domain = trust_domain.as_str();
+    let mut name = organization();
+    name.push(DnType::CommonName, format!("{} root", &domain[..domain.len().min(59)]));
+    name
 }
 
 /// 128 random bits, positive and never zero.
@@ -182,10 +178,14 @@ fn serial() -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
-const ROOT_KEY: &str = "root";
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const BACKDATED_ROOT: Duration = Duration::from_secs(3600);
 /// For peers whose clocks are behind; at most a tenth of the lifetime, which its half is reckoned from.
 const BACKDATED: Duration = Duration::from_secs(300);
+/// Authorities below a root.
+const INTERMEDIATES: u8 = 1;
+/// The same below a root that another one signed: verifiers that count such roots have to get past
+/// those of several rotations.
+const CROSS_SIGNED: u8 = 5;
 const CSR_BYTES_MAX: usize = 16 * 1024;
 const WANT_KEY: &str = "its key is of a kind we do not sign; want ECDSA P-256 (best), ECDSA P-384 or Ed25519";

@@ -1,15 +1,23 @@
-//! `pillion.mesh.v1.Identity`: issues certificates over gRPC.
+//! `pillion.mesh.v1.Identity`: issues certificates over gRPC, and tells the mesh's trust.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use futures_util::{Stream, stream};
 
 use pillion_model::name::{NodeId, SpiffeId};
 use pillion_net::bootstrap::JoinToken;
 use pillion_xds::mesh::identity_server::{Identity, IdentityServer};
-use pillion_xds::mesh::{IssueRequest, IssueResponse};
-use tonic::{Request, Response, Status};
+use pillion_xds::mesh::{Following, IssueRequest, IssueResponse, Trust};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
 
+use super::followers::Seat;
+use super::material::{Material, version};
 use super::{Authority, CaError, TokenError};
 
 /// The service. The one call that is open to callers without a client certificate.
@@ -17,12 +25,13 @@ pub struct IdentityService {
     authority: Arc<Authority>,
     /// Started with `--open`: loopback needs no token.
     open: bool,
+    stop: CancellationToken,
 }
 
 impl IdentityService {
-    /// A service of `authority`. `open`: callers on loopback need no token.
-    pub fn new(authority: Arc<Authority>, open: bool) -> Self {
-        Self { authority, open }
+    /// A service of `authority`. `open`: callers on loopback need no token. Streams end on `stop`.
+    pub fn new(authority: Arc<Authority>, open: bool, stop: CancellationToken) -> Self {
+        Self { authority, open, stop }
     }
 
     /// As tonic serves it.
@@ -91,6 +100,66 @@ impl Identity for IdentityService {
             zone: self.authority.settings().zone,
         }))
     }
+
+    type FollowStream = Told;
+
+    async fn follow(&self, request: Request<Streaming<Following>>) -> Result<Response<Told>, Status> {
+        let Some(peer) = request.extensions().get::<SpiffeId>().cloned() else {
+            return Err(Status::unauthenticated(
+                "a client certificate of the mesh is needed to follow its trust",
+            ));
+        };
+        let mut requests = request.into_inner();
+        let first = timeout(FIRST_WAIT, requests.message());
+        let first = first.await.map_err(|_| Status::deadline_exceeded("no first message came"))??;
+        let first = first.ok_or_else(|| Status::invalid_argument("the first message is missing"))?;
+        let node: NodeId =
+            first.node_id.parse().map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
+        if peer.service_name() != Some(&node.service) {
+            return Err(Status::permission_denied(format!(
+                "node_id: {peer} is no instance of {}",
+                node.service
+            )));
+        }
+        let seat = self.authority.followers.enter(node.to_string());
+        seat.acknowledge(first.version);
+        let mut material = self.authority.material.subscribe();
+        material.mark_changed();
+        let follower = Follower { seat, requests, material, stop: self.stop.clone() };
+        let told = stream::unfold(follower, |mut follower| async {
+            let trust = follower.next().await?;
+            Some((Ok(trust), follower))
+        });
+        Ok(Response::new(Box::pin(told)))
+    }
+}
+
+type Told = Pin<Box<dyn Stream<Item = Result<Trust, Status>> + Send>>;
+
+/// One stream on which the trust is told.
+struct Follower {
+    seat: Seat,
+    requests: Streaming<Following>,
+    material: watch::Receiver<Arc<Material>>,
+    stop: CancellationToken,
+}
+
+impl Follower {
+    /// The trust as it is next; `None` when the stream is over.
+    async fn next(&mut self) -> Option<Trust> {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                message = self.requests.message() => self.seat.acknowledge(message.ok()??.version),
+                changed = self.material.changed() => {
+                    changed.ok()?;
+                    let roots = self.material.borrow_and_update().bundle();
+                    let version = version(&roots);
+                    return Some(Trust { version, roots: roots.iter().map(|root| root.to_vec()).collect() });
+                }
+            }
+        }
+    }
 }
 
 /// The current SVID obtains the next one of the same service.
@@ -131,3 +200,5 @@ fn unix_seconds(at: SystemTime) -> i64 {
 }
 
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// For the message that begins a stream.
+const FIRST_WAIT: Duration = Duration::from_secs(10);

@@ -120,7 +120,7 @@ async fn root_and_tokens_survive_a_restart() {
     world.authority.tokens().redeem(&used, &orders()).await.expect("good");
     let world = world.reopen().await;
     assert_eq!(world.authority.info(), before);
-    assert_eq!(token.pin, public_key_sha256(&world.authority.roots()[0]).expect("a root"));
+    assert_eq!(token.pin, root::key_hash(&world.authority.roots()[0]).expect("a root"));
     let years = before.root_not_after.duration_since(before.root_not_before).expect("in order");
     assert_eq!(years.as_secs() / (365 * 24 * 3600), 10);
     world.authority.tokens().redeem(&token, &orders()).await.expect("still good");
@@ -252,8 +252,9 @@ impl Registry {
         let mut context = mesh_server_context(&["h2", "http/1.1"]);
         context.require_client_certificate = false;
         let security = ServerSecurity::Mesh(Arc::new(ServerTls::new(context, watch)));
-        let routes =
-            tonic::service::Routes::new(IdentityService::new(Arc::clone(authority), open).into_server());
+        let routes = tonic::service::Routes::new(
+            IdentityService::new(Arc::clone(authority), open, stop.clone()).into_server(),
+        );
         let router = routes.into_axum_router().route("/healthz", axum::routing::get(async || "ok"));
         let socket = bind_tcp("mesh gRPC", ([127, 0, 0, 1], 0).into(), Reuse::Exclusive).expect("a port");
         let address = socket.local_addr().expect("bound");
@@ -366,9 +367,23 @@ async fn openssl_and_curl_accept_what_we_issue() {
     let pem = |der: &CertificateDer<'_>| pillion_net::identity::pem_text("CERTIFICATE", der);
     std::fs::write(path("root.pem"), world.authority.info().root_pem).expect("written");
     std::fs::write(path("leaf.pem"), pem(&issued.chain[0])).expect("written");
-    for purpose in ["sslserver", "sslclient"] {
-        let (root, leaf) = (path("root.pem"), path("leaf.pem"));
-        run("openssl", &["verify", "-x509_strict", "-purpose", purpose, "-CAfile", &root, &leaf]);
+    let strictly = |root: &str, chain: &str, leaf: &str| {
+        for purpose in ["sslserver", "sslclient"] {
+            let (root, chain, leaf) = (path(root), path(chain), path(leaf));
+            let arguments = ["verify", "-x509_strict", "-purpose", purpose, "-CAfile", &root];
+            run("openssl", &[&arguments[..], &["-untrusted", &chain, &leaf]].concat());
+        }
+    };
+    strictly("root.pem", "leaf.pem", "leaf.pem");
+    world.authority.rotate(false).await.expect("announces");
+    world.advance(Duration::from_secs(30));
+    world.authority.drive(&nobody(), SystemTime::now() - Duration::from_secs(60)).await.expect("switches");
+    let crossed = world.authority.issue(&orders(), &csr()).expect("signed");
+    std::fs::write(path("crossed.pem"), pem(&crossed.chain[0])).expect("written");
+    std::fs::write(path("chain.pem"), crossed.chain.iter().map(pem).collect::<String>()).expect("written");
+    std::fs::write(path("next.pem"), pem(&crossed.roots[0])).expect("written");
+    for root in ["root.pem", "next.pem"] {
+        strictly(root, "chain.pem", "crossed.pem");
     }
     let registry = Registry::start(&world.authority, false).await;
     for host in ["127.0.0.1", "localhost", "registry.example.com"] {
@@ -380,6 +395,98 @@ async fn openssl_and_curl_accept_what_we_issue() {
             tokio::task::spawn_blocking(move || run("curl", &args.each_ref().map(String::as_str))).await;
         assert_eq!(body.expect("ran"), "ok");
     }
+    registry.end().await;
+}
+
+/// Whether somebody who trusts `roots` accepts the chain of a leaf.
+fn accepts(roots: &[CertificateDer<'static>], chain: &[CertificateDer<'static>], at: SystemTime) -> bool {
+    let bundle = TrustBundle { trust_domain: TrustDomain::default(), roots: roots.to_vec() };
+    let roots = pillion_net::tls::Roots::mesh(&bundle).expect("roots");
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let at = rustls_pki_types::UnixTime::since_unix_epoch(since);
+    pillion_net::tls::verify_svid(chain, &roots, at).is_ok()
+}
+
+/// Nobody is waited for.
+fn nobody() -> Alive {
+    Arc::new(Live::default)
+}
+
+#[tokio::test]
+async fn a_root_is_rotated_step_by_step_and_each_survives_a_restart() {
+    let mut world = World::new().await;
+    let start = SystemTime::now();
+    let first = world.authority.roots();
+    let early = world.authority.issue(&orders(), &csr()).expect("signed").chain;
+    world.authority.rotate(false).await.expect("announces");
+    world = world.reopen().await;
+    let both = world.authority.roots();
+    assert_eq!((both.len(), &both[..1]), (2, &first[..]));
+    let error = world.authority.rotate(false).await.expect_err("one at a time").to_string();
+    assert!(error.contains("a rotation is under way"), "{error}");
+    let announced = world.authority.issue(&orders(), &csr()).expect("signed").chain;
+    assert!(accepts(&first, &announced, start), "the old root signs");
+
+    let alive: Alive = Arc::new(|| Live { nodes: vec!["shop/web/web-1".into()], ..Live::default() });
+    world.advance(Duration::from_secs(60));
+    world.authority.drive(&alive, start).await.expect("looks");
+    let status = world.authority.status(&alive()).await.expect("known");
+    assert!(matches!(status.step, Step::Announced { .. }));
+    assert_eq!((status.pending, status.pending_total), (vec!["shop/web/web-1".to_owned()], 1));
+    let error = world.authority.rotate(true).await.expect_err("they have ten minutes").to_string();
+    assert!(error.contains("may be switched to by force in"), "{error}");
+    world.advance(Duration::from_secs(600));
+    world.authority.rotate(true).await.expect("by force");
+
+    world = world.reopen().await;
+    let next = &both[1..];
+    let switched = world.authority.issue(&orders(), &csr()).expect("signed");
+    assert_eq!(switched.roots.len(), 2);
+    let now = start + Duration::from_secs(661);
+    for (who, roots) in [("who knows the old root", &first[..]), ("who knows the new one", next)] {
+        assert!(accepts(roots, &switched.chain, now), "{who}");
+    }
+    assert!(accepts(&switched.roots, &early, now), "leaves of the old root stay good");
+    world.advance(Duration::from_secs(24 * 3600));
+    world.authority.drive(&nobody(), start).await.expect("looks");
+    assert_eq!(world.authority.roots().len(), 2, "clocks differ");
+    world.advance(Duration::from_secs(301));
+    world.authority.drive(&nobody(), start).await.expect("retires");
+    world = world.reopen().await;
+    assert_eq!(world.authority.roots(), next);
+    let alone = world.authority.issue(&orders(), &csr()).expect("signed").chain;
+    let later = now + Duration::from_secs(24 * 3600 + 301);
+    assert!(accepts(next, &alone, later) && !accepts(&first, &alone, later));
+    let registry = world.authority.registry_identity(&RegistryNames::new(&[])).expect("an identity");
+    assert!(accepts(&first, &registry.svid.chain, later), "the way from the old root to the registry");
+}
+
+#[tokio::test]
+async fn a_token_of_a_former_root_still_finds_the_registry() {
+    let world = World::new().await;
+    let token = || world.token(NewToken::default());
+    let (announced, switched, retired) = (token().await, token().await, token().await);
+    world.authority.rotate(false).await.expect("announces");
+    let next = world.authority.roots()[1].clone();
+    let registry = Registry::start(&world.authority, false).await;
+    let join = async |token: JoinToken| {
+        let joined = registry.join(&Credential::Token(token), "shop/orders/orders-1").await;
+        joined.expect("joins").bundle.roots
+    };
+    assert_eq!(join(announced).await.len(), 2);
+    let start = SystemTime::now() - Duration::from_secs(60);
+    world.advance(Duration::from_secs(30));
+    world.authority.drive(&nobody(), start).await.expect("switches");
+    let renewed = async || {
+        let status = world.authority.status(&Live::default()).await.expect("known");
+        status.roots.into_iter().map(|root| root.role).collect::<Vec<_>>()
+    };
+    assert_eq!(renewed().await, ["active", "old"]);
+    assert_eq!(join(switched).await.len(), 2);
+    let material = world.authority.material();
+    world.authority.replace(&material, material.retire()).await.expect("retires");
+    assert_eq!(renewed().await, ["active", "retired"]);
+    assert_eq!(join(retired).await, [next]);
     registry.end().await;
 }
 

@@ -110,7 +110,8 @@ pub enum TokenError {
 pub struct Tokens {
     store: Arc<dyn Store>,
     known: Mutex<Known>,
-    root_hash: [u8; 32],
+    /// The root that new tokens name.
+    pin: Mutex<[u8; 32]>,
     clock: Clock,
 }
 
@@ -142,13 +143,14 @@ struct Kept {
 }
 
 impl Tokens {
-    pub(super) async fn open(
-        store: Arc<dyn Store>,
-        root_hash: [u8; 32],
-        clock: Clock,
-    ) -> Result<Self, StoreError> {
+    pub(super) async fn open(store: Arc<dyn Store>, pin: [u8; 32], clock: Clock) -> Result<Self, StoreError> {
         let known = Known::read(&store.load_space(Space::Token).await?);
-        Ok(Self { store, known: Mutex::new(known), root_hash, clock })
+        Ok(Self { store, known: Mutex::new(known), pin: Mutex::new(pin), clock })
+    }
+
+    /// New tokens name another root from now on.
+    pub(super) fn pin(&self, pin: [u8; 32]) {
+        *self.pin.lock().unwrap_or_else(PoisonError::into_inner) = pin;
     }
 
     /// Makes a token. This is the only moment its secret can be seen.
@@ -181,7 +183,8 @@ impl Tokens {
         transaction.push(Op::put(key(&id), encode(&kept))).require(key(&id), None);
         let revision = self.store.commit(transaction.clone()).await?;
         self.lock().apply(revision, &transaction.ops);
-        Ok((JoinToken { id: id.clone(), secret, pin: self.root_hash }, kept.info(&id)))
+        let pin = *self.pin.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((JoinToken { id: id.clone(), secret, pin }, kept.info(&id)))
     }
 
     /// Every token that is not forgotten yet, in order of ids.
@@ -383,7 +386,7 @@ pub(super) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-fn millis(at: SystemTime) -> u64 {
+pub(super) fn millis(at: SystemTime) -> u64 {
     millis_of(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
@@ -391,7 +394,7 @@ fn millis_of(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn moment(millis: u64) -> SystemTime {
+pub(super) fn moment(millis: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 

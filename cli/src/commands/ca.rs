@@ -1,0 +1,95 @@
+//! `pillion ca`: the mesh's certificate authority.
+
+use http::Method;
+use serde_json::{Value, json};
+
+use super::get::text;
+use crate::api::{self, ApiArguments};
+use crate::output::{self, OutputArguments, Rows, line};
+
+/// `pillion ca`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Show the roots, where a rotation stands, and who is waited for.
+    Status(StatusArguments),
+    /// Begin a rotation of the root; the registry takes the further steps by itself.
+    Rotate(RotateArguments),
+}
+
+/// Arguments of `pillion ca status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArguments {
+    #[command(flatten)]
+    api: ApiArguments,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// Arguments of `pillion ca rotate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RotateArguments {
+    /// Switch to the announced root although some sidecars have not acknowledged it. Possible once it has
+    /// been announced for ten minutes, or a quarter of a certificate's lifetime if that is less.
+    #[arg(long, env = "PILLION_FORCE")]
+    force: bool,
+    #[command(flatten)]
+    api: ApiArguments,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// Runs the subcommand.
+pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Status(arguments) => {
+            let status = arguments.api.client()?.get("/v1/ca/status").await?;
+            show(&arguments.output, &status)
+        }
+        Command::Rotate(arguments) => {
+            let headers = [("content-type", "application/json")];
+            let body = json!({"force": arguments.force}).to_string();
+            let client = arguments.api.client()?;
+            let answer = client.request(Method::POST, "/v1/ca/rotate", &headers, body).await?;
+            show(&arguments.output, &api::json(&answer)?)
+        }
+    }
+}
+
+fn show(output: &OutputArguments, status: &Value) -> anyhow::Result<()> {
+    output::print(output.format, status, || {
+        let mut rows = Rows::new(["ROOT", "ROLE", "ENDS"]);
+        for root in status["roots"].as_array().into_iter().flatten() {
+            let hash = text(root, "sha256");
+            let days = left(&root["notAfter"]) / (24 * 3600);
+            rows.push([hash.chars().take(16).collect(), text(root, "role"), format!("in {days} days")]);
+        }
+        rows
+    })?;
+    if output.format != output::Format::Table {
+        return Ok(());
+    }
+    match status["step"].as_str() {
+        Some("announced") => {
+            line(format_args!(
+                "the next root is announced; {} sidecars have not acknowledged it (--force is possible in {} s)",
+                status["pendingTotal"],
+                left(&status["forceAfter"])
+            ))?;
+            for name in status["pending"].as_array().into_iter().flatten() {
+                line(format_args!("  {}", name.as_str().unwrap_or_default()))?;
+            }
+            Ok(())
+        }
+        Some("switched") => {
+            line(format_args!("the next root signs; the old one is retired in {} s", left(&status["until"])))
+        }
+        _ => line("no rotation is under way"),
+    }
+}
+
+/// Seconds until then.
+fn left(seconds: &Value) -> u64 {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    seconds.as_u64().unwrap_or_default().saturating_sub(now)
+}
