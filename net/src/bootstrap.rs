@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use pillion_model::name::{NodeId, SpiffeId};
 use pillion_xds::mesh::identity_client::IdentityClient;
@@ -207,7 +208,11 @@ fn read(issued: IssueResponse, key: &KeyPair, node: &NodeId) -> Result<Identity,
             return Err(JoinError::OtherService { found, want });
         }
     };
-    let bundle = TrustBundle { trust_domain: id.trust_domain().clone(), roots: der(issued.roots) };
+    let bundle = TrustBundle {
+        trust_domain: id.trust_domain().clone(),
+        roots: der(issued.roots),
+        revoked: Arc::default(),
+    };
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Ok(Identity::new(chain, key, bundle, issued.zone)?)
 }

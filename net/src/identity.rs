@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::sync::watch;
 
+use crate::revoked::Revoked;
 use crate::tls::{self, PeerCertificate, PeerError, Roots};
 
 /// A certificate chain with its key: proof of one SPIFFE id.
@@ -38,6 +39,8 @@ pub struct TrustBundle {
     pub trust_domain: TrustDomain,
     /// Every root, DER. More than one during a rotation.
     pub roots: Vec<CertificateDer<'static>>,
+    /// Whose certificates are good no more.
+    pub revoked: Arc<Revoked>,
 }
 
 /// An SVID, the bundle it belongs to and the mesh's DNS zone: what a process needs to take part.
@@ -130,14 +133,18 @@ impl Identity {
         Ok(Self { svid, bundle, zone: zone.into(), certified: Arc::new(certified), roots })
     }
 
-    /// The same certificate and key with other roots, DER.
+    /// The same certificate and key with other roots, DER, and others that are trusted no more.
     ///
     /// # Errors
     ///
     /// As [`Identity::new`]: the certificate must chain to one of them.
-    pub fn with_roots(&self, roots: &[Vec<u8>]) -> Result<Self, IdentityError> {
-        let roots = roots.iter().map(|der| CertificateDer::from(der.clone())).collect();
-        let bundle = TrustBundle { trust_domain: self.bundle.trust_domain.clone(), roots };
+    pub fn with_trust<T: AsRef<[u8]>>(
+        &self,
+        roots: &[T],
+        revoked: Arc<Revoked>,
+    ) -> Result<Self, IdentityError> {
+        let roots = roots.iter().map(|der| CertificateDer::from(der.as_ref().to_vec())).collect();
+        let bundle = TrustBundle { trust_domain: self.bundle.trust_domain.clone(), roots, revoked };
         let svid = self.svid.clone();
         let made = Self::new(svid.chain.clone(), svid.key.clone_key(), bundle, self.zone.clone())?;
         Ok(Self { svid, ..made })
@@ -164,7 +171,7 @@ impl Identity {
         let chain = certificates(chain, "certificate chain")?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(pem("private key"))?;
         let roots = certificates(roots, "root certificates")?;
-        Self::new(chain, key, TrustBundle { trust_domain, roots }, zone)
+        Self::new(chain, key, TrustBundle { trust_domain, roots, revoked: Arc::default() }, zone)
     }
 
     /// The chain as PEM text, leaf first.
@@ -341,7 +348,8 @@ mod tests {
         let foreign = TestCa::new("mesh.internal");
         let error = make(&web, &web, foreign.bundle()).expect_err("another root");
         assert!(matches!(error, IdentityError::Certificate { .. }), "{error}");
-        let none = TrustBundle { trust_domain: TrustDomain::default(), roots: Vec::new() };
+        let trust_domain = TrustDomain::default();
+        let none = TrustBundle { trust_domain, roots: Vec::new(), revoked: Arc::default() };
         assert!(matches!(make(&web, &web, none), Err(IdentityError::NoRoots)));
         let error = Identity::new(Vec::new(), web.svid.key.clone_key(), bundle(), "z").expect_err("empty");
         assert!(matches!(error, IdentityError::EmptyChain));

@@ -12,6 +12,7 @@ pub mod listen;
 pub mod proxy_protocol;
 pub mod readiness;
 pub mod resolve;
+pub mod revoked;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;

@@ -83,7 +83,8 @@ impl TestCa {
 
     /// The root as a trust bundle.
     pub fn bundle(&self) -> TrustBundle {
-        TrustBundle { trust_domain: self.trust_domain.clone(), roots: vec![self.root()] }
+        let trust_domain = self.trust_domain.clone();
+        TrustBundle { trust_domain, roots: vec![self.root()], revoked: Arc::default() }
     }
 
     /// The identity of a service.

@@ -28,6 +28,7 @@ pub mod runtime;
 pub mod sidecar;
 mod snapshot;
 mod static_mode;
+mod trust;
 pub mod upstream;
 mod worker;
 

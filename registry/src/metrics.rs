@@ -40,6 +40,7 @@ pub struct Metrics {
     damped: IntGauge,
     store_up: IntGauge,
     replicas: IntGauge,
+    peers_refused: IntCounterVec,
 }
 
 /// What the DNS server has met.
@@ -147,6 +148,11 @@ impl Metrics {
                 "pillion_registry_replicas",
                 "Registries that share the store; 0 if it is not shared.",
             ),
+            peers_refused: counters(
+                "pillion_peer_refused_total",
+                "Certificates of peers that were refused, by reason.",
+                &["reason"],
+            ),
             registry,
         }
     }
@@ -219,6 +225,9 @@ impl Metrics {
         set(&self.damped, catalog.damping().held(now).len() as u64);
         set(&self.store_up, u64::from(catalog.store().trouble().is_none()));
         set(&self.replicas, world.replicas.len() as u64);
+        for (reason, count) in pillion_net::tls::refused() {
+            raise(&self.peers_refused.with_label_values(&[reason]), count);
+        }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be written");

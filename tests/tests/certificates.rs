@@ -49,7 +49,9 @@ async fn pem_files_are_renewed_and_always_belong_together() {
     end(second).await;
 
     let (chain, key, roots) = (file("chain.pem"), file("key.pem"), file("roots.pem"));
-    let verified = finish(&openssl, ["verify", "-CAfile", &roots, &chain]).await;
+    let verified =
+        finish(&openssl, ["verify", "-x509_strict", "-CAfile", &roots, "-untrusted", &chain, &chain]);
+    let verified = verified.await;
     assert_eq!(verified.code, 0, "{verified:?}");
     let of_chain = finish(&openssl, ["x509", "-in", &chain, "-noout", "-pubkey"]).await;
     let of_key = finish(&openssl, ["pkey", "-in", &key, "-pubout"]).await;

@@ -94,5 +94,5 @@ async fn a_sidecar_that_missed_the_switch_comes_back_with_its_old_certificate() 
     let again = plan.start().await;
     reaches(&registry, "switched").await;
     let log = again.process.output();
-    assert!(log.contains("roots have changed"), "{log}");
+    assert!(log.contains("whom to trust has changed"), "{log}");
 }

@@ -14,6 +14,10 @@ pub(crate) enum Command {
     Status(StatusArguments),
     /// Begin a rotation of the root; the registry takes the further steps by itself.
     Rotate(RotateArguments),
+    /// Take an identity, an instance or a certificate back: it is refused everywhere within seconds.
+    Revoke(RevokeArguments),
+    /// Take a revocation back.
+    Unrevoke(UnrevokeArguments),
 }
 
 /// Arguments of `pillion ca status`.
@@ -38,6 +42,27 @@ pub(crate) struct RotateArguments {
     output: OutputArguments,
 }
 
+/// Arguments of `pillion ca revoke`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RevokeArguments {
+    /// `spiffe://…`, `<namespace>/<service>/<instance-id>`, or a certificate's serial number in hex.
+    what: String,
+    /// Why, for people.
+    #[arg(long, env = "PILLION_REASON", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    api: ApiArguments,
+}
+
+/// Arguments of `pillion ca unrevoke`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UnrevokeArguments {
+    /// As it was revoked.
+    what: String,
+    #[command(flatten)]
+    api: ApiArguments,
+}
+
 /// Runs the subcommand.
 pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
@@ -51,6 +76,17 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
             let client = arguments.api.client()?;
             let answer = client.request(Method::POST, "/v1/ca/rotate", &headers, body).await?;
             show(&arguments.output, &api::json(&answer)?)
+        }
+        Command::Revoke(RevokeArguments { what, reason, api }) => {
+            let headers = [("content-type", "application/json")];
+            let body = json!({"what": what, "reason": reason}).to_string();
+            api.client()?.request(Method::POST, "/v1/ca/revocations", &headers, body).await?;
+            line(format_args!("{what} revoked"))
+        }
+        Command::Unrevoke(UnrevokeArguments { what, api }) => {
+            let path = format!("/v1/ca/revocations?what={}", what.replace(':', "%3A").replace('/', "%2F"));
+            api.client()?.request(Method::DELETE, &path, &[], "").await?;
+            line(format_args!("{what} is not revoked any more"))
         }
     }
 }
@@ -67,6 +103,9 @@ fn show(output: &OutputArguments, status: &Value) -> anyhow::Result<()> {
     })?;
     if output.format != output::Format::Table {
         return Ok(());
+    }
+    for it in status["revoked"].as_array().into_iter().flatten() {
+        line(format_args!("revoked: {} {}", text(it, "what"), text(it, "reason")))?;
     }
     match status["step"].as_str() {
         Some("announced") => {

@@ -15,6 +15,8 @@ use axum::body::{Body, Bytes, HttpBody};
 use http_body::{Frame, SizeHint};
 
 use super::signal::{Asked, Signal};
+use crate::revoked::Revoked;
+use crate::tls::PeerCertificate;
 
 /// The open connections. Cheap to clone.
 #[derive(Clone)]
@@ -34,6 +36,7 @@ struct Held {
 
 struct Open {
     signal: Arc<Signal>,
+    peer: Option<Arc<PeerCertificate>>,
     client: IpAddr,
     /// Requests that are being answered.
     busy: usize,
@@ -57,7 +60,10 @@ impl Connections {
         }
         let id = held.tick();
         let signal = Arc::new(Signal::default());
-        held.open.insert(id, Open { signal: Arc::clone(&signal), client, busy: 0, asked: false, since: id });
+        held.open.insert(
+            id,
+            Open { signal: Arc::clone(&signal), peer: None, client, busy: 0, asked: false, since: id },
+        );
         held.idle.insert((false, id), id);
         held.by_client.entry(client).or_default().insert(id);
         drop(held);
@@ -68,6 +74,20 @@ impl Connections {
     pub(super) fn ask_all(&self, what: Asked) {
         let signals: Vec<_> = self.lock().open.values().map(|open| Arc::clone(&open.signal)).collect();
         signals.iter().for_each(|signal| signal.ask(what));
+    }
+
+    /// Cuts the connections of peers that are trusted no more.
+    pub(super) fn cut_revoked(&self, revoked: &Revoked) {
+        let mut held = self.lock();
+        let is_revoked = |open: &Open| open.peer.as_ref().and_then(|peer| revoked.names(peer)).is_some();
+        let cut: Vec<u64> =
+            held.open.iter().filter(|(_, open)| is_revoked(open)).map(|(id, _)| *id).collect();
+        for id in &cut {
+            held.cut(*id);
+        }
+        if !cut.is_empty() {
+            tracing::warn!(connections = cut.len(), "cut connections of revoked identities");
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -159,6 +179,13 @@ impl Place {
     /// What is asked of the connection.
     pub(super) fn signal(&self) -> &Arc<Signal> {
         &self.signal
+    }
+
+    /// Who the peer is.
+    pub(super) fn know(&self, peer: &Arc<PeerCertificate>) {
+        if let Some(open) = self.connections.lock().open.get_mut(&self.id) {
+            open.peer = Some(Arc::clone(peer));
+        }
     }
 
     /// Whether it has asked anything yet.

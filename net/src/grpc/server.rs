@@ -90,17 +90,23 @@ impl Serve {
         let open = TaskTracker::new();
         let connections = Connections::new(self.connections_max);
         let shared = Arc::new(self);
-        while let Some((stream, remote)) = accept(&listener, &stop).await {
-            let Some(place) = connections.enter(remote.ip()) else {
-                tracing::debug!(server = shared.name, %remote, "too many connections, and none can go");
-                continue;
-            };
-            let shared = Arc::clone(&shared);
-            open.spawn(async move {
-                let signal = Arc::clone(place.signal());
-                let connection = Box::pin(shared.connection(stream, remote, place));
-                signal.unless(Asked::Cut, connection).await;
-            });
+        let accepting = async {
+            while let Some((stream, remote)) = accept(&listener, &stop).await {
+                let Some(place) = connections.enter(remote.ip()) else {
+                    tracing::debug!(server = shared.name, %remote, "too many connections, and none can go");
+                    continue;
+                };
+                let shared = Arc::clone(&shared);
+                open.spawn(async move {
+                    let signal = Arc::clone(place.signal());
+                    let connection = Box::pin(shared.connection(stream, remote, place));
+                    signal.unless(Asked::Cut, connection).await;
+                });
+            }
+        };
+        tokio::select! {
+            () = accepting => {}
+            () = shared.cut_revoked(&connections) => {}
         }
         drop(listener); // the port is free while we drain
         connections.ask_all(Asked::Finish);
@@ -110,6 +116,17 @@ impl Serve {
             connections.ask_all(Asked::Cut);
             open.wait().await;
         }
+    }
+
+    /// Cuts connections whose peers are revoked meanwhile, for ever.
+    async fn cut_revoked(&self, connections: &Connections) {
+        if let ServerSecurity::Mesh(tls) = &self.security {
+            let mut identity = tls.identity().clone();
+            while let Some(identity) = identity.changed().await {
+                connections.cut_revoked(identity.roots().revoked());
+            }
+        }
+        std::future::pending().await
     }
 
     async fn connection(&self, stream: TcpStream, remote: SocketAddr, place: Place) {
@@ -165,7 +182,19 @@ impl Serve {
         };
         let peer = match stream.get_ref().1.peer_certificates().map(PeerCertificate::parse) {
             None => None,
-            Some(Ok(peer)) => Some(Arc::new(peer)),
+            Some(Ok(peer)) => {
+                let peer = Arc::new(peer);
+                place.know(&peer);
+                // Whoever was revoked since the handshake began was not known then.
+                let identity = match &self.security {
+                    ServerSecurity::Mesh(tls) => tls.identity().current(),
+                    _ => None,
+                };
+                if identity.is_some_and(|identity| identity.roots().revoked().names(&peer).is_some()) {
+                    return None;
+                }
+                Some(peer)
+            }
             Some(Err(error)) => {
                 tracing::info!(server = self.name, %remote, %error, "client certificate refused");
                 return None;

@@ -22,6 +22,11 @@ pub struct ClientTls {
 }
 
 impl ServerTls {
+    /// The identity in force, and its changes.
+    pub fn identity(&self) -> &IdentityWatch {
+        &self.made.identity
+    }
+
     /// TLS by `context`, with the secrets of the identity in force.
     pub fn new(context: DownstreamTls, identity: IdentityWatch) -> Self {
         Self { context, made: Made::new(identity) }

@@ -5,6 +5,7 @@
 
 mod live;
 mod peer;
+mod refusals;
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use rustls_pki_types::ServerName;
 
 pub use live::{ClientTls, ServerTls};
 pub use peer::{PeerCertificate, hex, public_key_sha256, sha256};
+pub use refusals::refused;
 pub use secret::{NoSecrets, Roots, Secrets, load_certificate, load_roots};
 pub use verify::{PeerError, explain, is_of_another_mesh, verify_svid};
 use verify::{PeerVerifier, Trust};

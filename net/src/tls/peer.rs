@@ -24,6 +24,10 @@ pub struct PeerCertificate {
     pub email_sans: Vec<String>,
     /// The subject as RFC 2253 writes it, such as `CN=web,O=Shop`; empty for most SVIDs.
     pub subject: String,
+    /// The last common name of the subject: the instance, in certificates of the mesh.
+    pub common_name: Option<String>,
+    /// The serial number, lower-case hex.
+    pub serial: String,
     /// SHA-256 of the leaf, 64 hex digits.
     pub sha256_hex: String,
     /// As sent, leaf first.
@@ -62,6 +66,13 @@ impl PeerCertificate {
             ip_sans: Vec::new(),
             email_sans: Vec::new(),
             subject: rfc2253(certificate.subject()),
+            common_name: certificate
+                .subject()
+                .iter_common_name()
+                .last()
+                .and_then(|name| name.as_str().ok())
+                .map(str::to_owned),
+            serial: hex(certificate.raw_serial()),
             sha256_hex: hex(&sha256(leaf)),
             chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
             not_before: at(certificate.validity().not_before.timestamp()),
@@ -85,6 +96,13 @@ impl PeerCertificate {
             [only] => only.parse().ok(),
             _ => None,
         }
+    }
+
+    /// The instance that a certificate of the mesh was issued to, `<namespace>/<service>/<instance-id>`.
+    pub fn instance(&self) -> Option<String> {
+        let id = self.spiffe_id()?;
+        let (service, name) = (id.service_name()?, self.common_name.as_ref()?);
+        Some(format!("{}/{}/{name}", service.namespace(), service.service()))
     }
 
     /// How long the leaf is valid from beginning to end.

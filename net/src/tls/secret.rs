@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::TlsError;
 use crate::identity::{Identity, IdentityError, TrustBundle};
+use crate::revoked::Revoked;
 
 /// Trusted root certificates; the mesh's carry their trust domain, which switches the SPIFFE rules
 /// on.
@@ -19,6 +20,7 @@ use crate::identity::{Identity, IdentityError, TrustBundle};
 pub struct Roots {
     store: RootCertStore,
     trust_domain: Option<TrustDomain>,
+    revoked: Arc<Revoked>,
 }
 
 impl Roots {
@@ -32,7 +34,8 @@ impl Roots {
         if store.is_empty() {
             return Err(IdentityError::NoRoots);
         }
-        Ok(Self { store, trust_domain: Some(bundle.trust_domain.clone()) })
+        let trust_domain = Some(bundle.trust_domain.clone());
+        Ok(Self { store, trust_domain, revoked: Arc::clone(&bundle.revoked) })
     }
 
     /// Other roots: no SPIFFE rules.
@@ -41,12 +44,17 @@ impl Roots {
     ///
     /// Which certificate (from 0) cannot be used, and why.
     pub fn plain(certificates: &[CertificateDer<'static>]) -> Result<Self, (usize, String)> {
-        Ok(Self { store: store(certificates)?, trust_domain: None })
+        Ok(Self { store: store(certificates)?, trust_domain: None, revoked: Arc::default() })
     }
 
     /// As rustls wants them.
     pub fn store(&self) -> &RootCertStore {
         &self.store
+    }
+
+    /// Who is trusted no more although one of the roots vouches for them.
+    pub fn revoked(&self) -> &Arc<Revoked> {
+        &self.revoked
     }
 
     /// The trust domain of the mesh's roots.
@@ -162,7 +170,7 @@ fn system_roots(field: &str) -> Result<Arc<Roots>, TlsError> {
     let roots = SYSTEM.get_or_init(|| {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(Roots { store, trust_domain: None })
+        Arc::new(Roots { store, trust_domain: None, revoked: Arc::default() })
     });
     if roots.store.is_empty() {
         return Err(TlsError::invalid(

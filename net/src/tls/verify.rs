@@ -18,6 +18,7 @@ use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::peer::{PeerCertificate, hex, public_key_sha256};
+use super::refusals;
 use super::secret::Roots;
 
 /// Why a peer's certificate is refused.
@@ -59,6 +60,12 @@ pub enum PeerError {
     Rule {
         /// Which one.
         reason: String,
+    },
+    /// It was taken back.
+    #[error("the certificate is revoked: {what}")]
+    Revoked {
+        /// By what: the identity, the instance or the serial number.
+        what: String,
     },
     /// Not exactly one URI name.
     #[error("the certificate has {count} URI names ({}); a SPIFFE identity has exactly one", names.join(", "))]
@@ -106,6 +113,7 @@ impl From<PeerError> for rustls::Error {
         // The kinds rustls knows send the peer the matching alert.
         Self::InvalidCertificate(match error {
             PeerError::UnknownIssuer => CertificateError::UnknownIssuer,
+            PeerError::Revoked { .. } => CertificateError::Revoked,
             PeerError::Expired { not_after, now, .. } => {
                 CertificateError::ExpiredContext { time: seconds(now), not_after: seconds(not_after) }
             }
@@ -152,6 +160,9 @@ pub fn explain(error: &io::Error) -> String {
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             PeerError::UnknownIssuer.to_string()
         }
+        Some(rustls::Error::InvalidCertificate(CertificateError::Revoked)) => {
+            "the certificate is revoked".to_owned()
+        }
         Some(rustls::Error::InvalidCertificate(reason)) => reason.to_string(),
         Some(rustls::Error::AlertReceived(alert)) => format!("the peer refuses us: {alert:?}"),
         Some(other) => other.to_string(),
@@ -194,6 +205,20 @@ impl PeerVerifier {
         now: UnixTime,
         role: Role,
     ) -> Result<(), PeerError> {
+        let verified = self.judge(leaf, intermediates, now, role);
+        if let Err(error) = &verified {
+            refusals::count(error, leaf);
+        }
+        verified
+    }
+
+    fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        role: Role,
+    ) -> Result<(), PeerError> {
         match &self.trust {
             Trust::Any => Ok(()),
             Trust::Pin(pin) => verify_registry(self.algorithms, leaf, intermediates, pin, now),
@@ -205,6 +230,9 @@ impl PeerVerifier {
                 let peer = PeerCertificate::parse(std::slice::from_ref(leaf))?;
                 if let Some(trust_domain) = roots.trust_domain() {
                     check_spiffe(&peer, trust_domain)?;
+                    if let Some(what) = roots.revoked().names(&peer) {
+                        return Err(PeerError::Revoked { what: what.to_owned() });
+                    }
                 }
                 check_names(&peer, names)
             }

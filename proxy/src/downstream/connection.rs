@@ -4,7 +4,6 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Version};
@@ -12,7 +11,7 @@ use pillion_model::listener::{ConnectionFacts, Direction, choose};
 use pillion_model::rbac::Peer;
 use pillion_net::tls::PeerCertificate;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
@@ -25,6 +24,7 @@ use crate::metrics::{Family, Symbol};
 use crate::overload::Admitted;
 use crate::record::{Owner, Record};
 use crate::snapshot::{Chain, Hcm, Listener, Snapshot, Terminal};
+use crate::trust;
 use crate::worker::Worker;
 
 /// What is known of one downstream connection; shared by all its requests.
@@ -149,11 +149,12 @@ impl Connection {
         }
     }
 
-    /// How long until the peer's certificate ends.
-    pub(crate) fn certificate_ends(&self) -> Option<Instant> {
-        let peer = self.peer_certificate()?;
-        let left = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-        Instant::now().checked_add(left)
+    /// Waits until the peer is trusted no more: its certificate has ended, or was revoked.
+    pub(crate) async fn distrusted(&self) {
+        match self.peer_certificate() {
+            Some(peer) => trust::lost(peer, self.worker.shared().clusters.revoked()).await,
+            None => std::future::pending().await,
+        }
     }
 }
 

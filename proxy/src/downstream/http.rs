@@ -29,6 +29,7 @@ use crate::metrics::{Family, Symbol};
 use crate::record::{Owner, Record};
 use crate::request::Arriving;
 use crate::snapshot::Hcm;
+use crate::trust;
 
 /// HTTP/2 window of one stream: what one slow upstream may hold in memory.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -62,6 +63,8 @@ enum End {
     Finish,
     /// Idle for too long, or abused: nothing is lost.
     Close,
+    /// The peer is trusted no more.
+    Cut,
 }
 
 /// Carries requests until the connection ends.
@@ -132,6 +135,9 @@ async fn carry_http1(http1: &Http1, connection: &Connection, hcm: &Hcm) -> Endin
         ending = serving.as_mut() => return ending,
         end = Rarely::new(until_end(connection, hcm)) => end,
     };
+    if end == End::Cut {
+        return Ending::Said;
+    }
     if end == End::Close {
         let in_head = matches!(connection.activity.waiting(), Waiting::Head(_));
         return if in_head { Ending::Refused(Refused::too_slow()) } else { Ending::Said };
@@ -157,6 +163,7 @@ async fn finish<F: Future>(
         biased;
         ended = serving => Some(ended),
         () = watch(&connection.activity, hcm) => None,
+        () = connection.distrusted() => None,
     }
 }
 
@@ -184,7 +191,7 @@ async fn serve_http2(connection: &Rc<Connection>, hcm: &Hcm, io: Io) {
         _ = serving.as_mut() => return,
         end = Rarely::new(until_end(connection, hcm)) => end,
     };
-    if end == End::Close && connection.abused.get() {
+    if end == End::Cut || (end == End::Close && connection.abused.get()) {
         return;
     }
     // GOAWAY with the largest id, and the final one after a round trip.
@@ -206,8 +213,8 @@ async fn until_end(connection: &Connection, hcm: &Hcm) -> End {
         }
     };
     let certificate = async {
-        match connection.certificate_ends() {
-            Some(end) => sleep_until(end).await,
+        match connection.peer_certificate() {
+            Some(peer) => trust::ending(peer).await,
             None => std::future::pending().await,
         }
     };
@@ -217,6 +224,7 @@ async fn until_end(connection: &Connection, hcm: &Hcm) -> End {
         () = chain.retired.cancelled() => End::Finish,
         () = age => End::Finish,
         () = certificate => End::Finish,
+        () = connection.distrusted() => End::Cut,
         () = connection.abuse.cancelled() => End::Close,
         () = watch(&connection.activity, hcm) => End::Close,
     };

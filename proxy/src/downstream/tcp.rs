@@ -1,15 +1,16 @@
 //! Connections carried as bytes.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until};
 
 use super::connection::Connection;
 use super::io::Io;
+use super::rarely::Rarely;
 use crate::flags::Flags;
 use crate::local_reply::{Cause as Reply, LocalReply};
 use crate::record::{Owner, Record};
@@ -33,15 +34,21 @@ pub(super) async fn serve_tcp(connection: Rc<Connection>, proxy: Arc<TcpProxy>, 
         return;
     };
     record.target = Some(target.clone());
-    let upstream = match connect(&connection, &proxy, &target, &mut record).await {
+    let mut upstream = match connect(&connection, &proxy, &target, &mut record).await {
         Ok(upstream) => upstream,
         Err(failure) => {
             note(&mut record, reply(failure));
             return;
         }
     };
-    let ends = connection.certificate_ends();
-    let copying = copy_both(io, upstream, proxy.idle_timeout, ends);
+    let server = upstream.distrusted();
+    let ends = async {
+        tokio::select! {
+            () = connection.distrusted() => {}
+            () = server => {}
+        }
+    };
+    let copying = copy_both(io, upstream, proxy.idle_timeout, Rarely::new(ends));
     let cut = connection.worker.cut.clone();
     if let Some(copied) = cut.run_until_cancelled(copying).await {
         record.bytes_received = copied.from_client;
@@ -115,19 +122,13 @@ pub(crate) async fn copy_both(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     mut upstream: impl AsyncRead + AsyncWrite + Unpin,
     idle: Option<Duration>,
-    ends: Option<Instant>,
+    ends: impl Future<Output = ()>,
 ) -> Copied {
-    let end = async {
-        match ends {
-            Some(ends) => sleep_until(ends).await,
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         relayed = relay(&mut client, &mut upstream, idle) => {
             Copied { from_client: relayed.sent, to_client: relayed.received }
         }
-        // The peer's certificate ends: its connection does too, and what it carried is not known.
-        () = end => Copied::default(),
+        // The peer is trusted no more: its connection ends, and what it carried is not known.
+        () = ends => Copied::default(),
     }
 }

@@ -101,6 +101,18 @@ impl Collector for Workers {
             MetricType::COUNTER,
             vec![counter(Vec::new(), as_f64(self.writers.dropped()))],
         ));
+        let refused = pillion_net::tls::refused().filter(|(_, count)| *count > 0);
+        let refused: Vec<_> = refused
+            .map(|(reason, count)| counter(vec![pair("reason", reason.to_owned())], as_f64(count)))
+            .collect();
+        if !refused.is_empty() {
+            families.push(family(
+                "pillion_peer_refused_total",
+                "Certificates of peers that were refused, by reason.",
+                MetricType::COUNTER,
+                refused,
+            ));
+        }
         families
     }
 }

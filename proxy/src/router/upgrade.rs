@@ -1,13 +1,13 @@
 //! Tunnels: once both sides agreed to change protocol, bytes are carried both ways.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
-use crate::downstream::{ClientTunnel, Connection, Copied, copy_both, serve_tunnelled};
+use crate::downstream::{ClientTunnel, Connection, Copied, Rarely, copy_both, serve_tunnelled};
 use crate::flags::Flags;
 use crate::record::Record;
 use crate::upstream::{TcpUpstream, UpstreamTunnel};
@@ -43,8 +43,9 @@ impl Tunnel {
             });
             return;
         }
-        let ends = connection.certificate_ends();
+        let peer = Rc::clone(connection);
         let carry = async move {
+            let ends = Rarely::new(async move { peer.distrusted().await });
             match self.carry(client, ends).await {
                 Some(copied) => record.tunnel_bytes = Some((copied.from_client, copied.to_client)),
                 None => record.flags.add(Flags::UPSTREAM_CONNECTION_TERMINATION),
@@ -57,11 +58,20 @@ impl Tunnel {
     }
 
     /// `None`: one side did not come about.
-    async fn carry(self, client: ClientTunnel, ends: Option<Instant>) -> Option<Copied> {
+    async fn carry(self, client: ClientTunnel, ends: Rarely<impl Future<Output = ()>>) -> Option<Copied> {
         let client = client.open().await?;
         Some(match self.upstream {
             Upstream::Upgraded(upstream) => copy_both(client, upstream.open().await?, self.idle, ends).await,
-            Upstream::Tcp(upstream) => copy_both(client, upstream, self.idle, ends).await,
+            Upstream::Tcp(mut upstream) => {
+                let server = Rarely::new(upstream.distrusted());
+                let ends = async {
+                    tokio::select! {
+                        () = ends => {}
+                        () = server => {}
+                    }
+                };
+                copy_both(client, upstream, self.idle, ends).await
+            }
             Upstream::Plain(upstream) => copy_both(client, upstream, self.idle, ends).await,
             Upstream::Inner(_) => return None,
         })

@@ -10,7 +10,8 @@ use pillion_net::bootstrap::{self, Credential, JoinError};
 use pillion_net::grpc::{Dialer, Security};
 use pillion_net::identity::{Identity, IdentityPublisher, IdentityWatch};
 use pillion_net::resolve::{Resolver, Target};
-use pillion_net::tls::{ClientTls, mesh_client_context};
+use pillion_net::revoked::Revoked;
+use pillion_net::tls::{ClientTls, PeerCertificate, mesh_client_context};
 use pillion_xds::mesh::Trust;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -149,6 +150,9 @@ impl Keeper {
             match self.renew(dialer, &current).await {
                 Ok(identity) => {
                     wait = WAIT_MIN;
+                    // Only the roots come with a certificate.
+                    let revoked = Arc::clone(&current.bundle.revoked);
+                    let identity = identity.with_trust(&identity.bundle.roots, revoked).unwrap_or(identity);
                     stored = self.save(&identity);
                     info!(id = %identity.svid.id, "identity renewed");
                     publisher.publish(Arc::new(identity));
@@ -171,8 +175,9 @@ impl Keeper {
     ) -> bool {
         let mut stored = true;
         let have: BTreeSet<&[u8]> = current.bundle.roots.iter().map(|root| &root[..]).collect();
-        if have != told.roots.iter().map(Vec::as_slice).collect() {
-            let identity = match current.with_roots(&told.roots) {
+        let revoked = Arc::new(Revoked::new(&told.revoked));
+        if have != told.roots.iter().map(Vec::as_slice).collect() || revoked != current.bundle.revoked {
+            let identity = match current.with_trust(&told.roots, revoked) {
                 Ok(identity) => identity,
                 Err(error) => {
                     warn!(error = chain(&error), "the roots that the registry tells cannot be used");
@@ -180,7 +185,8 @@ impl Keeper {
                 }
             };
             stored = self.save(&identity);
-            info!(roots = identity.bundle.roots.len(), "the mesh's roots have changed");
+            let (roots, revoked) = (identity.bundle.roots.len(), identity.bundle.revoked.texts().count());
+            info!(roots, revoked, "whom to trust has changed");
             publisher.publish(Arc::new(identity));
         }
         in_force.send_replace(told.version.clone());
@@ -199,7 +205,13 @@ impl Keeper {
 
     /// The stored identity, if it is this service's and still valid.
     fn stored(&self) -> Result<Option<Identity>, StorageError> {
-        let ours = |identity: &Identity| identity.svid.id.service_name() == Some(&self.node.service);
+        // One of another instance cannot be renewed for this one.
+        let ours = |identity: &Identity| {
+            let leaf = PeerCertificate::parse(&identity.svid.chain).ok();
+            let instance = leaf.and_then(|leaf| leaf.instance());
+            identity.svid.id.service_name() == Some(&self.node.service)
+                && instance.is_none_or(|instance| instance == self.node.to_string())
+        };
         let stored = self.store.load()?;
         Ok(stored.filter(|identity| ours(identity) && identity.is_valid_at(SystemTime::now())))
     }
@@ -231,6 +243,7 @@ impl IdentityStore for StateDir {
             "chain": identity.chain_pem(),
             "key": identity.key_pem(),
             "roots": identity.roots_pem(),
+            "revoked": identity.bundle.revoked.texts().collect::<Vec<_>>(),
         });
         Ok(self.write(FILE, text.to_string().as_bytes())?)
     }
@@ -253,7 +266,12 @@ fn parse(bytes: &[u8]) -> Result<Identity, String> {
     let text = |field: &str| value[field].as_str().ok_or_else(|| format!("{FILE} has no `{field}`"));
     let trust_domain = TrustDomain::parse(text("trustDomain")?).map_err(|error| error.to_string())?;
     let (chain, key, roots) = (text("chain")?, text("key")?, text("roots")?);
-    Identity::from_pem(chain.as_bytes(), key.as_bytes(), roots.as_bytes(), trust_domain, text("zone")?)
+    let identity =
+        Identity::from_pem(chain.as_bytes(), key.as_bytes(), roots.as_bytes(), trust_domain, text("zone")?)
+            .map_err(|error| error.to_string())?;
+    let revoked = value["revoked"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    identity
+        .with_trust(&identity.bundle.roots, Arc::new(Revoked::new(revoked)))
         .map_err(|error| error.to_string())
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use pillion_model::cluster::{Cluster as Config, Discovery};
 use pillion_model::endpoint::LoadAssignment;
+use pillion_model::tls::ROOTS_SECRET;
 use pillion_net::resolve::Resolver;
+use pillion_net::revoked::Revoked;
 use pillion_net::tls::{Secrets, TlsError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -36,6 +38,8 @@ pub struct Rejected {
 pub struct Clusters {
     inner: Mutex<Inner>,
     changes: watch::Sender<u64>,
+    /// Peers that are trusted no more; changes only when they do.
+    revoked: watch::Sender<Arc<Revoked>>,
     events: mpsc::Sender<outlier::Event>,
     pub(super) names: Arc<dyn Names>,
 }
@@ -66,7 +70,8 @@ impl Clusters {
     pub fn with_names(names: Arc<dyn Names>) -> Self {
         let (events, receiver) = mpsc::channel(OUTLIER_EVENTS_MAX);
         let inner = Inner { events: Some(receiver), ..Inner::default() };
-        Self { inner: Mutex::new(inner), changes: watch::Sender::new(0), events, names }
+        let (changes, revoked) = (watch::Sender::new(0), watch::Sender::default());
+        Self { inner: Mutex::new(inner), changes, revoked, events, names }
     }
 
     /// Makes `clusters` with `endpoints` (by EDS name) the ones there are. A cluster whose
@@ -115,6 +120,13 @@ impl Clusters {
     /// Takes new secrets: new connections use them, those made with the ones before are drained.
     /// Transports that name none are left alone. A cluster whose secrets have become unusable goes on with the ones before.
     pub fn rotate(&self, secrets: &dyn Secrets) -> Vec<Rejected> {
+        if let Some(roots) = secrets.roots(ROOTS_SECRET) {
+            self.revoked.send_if_modified(|revoked| {
+                let differs = *revoked != *roots.revoked();
+                *revoked = Arc::clone(roots.revoked());
+                differs
+            });
+        }
         let inner = self.lock();
         let mut rejected = Vec::new();
         for (name, cluster) in &inner.clusters {
@@ -129,6 +141,11 @@ impl Clusters {
         drop(inner);
         self.changes.send_modify(|generation| *generation += 1);
         rejected
+    }
+
+    /// Peers that are trusted no more, and changes of that.
+    pub(crate) fn revoked(&self) -> watch::Receiver<Arc<Revoked>> {
+        self.revoked.subscribe()
     }
 
     /// The clusters of the moment.

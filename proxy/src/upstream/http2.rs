@@ -91,6 +91,11 @@ impl Driver {
         .await;
     }
 
+    /// Ends the connection with whatever is on it.
+    pub(super) fn cut(&self) {
+        self.0.take();
+    }
+
     fn with<T>(&self, ask: impl FnOnce(&Connection) -> T) -> Option<T> {
         self.0.try_borrow().ok()?.as_ref().map(ask)
     }

@@ -10,6 +10,7 @@ use super::http1::Http1;
 use super::http2::Http2;
 use super::io::ConnectionGuard;
 use super::pool::{EndpointPool, Wanted};
+use crate::downstream::Rarely;
 
 /// A connection that has just been opened.
 pub(super) enum Opened {
@@ -37,12 +38,17 @@ pub(super) async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> R
         return Ok(Opened::Http1(Http1::new(io, generation, pool)));
     }
     let ended = Rc::clone(pool);
+    let distrusted = Rarely::new(pool.worker.distrusted(&io));
     let executor = LocalExecutor(Rc::clone(&pool.worker));
     let (send, driver) = http2_builder(executor).handshake(TokioIo::new(io)).await.map_err(broken)?;
     let connection = Http2::new(send, driver, generation, pool.worker.now());
     let driver = connection.driver();
     pool.worker.spawn(async move {
-        driver.run().await;
+        tokio::select! {
+            biased;
+            () = distrusted => driver.cut(),
+            () = driver.run() => {}
+        }
         ended.closed();
     });
     Ok(Opened::Http2(Rc::new(connection)))

@@ -1,5 +1,6 @@
 //! Connections for whoever speaks no HTTP: TCP proxying and tunnels to a cluster.
 
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use super::worker::Pools;
 pub struct TcpUpstream {
     io: Io,
     active: Active,
+    distrusted: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 /// One of an endpoint's active requests, until dropped.
@@ -56,7 +58,10 @@ impl Pools {
         let outcome = if opened.is_ok() { Outcome::Response(200) } else { Outcome::Failure };
         endpoint.report(outcome, now);
         match opened {
-            Ok(io) => Ok(TcpUpstream { io, active }),
+            Ok(io) => {
+                let distrusted = Some(Box::pin(self.worker.distrusted(&io)) as _);
+                Ok(TcpUpstream { io, active, distrusted })
+            }
             Err(error) => Err(Failure::reset(error.reset).detail(error.detail).at(&endpoint)),
         }
     }
@@ -66,6 +71,17 @@ impl TcpUpstream {
     /// Whom it leads to.
     pub fn endpoint(&self) -> &Arc<EndpointState> {
         &self.active.0
+    }
+
+    /// Waits until the server is trusted no more. To be asked once.
+    pub(crate) fn distrusted(&mut self) -> impl Future<Output = ()> + use<> {
+        let distrusted = self.distrusted.take();
+        async move {
+            match distrusted {
+                Some(distrusted) => distrusted.await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// The stream underneath.

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use pillion_net::revoked::Revoked;
+use pillion_net::tls::PeerCertificate;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,9 +20,11 @@ use super::cluster::Cluster;
 use super::clusters::Clusters;
 use super::failure::Cause;
 use super::hosts::HostSet;
+use super::io::Io;
 use super::pool::{EndpointPool, Wanted};
 use super::send::Attempt;
 use super::state::Address;
+use crate::trust;
 
 /// Upstream connections of one worker. Cheap to clone; not `Send`.
 #[derive(Clone)]
@@ -33,6 +38,8 @@ pub struct Pools {
 pub(super) struct Worker {
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Peers that are trusted no more.
+    revoked: watch::Receiver<Arc<Revoked>>,
     /// Read when a request starts; exact enough for idle times.
     now: Cell<Instant>,
 }
@@ -50,9 +57,22 @@ pub(super) struct View {
 type PoolPair = [Option<Rc<EndpointPool>>; 2];
 
 impl Worker {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(revoked: watch::Receiver<Arc<Revoked>>) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        Self { tasks, stop, now: Cell::new(Instant::now()) }
+        Self { tasks, stop, revoked, now: Cell::new(Instant::now()) }
+    }
+
+    /// Waits until the server that `io` leads to is trusted no more, if it is one of the mesh.
+    pub(super) fn distrusted(&self, io: &Io) -> impl Future<Output = ()> + use<> {
+        let chain = io.tls().and_then(|session| session.peer_certificates());
+        let peer = chain.and_then(|chain| PeerCertificate::parse(chain).ok());
+        let (peer, revoked) = (peer.filter(|peer| peer.spiffe_id().is_some()), self.revoked.clone());
+        async move {
+            match peer {
+                Some(peer) => trust::lost(&peer, revoked).await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Ends its tasks.
@@ -76,7 +96,7 @@ impl Worker {
 impl Pools {
     /// For the present thread, which must run a tokio `LocalRuntime` or `LocalSet`.
     pub fn new(clusters: Arc<Clusters>) -> Self {
-        Self { worker: Rc::new(Worker::new()), views: Rc::default(), clusters }
+        Self { worker: Rc::new(Worker::new(clusters.revoked())), views: Rc::default(), clusters }
     }
 
     /// Closes idle connections in time, and those of endpoints and identities that are gone. To be

@@ -13,7 +13,7 @@ use super::operate::unix_seconds;
 use super::request::{Query, json};
 use super::{Api, Problem};
 use crate::app::live;
-use crate::ca::{CaError, RotateError, Status, Step};
+use crate::ca::{CaError, RevokeError, Revoking, RotateError, Status, Step};
 
 /// Where the roots of the mesh stand.
 #[derive(Serialize, JsonSchema)]
@@ -41,6 +41,29 @@ pub(super) struct RootsView {
     pending: Vec<String>,
     /// How many.
     pending_total: usize,
+    /// Whose certificates are good no more, the oldest first.
+    revoked: Vec<RevocationView>,
+}
+
+/// What is revoked.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct RevocationView {
+    /// A SPIFFE id, an instance (`<namespace>/<service>/<instance-id>`) or a serial number.
+    what: String,
+    /// Unix seconds.
+    since: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+}
+
+/// What to revoke.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RevocationDocument {
+    /// A SPIFFE id, an instance (`<namespace>/<service>/<instance-id>`) or a serial number.
+    what: String,
+    /// Why, for people.
+    reason: Option<String>,
 }
 
 /// A root certificate.
@@ -76,6 +99,29 @@ pub(super) async fn rotate(State(api): State<Api>, body: Bytes) -> Result<Json<R
     let force = if body.is_empty() { false } else { forced(&json(&body)?)? };
     api.authority.rotate(force).await?;
     view(&api).await
+}
+
+pub(super) async fn revoke(State(api): State<Api>, body: Bytes) -> Result<Json<RevocationView>, Problem> {
+    let body = json(&body)?;
+    let Some(map) = body.as_object() else { return Err(Problem::field("", "want an object")) };
+    if let Some(key) = map.keys().find(|key| !["what", "reason"].contains(&key.as_str())) {
+        return Err(Problem::field(key, "is not a field; the fields are what, reason"));
+    }
+    let text = |field: &str| match map.get(field) {
+        Some(serde_json::Value::String(text)) => Ok(text.as_str()),
+        None | Some(serde_json::Value::Null) => Ok(""),
+        Some(other) => Err(Problem::field(field, format!("got {other}, want a text"))),
+    };
+    Ok(Json(api.authority.revoke(text("what")?, text("reason")?).await?.into()))
+}
+
+pub(super) async fn unrevoke(State(api): State<Api>, query: Query) -> Result<StatusCode, Problem> {
+    query.only(&["what"])?;
+    let what = query.first("what").unwrap_or_default();
+    match api.authority.unrevoke(what).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::not_found(format_args!("revocation of {what}"))),
+    }
 }
 
 fn forced(body: &serde_json::Value) -> Result<bool, Problem> {
@@ -119,6 +165,24 @@ impl From<Status> for RootsView {
             followers: status.followers,
             pending: status.pending,
             pending_total: status.pending_total,
+            revoked: status.revoked.into_iter().map(RevocationView::from).collect(),
+        }
+    }
+}
+
+impl From<Revoking> for RevocationView {
+    fn from(it: Revoking) -> Self {
+        Self { what: it.what, since: unix_seconds(it.since), reason: it.reason }
+    }
+}
+
+impl From<RevokeError> for Problem {
+    fn from(error: RevokeError) -> Self {
+        match error {
+            RevokeError::Ca(error) => error.into(),
+            RevokeError::TooMany => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
+            RevokeError::Reason => Self::field("reason", error.to_string()),
+            RevokeError::What(error) => Self::field("what", error.to_string()),
         }
     }
 }

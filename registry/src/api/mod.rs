@@ -337,6 +337,18 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
                 .gives("RootsView"),
             post(authority::rotate),
         ),
+        (
+            Operation::new("post", "/v1/ca/revocations", "Revoke an identity, an instance or a certificate")
+                .takes(Body::json("RevocationDocument"))
+                .gives("RevocationView"),
+            post(authority::revoke),
+        ),
+        (
+            Operation::new("delete", "/v1/ca/revocations", "Take a revocation back")
+                .query(&["what"])
+                .status(204),
+            delete(authority::unrevoke),
+        ),
         (Operation::new("get", "/v1/openapi.json", "This document").open(), get(operate::openapi)),
         (
             Operation::new("get", "/metrics", "Metrics in Prometheus' text format").open(),

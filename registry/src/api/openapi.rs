@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::authority::{RootsView, RotateDocument};
+use super::authority::{RevocationDocument, RootsView, RotateDocument};
 use super::batch::{InstancesDocument, RegisteredMany};
 use super::consul::{Agent, HealthEntries, ServiceTags};
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
@@ -220,6 +220,7 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<AuthorityView>();
     generator.subschema_for::<RootsView>();
     generator.subschema_for::<RotateDocument>();
+    generator.subschema_for::<RevocationDocument>();
     generator.subschema_for::<Problem>();
     let mut schemas = generator.take_definitions(true);
     schemas.extend(pillion_config::definitions(SCHEMAS));

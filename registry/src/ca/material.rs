@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pillion_model::name::TrustDomain;
-use pillion_net::tls::{PeerCertificate, hex};
+use pillion_net::tls::{PeerCertificate, hex, sha256};
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
+use super::revocation::Revocations;
 use super::root::Signer;
 use super::{CaError, millis, moment};
 use crate::store::{Key, Position, Space, State};
@@ -31,6 +32,7 @@ pub(super) struct Material {
     pub(super) step: Step,
     /// The longest lifetime that leaves were given.
     pub(super) leaf_lifetime_max: Duration,
+    pub(super) revocations: Revocations,
 }
 
 /// A root whose key is ours.
@@ -146,6 +148,7 @@ impl Material {
                 }
             },
             leaf_lifetime_max: Duration::from_secs(kept.leaf_lifetime_max_secs),
+            revocations: Revocations::read(state)?,
         }))
     }
 
@@ -189,6 +192,21 @@ impl Material {
         let old = self.former.last().filter(|_| matches!(self.step, Step::Switched { .. }));
         let others = next.chain(old.map(|old| &old.certificate));
         std::iter::once(&self.active.signer.certificate).chain(others).cloned().collect()
+    }
+
+    /// What the version of the trust is: whoever has the same roots and revocations has the same.
+    pub(super) fn version(&self) -> String {
+        let mut hashes: Vec<_> = self.bundle().iter().map(|root| sha256(root)).collect();
+        hashes.sort_unstable();
+        let revoked = self.revocations.revoked.texts().map(|text| sha256(text.as_bytes()));
+        hashes.extend(revoked);
+        hex(&sha256(&hashes.concat())[..16])
+    }
+
+    /// Whether this is later than `other`.
+    pub(super) fn is_newer(&self, other: &Self) -> bool {
+        let of = |it: &Self| (it.revision, it.revocations.revision);
+        self.at.epoch != other.at.epoch || of(self) > of(other)
     }
 
     /// What goes with a leaf, so that whoever knows only the root before reaches the one that signed it.
@@ -235,13 +253,6 @@ impl KeptRoot {
 pub(super) fn validity(certificate: &CertificateDer<'static>) -> Option<(SystemTime, SystemTime)> {
     let facts = PeerCertificate::parse(std::slice::from_ref(certificate)).ok()?;
     Some((facts.not_before, facts.not_after))
-}
-
-/// What the version of a bundle is: whoever has the same roots has the same.
-pub(super) fn version(roots: &[CertificateDer<'_>]) -> String {
-    let mut hashes: Vec<_> = roots.iter().map(|root| pillion_net::tls::sha256(root)).collect();
-    hashes.sort_unstable();
-    hex(&pillion_net::tls::sha256(&hashes.concat())[..16])
 }
 
 fn encode(

@@ -1,7 +1,8 @@
 //! The built-in certificate authority: who gets which name, for how long, on what proof.
 //!
-//! One ECDSA P-256 root, made at the first start and kept in the store, signs leaves of a day, and
-//! another one takes its place by a [rotation](Authority::rotate). A certificate request contributes its
+//! One ECDSA P-256 root, made at the first start and kept in the store, signs an intermediate of each
+//! registry, which signs leaves of a day; another root takes its place by a
+//! [rotation](Authority::rotate). A certificate request contributes its
 //! public key and nothing else. The proof is a join token, the caller's current SVID (for the same
 //! service), or, on a registry started with `--open`, the loopback interface. Issuing writes nothing to
 //! the store, except that a single-use token is marked used before the answer leaves.
@@ -9,6 +10,7 @@
 mod followers;
 mod keep;
 mod material;
+mod revocation;
 mod root;
 mod rotation;
 mod service;
@@ -21,7 +23,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use pillion_model::name::{DEFAULT_DOMAIN, ServiceName, SpiffeId, TrustDomain};
+use pillion_model::name::{DEFAULT_DOMAIN, NodeId, SpiffeId, TrustDomain};
 use pillion_net::identity::{Identity, IdentityError, TrustBundle};
 use pillion_net::resolve::Target;
 use pillion_net::tls::hex;
@@ -32,11 +34,12 @@ use tokio::sync::watch;
 use crate::store::{Op, Position, Space, Store, StoreError, Transaction};
 use followers::{Acknowledged, Followers};
 use material::Material;
-use root::Subject;
+use root::{Signer, Subject};
 use token::{millis, moment};
 
 pub use keep::{keep_identity, keep_roots, write_roots};
 pub use material::Step;
+pub use revocation::{RevokeError, Revoking};
 pub use rotation::{Alive, Live, RootStatus, RotateError, Status};
 pub use service::IdentityService;
 pub(crate) use token::TTL_WANT;
@@ -67,6 +70,8 @@ impl Default for Settings {
 pub struct Authority {
     store: Arc<dyn Store>,
     material: watch::Sender<Arc<Material>>,
+    /// Signs leaves, below the root of this hash.
+    intermediate: Mutex<Option<([u8; 32], Arc<Signer>)>>,
     followers: Arc<Followers>,
     /// What the other registries were told last.
     told: Mutex<Option<Acknowledged>>,
@@ -124,6 +129,9 @@ pub enum CaError {
     /// The certificate request cannot be used.
     #[error("the certificate request cannot be used: {0}")]
     Request(String),
+    /// Who asks was revoked.
+    #[error("{0} is revoked; `pillion ca unrevoke` takes that back")]
+    Revoked(String),
     /// Our own certificate is not usable, such as by a clock far off.
     #[error("the registry's own certificate is not usable")]
     Identity(#[from] IdentityError),
@@ -149,6 +157,7 @@ impl Authority {
         let authority = Self {
             store,
             material: watch::Sender::new(Arc::new(material)),
+            intermediate: Mutex::default(),
             followers: Arc::default(),
             told: Mutex::default(),
             settings: watch::Sender::new(settings),
@@ -181,7 +190,7 @@ impl Authority {
         let Some(read) = Material::read(&state)? else { return Ok(state.at) };
         self.tokens.pin(read.pin());
         self.material.send_if_modified(|material| {
-            let newer = read.at.epoch != material.at.epoch || read.revision > material.revision;
+            let newer = read.is_newer(material);
             if newer {
                 *material = Arc::new(read);
             }
@@ -237,22 +246,51 @@ impl Authority {
         self.material().bundle()
     }
 
-    /// Signs the public key of `csr` (PKCS#10, DER) for `service`. Whoever calls has seen the proof.
+    /// Signs the public key of `csr` (PKCS#10, DER) for an instance of a service. Whoever calls has seen the proof.
     ///
     /// # Errors
     ///
     /// [`CaError::Request`] when the request is not one, its signature is wrong, or its key is of a
     /// kind we do not sign.
-    pub fn issue(&self, service: &ServiceName, csr: &[u8]) -> Result<Issued, CaError> {
+    pub fn issue(&self, node: &NodeId, csr: &[u8]) -> Result<Issued, CaError> {
         let settings = self.settings();
         let key = root::public_key(csr).map_err(CaError::Request)?;
-        let id = SpiffeId::service(settings.trust_domain, service.clone());
-        let subject = Subject { id: &id, dns: &[], ips: &[] };
+        let id = SpiffeId::service(settings.trust_domain, node.service.clone());
         let material = self.material();
-        let leaf = material.active.signer.leaf(&key, &subject, settings.leaf_lifetime, (self.clock)())?;
-        let mut chain = vec![leaf.certificate];
+        let names = [id.to_string(), node.to_string()];
+        if let Some(what) = names.into_iter().find(|name| material.revocations.revoked.contains(name)) {
+            return Err(CaError::Revoked(what));
+        }
+        let subject = Subject { id: &id, instance: Some(node.instance.as_str()), dns: &[], ips: &[] };
+        let (now, lifetime) = ((self.clock)(), settings.leaf_lifetime);
+        let signer = self.signer(&material, lifetime, now)?;
+        let leaf = signer.leaf(&key, &subject, lifetime, now)?;
+        let mut chain = vec![leaf.certificate, signer.certificate.clone()];
         chain.extend(material.bridge());
         Ok(Issued { chain, roots: material.bundle(), not_after: leaf.not_after, serial: leaf.serial })
+    }
+
+    /// What signs leaves: an authority below the active root whose key never leaves this process. It is
+    /// replaced while it still outlives every leaf.
+    fn signer(
+        &self,
+        material: &Material,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Arc<Signer>, CaError> {
+        let root = &material.active.signer;
+        let mut held = self.intermediate.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, signer)) = &*held
+            && *of == root.hash
+            && signer.not_before <= now
+            && (now + lifetime * 2 <= signer.not_after || signer.not_after >= root.not_after)
+        {
+            return Ok(Arc::clone(signer));
+        }
+        let domain = &self.settings.borrow().trust_domain;
+        let made = Arc::new(root.intermediate(domain, lifetime * INTERMEDIATE_LIFETIMES, now)?);
+        *held = Some((root.hash, Arc::clone(&made)));
+        Ok(made)
     }
 
     /// Makes the registry's own identity, with a new key: `spiffe://<trust-domain>/registry`, and
@@ -268,13 +306,19 @@ impl Authority {
         let settings = self.settings();
         let key = KeyPair::generate()?;
         let id = SpiffeId::registry(settings.trust_domain.clone());
-        let subject = Subject { id: &id, dns: &names.dns, ips: &names.ips };
+        let subject = Subject { id: &id, instance: None, dns: &names.dns, ips: &names.ips };
         let material = self.material();
-        let leaf = material.active.signer.leaf(&key, &subject, settings.leaf_lifetime, (self.clock)())?;
-        let mut chain = vec![leaf.certificate];
+        let (now, lifetime) = ((self.clock)(), settings.leaf_lifetime);
+        let signer = self.signer(&material, lifetime, now)?;
+        let leaf = signer.leaf(&key, &subject, lifetime, now)?;
+        let mut chain = vec![leaf.certificate, signer.certificate.clone()];
         chain.extend(material.path());
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let bundle = TrustBundle { trust_domain: settings.trust_domain, roots: material.bundle() };
+        let bundle = TrustBundle {
+            trust_domain: settings.trust_domain,
+            roots: material.bundle(),
+            revoked: Arc::clone(&material.revocations.revoked),
+        };
         Ok(Identity::new(chain, key, bundle, settings.zone)?)
     }
 }
@@ -331,4 +375,6 @@ async fn load_or_make(
     }
 }
 
+/// An intermediate lives so many times as long as its leaves, and signs for the first half of that.
+const INTERMEDIATE_LIFETIMES: u32 = 4;
 const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);

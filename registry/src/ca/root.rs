@@ -27,6 +27,8 @@ pub(super) struct Signer {
 /// What a leaf is made out to.
 pub(super) struct Subject<'a> {
     pub(super) id: &'a SpiffeId,
+    /// Becomes the common name: what a single instance is revoked by.
+    pub(super) instance: Option<&'a str>,
     pub(super) dns: &'a [String],
     pub(super) ips: &'a [IpAddr],
 }
@@ -47,6 +49,26 @@ impl Signer {
         params.serial_number = Some(serial());
         let certificate = params.self_signed(&key)?;
         Self::read(certificate.der().clone(), key)
+    }
+
+    /// An authority below this one, with a new key: it signs leaves only.
+    pub(super) fn intermediate(
+        &self,
+        trust_domain: &TrustDomain,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, CaError> {
+        let key = KeyPair::generate()?;
+        let (domain, serial) = (trust_domain.as_str(), serial());
+        let mut name = organization();
+        // Each has a name of its own, so that nobody takes one for another.
+        let number = hex(&serial.to_bytes()[..4]);
+        name.push(DnType::CommonName, format!("{} intermediate {number}", &domain[..domain.len().min(40)]));
+        let mut params = authority(name, now, (now + lifetime).min(self.not_after), 0);
+        params.serial_number = Some(serial);
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        Self::read(certificate, key)
     }
 
     /// A certificate with its key, as kept.
@@ -96,6 +118,9 @@ impl Signer {
         let serial = serial();
         let mut params = CertificateParams::default();
         params.distinguished_name = organization();
+        if let Some(instance) = subject.instance {
+            params.distinguished_name.push(DnType::CommonName, instance);
+        }
         params.subject_alt_names.push(SanType::URI(text(&subject.id.to_string())?));
         for name in subject.dns {
             params.subject_alt_names.push(SanType::DnsName(text(name)?));

@@ -13,9 +13,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::followers::{Acknowledged, PENDING_MAX};
-use super::material::{Material, validity, version};
+use super::material::{Material, validity};
+use super::revocation::Revocations;
 use super::root::key_hash;
-use super::{Authority, CaError, Step};
+use super::{Authority, CaError, Revoking, Step};
 use crate::store::{Key, Op, Space, State, StoreError, Transaction};
 
 /// Who must know a new root before it signs.
@@ -64,6 +65,8 @@ pub struct Status {
     pub pending: Vec<String>,
     /// How many.
     pub pending_total: usize,
+    /// What is revoked.
+    pub revoked: Vec<Revoking>,
 }
 
 /// A root.
@@ -147,10 +150,11 @@ impl Authority {
                 _ => None,
             },
             roots,
-            bundle: version(&material.bundle()),
+            bundle: material.version(),
             followers: self.followers.count(),
             pending_total: pending.len(),
             pending: pending.into_iter().take(PENDING_MAX).collect(),
+            revoked: material.revocations.list.clone(),
         })
     }
 
@@ -165,7 +169,7 @@ impl Authority {
             tokio::select! {
                 () = stop.cancelled() => return,
                 next = watch.next() => {
-                    let ours = |op: &Op| op.key == Material::key();
+                    let ours = |op: &Op| op.key == Material::key() || op.key == Revocations::key();
                     let lost = next.is_err();
                     let touched = next.map_or(true, |commits| {
                         commits.iter().any(|commit| commit.ops.iter().any(ours))
@@ -240,7 +244,7 @@ impl Authority {
 
     /// Live sidecars without the bundle of the moment in force.
     fn pending(&self, live: &Live, others: &[Acknowledged]) -> BTreeSet<String> {
-        let bundle = version(&self.material().bundle());
+        let bundle = self.material().version();
         let ours = self.followers.acknowledged(&bundle);
         let others = || others.iter().filter(|other| other.version == bundle);
         let has = |node: &str| ours.has(node) || others().any(|other| other.has(node));
@@ -254,7 +258,7 @@ impl Authority {
         if live.replicas.len() < 2 {
             return Ok(());
         }
-        let ours = self.followers.acknowledged(&version(&self.material().bundle()));
+        let ours = self.followers.acknowledged(&self.material().version());
         if self.told().as_ref() == Some(&ours) {
             return Ok(());
         }

@@ -9,6 +9,7 @@ use futures_util::{Stream, stream};
 
 use pillion_model::name::{NodeId, SpiffeId};
 use pillion_net::bootstrap::JoinToken;
+use pillion_net::tls::PeerCertificate;
 use pillion_xds::mesh::identity_server::{Identity, IdentityServer};
 use pillion_xds::mesh::{Following, IssueRequest, IssueResponse, Trust};
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::followers::Seat;
-use super::material::{Material, version};
+use super::material::Material;
 use super::{Authority, CaError, TokenError};
 
 /// The service. The one call that is open to callers without a client certificate.
@@ -48,7 +49,9 @@ impl IdentityService {
             return Ok(Proof::Token(token.id));
         }
         if let Some(id) = request.extensions().get::<SpiffeId>() {
-            return renewal(id, node);
+            let instance =
+                request.extensions().get::<Arc<PeerCertificate>>().and_then(|peer| peer.instance());
+            return renewal(id, instance.as_deref(), node);
         }
         let loopback = request.remote_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
         match (self.open, loopback) {
@@ -88,7 +91,7 @@ impl Identity for IdentityService {
             message.node_id.parse().map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
         // Signed first and handed out only when the proof is good: a request that cannot be signed
         // must not use up a token.
-        let issued = self.authority.issue(&node.service, &message.csr).map_err(failure)?;
+        let issued = self.authority.issue(&node, &message.csr).map_err(failure)?;
         let proof = self.authorize(&request, &message.join_token, &node).await?;
         tracing::info!(%node, %proof, serial = issued.serial, peer = ?request.remote_addr(), "issued a certificate");
         let der =
@@ -153,17 +156,28 @@ impl Follower {
                 message = self.requests.message() => self.seat.acknowledge(message.ok()??.version),
                 changed = self.material.changed() => {
                     changed.ok()?;
-                    let roots = self.material.borrow_and_update().bundle();
-                    let version = version(&roots);
-                    return Some(Trust { version, roots: roots.iter().map(|root| root.to_vec()).collect() });
+                    let material = Arc::clone(&self.material.borrow_and_update());
+                    return Some(Trust {
+                        version: material.version(),
+                        roots: material.bundle().iter().map(|root| root.to_vec()).collect(),
+                        revoked: material.revocations.revoked.texts().map(str::to_owned).collect(),
+                    });
                 }
             }
         }
     }
 }
 
-/// The current SVID obtains the next one of the same service.
-fn renewal(id: &SpiffeId, node: &NodeId) -> Result<Proof, Status> {
+/// The current SVID obtains the next one of the same service, and of the same instance if it names one.
+fn renewal(id: &SpiffeId, instance: Option<&str>, node: &NodeId) -> Result<Proof, Status> {
+    if let Some(instance) = instance
+        && instance != node.to_string()
+        && id.service_name() == Some(&node.service)
+    {
+        return Err(Status::permission_denied(format!(
+            "the certificate is {instance}'s; {node} needs a join token for its first one"
+        )));
+    }
     match id.service_name() {
         Some(service) if *service == node.service => Ok(Proof::Renewal),
         _ => Err(Status::permission_denied(format!(
@@ -187,6 +201,7 @@ fn refusal(error: TokenError) -> Status {
 fn failure(error: CaError) -> Status {
     match error {
         CaError::Request(reason) => Status::invalid_argument(format!("csr: {reason}")),
+        revoked @ CaError::Revoked(_) => Status::permission_denied(revoked.to_string()),
         other => {
             tracing::error!(error = &other as &dyn std::error::Error, "cannot sign a certificate");
             Status::internal("the certificate authority cannot sign; see the registry's log")

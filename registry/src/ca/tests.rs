@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pillion_model::name::NodeId;
+use pillion_model::name::ServiceName;
 use pillion_net::bootstrap::{Credential, JoinError, JoinToken, join, renew};
 use pillion_net::grpc::{Dialer, Security, Serve, ServerSecurity};
 use pillion_net::identity::{IdentityWatch, channel};
@@ -68,6 +68,10 @@ fn orders() -> ServiceName {
     ServiceName::new("shop", "orders").expect("a name")
 }
 
+fn orders_1() -> NodeId {
+    "shop/orders/orders-1".parse().expect("a node")
+}
+
 #[tokio::test]
 async fn leaves_follow_the_spiffe_rules_whatever_the_request_asks_for() {
     let world = World::new().await;
@@ -78,11 +82,12 @@ async fn leaves_follow_the_spiffe_rules_whatever_the_request_asks_for() {
     greedy.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     greedy.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     let request = greedy.serialize_request(&key).expect("a request");
-    let issued = world.authority.issue(&orders(), request.der()).expect("signed");
+    let issued = world.authority.issue(&orders_1(), request.der()).expect("signed");
     let peer = PeerCertificate::parse(&issued.chain).expect("a certificate");
-    assert_eq!(peer.rbac_names(), ["spiffe://mesh.internal/ns/shop/svc/orders", "O=Pillion"]);
+    assert_eq!(peer.rbac_names(), ["spiffe://mesh.internal/ns/shop/svc/orders", "CN=orders-1,O=Pillion"]);
     assert_eq!(peer.lifetime(), Duration::from_secs(24 * 3600 + 300));
-    let bundle = TrustBundle { trust_domain: TrustDomain::default(), roots: issued.roots };
+    let trust_domain = TrustDomain::default();
+    let bundle = TrustBundle { trust_domain, roots: issued.roots, revoked: Arc::default() };
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Identity::new(issued.chain, key, bundle, "mesh.internal").expect("the verifier accepts it");
 }
@@ -106,7 +111,7 @@ async fn requests_that_are_none_are_refused() {
         ("large", vec![0x30; 20_000], "want at most"),
         ("another curve", p521, "want ECDSA P-256"),
     ] {
-        let error = world.authority.issue(&orders(), &csr).expect_err(case).to_string();
+        let error = world.authority.issue(&orders_1(), &csr).expect_err(case).to_string();
         assert!(error.contains(want), "{case}: {error}");
     }
 }
@@ -363,7 +368,7 @@ async fn openssl_and_curl_accept_what_we_issue() {
     }
     let world = World::new().await;
     let path = |name: &str| world.directory.path().join(name).display().to_string();
-    let issued = world.authority.issue(&orders(), &csr()).expect("signed");
+    let issued = world.authority.issue(&orders_1(), &csr()).expect("signed");
     let pem = |der: &CertificateDer<'_>| pillion_net::identity::pem_text("CERTIFICATE", der);
     std::fs::write(path("root.pem"), world.authority.info().root_pem).expect("written");
     std::fs::write(path("leaf.pem"), pem(&issued.chain[0])).expect("written");
@@ -374,11 +379,12 @@ async fn openssl_and_curl_accept_what_we_issue() {
             run("openssl", &[&arguments[..], &["-untrusted", &chain, &leaf]].concat());
         }
     };
-    strictly("root.pem", "leaf.pem", "leaf.pem");
+    std::fs::write(path("first.pem"), issued.chain.iter().map(pem).collect::<String>()).expect("written");
+    strictly("root.pem", "first.pem", "leaf.pem");
     world.authority.rotate(false).await.expect("announces");
     world.advance(Duration::from_secs(30));
     world.authority.drive(&nobody(), SystemTime::now() - Duration::from_secs(60)).await.expect("switches");
-    let crossed = world.authority.issue(&orders(), &csr()).expect("signed");
+    let crossed = world.authority.issue(&orders_1(), &csr()).expect("signed");
     std::fs::write(path("crossed.pem"), pem(&crossed.chain[0])).expect("written");
     std::fs::write(path("chain.pem"), crossed.chain.iter().map(pem).collect::<String>()).expect("written");
     std::fs::write(path("next.pem"), pem(&crossed.roots[0])).expect("written");
@@ -400,7 +406,8 @@ async fn openssl_and_curl_accept_what_we_issue() {
 
 /// Whether somebody who trusts `roots` accepts the chain of a leaf.
 fn accepts(roots: &[CertificateDer<'static>], chain: &[CertificateDer<'static>], at: SystemTime) -> bool {
-    let bundle = TrustBundle { trust_domain: TrustDomain::default(), roots: roots.to_vec() };
+    let trust_domain = TrustDomain::default();
+    let bundle = TrustBundle { trust_domain, roots: roots.to_vec(), revoked: Arc::default() };
     let roots = pillion_net::tls::Roots::mesh(&bundle).expect("roots");
     let since = at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
     let at = rustls_pki_types::UnixTime::since_unix_epoch(since);
@@ -417,14 +424,14 @@ async fn a_root_is_rotated_step_by_step_and_each_survives_a_restart() {
     let mut world = World::new().await;
     let start = SystemTime::now();
     let first = world.authority.roots();
-    let early = world.authority.issue(&orders(), &csr()).expect("signed").chain;
+    let early = world.authority.issue(&orders_1(), &csr()).expect("signed").chain;
     world.authority.rotate(false).await.expect("announces");
     world = world.reopen().await;
     let both = world.authority.roots();
     assert_eq!((both.len(), &both[..1]), (2, &first[..]));
     let error = world.authority.rotate(false).await.expect_err("one at a time").to_string();
     assert!(error.contains("a rotation is under way"), "{error}");
-    let announced = world.authority.issue(&orders(), &csr()).expect("signed").chain;
+    let announced = world.authority.issue(&orders_1(), &csr()).expect("signed").chain;
     assert!(accepts(&first, &announced, start), "the old root signs");
 
     let alive: Alive = Arc::new(|| Live { nodes: vec!["shop/web/web-1".into()], ..Live::default() });
@@ -440,7 +447,7 @@ async fn a_root_is_rotated_step_by_step_and_each_survives_a_restart() {
 
     world = world.reopen().await;
     let next = &both[1..];
-    let switched = world.authority.issue(&orders(), &csr()).expect("signed");
+    let switched = world.authority.issue(&orders_1(), &csr()).expect("signed");
     assert_eq!(switched.roots.len(), 2);
     let now = start + Duration::from_secs(661);
     for (who, roots) in [("who knows the old root", &first[..]), ("who knows the new one", next)] {
@@ -454,7 +461,7 @@ async fn a_root_is_rotated_step_by_step_and_each_survives_a_restart() {
     world.authority.drive(&nobody(), start).await.expect("retires");
     world = world.reopen().await;
     assert_eq!(world.authority.roots(), next);
-    let alone = world.authority.issue(&orders(), &csr()).expect("signed").chain;
+    let alone = world.authority.issue(&orders_1(), &csr()).expect("signed").chain;
     let later = now + Duration::from_secs(24 * 3600 + 301);
     assert!(accepts(next, &alone, later) && !accepts(&first, &alone, later));
     let registry = world.authority.registry_identity(&RegistryNames::new(&[])).expect("an identity");
@@ -488,6 +495,31 @@ async fn a_token_of_a_former_root_still_finds_the_registry() {
     assert_eq!(renewed().await, ["active", "retired"]);
     assert_eq!(join(retired).await, [next]);
     registry.end().await;
+}
+
+#[tokio::test]
+async fn what_is_revoked_is_refused_until_it_is_taken_back() {
+    let mut world = World::new().await;
+    let id = "spiffe://mesh.internal/ns/shop/svc/orders";
+    let issue = |world: &World| world.authority.issue(&orders_1(), &csr()).map(drop);
+    for what in [id, "shop/orders/orders-1"] {
+        world.authority.revoke(what, "lost").await.expect("revoked");
+        world.authority.revoke(what, "again").await.expect("no change");
+        world = world.reopen().await;
+        let list = world.authority.revocations();
+        assert_eq!(list.iter().map(|it| (&*it.what, &*it.reason)).collect::<Vec<_>>(), [(what, "lost")]);
+        let error = issue(&world).expect_err(what).to_string();
+        assert!(error.starts_with(&format!("{what} is revoked")), "{error}");
+        assert!(world.authority.unrevoke(what).await.expect("taken back"));
+        assert!(!world.authority.unrevoke(what).await.expect("gone"));
+        issue(&world).expect(what);
+    }
+    let serial = world.authority.issue(&orders_1(), &csr()).expect("signed").serial;
+    world.authority.revoke(&serial, "").await.expect("revoked");
+    world.advance(Duration::from_secs(26 * 3600));
+    world.authority.revoke(id, "").await.expect("revoked");
+    let list: Vec<_> = world.authority.revocations().into_iter().map(|it| it.what).collect();
+    assert_eq!(list, [id], "a certificate that is over is not kept");
 }
 
 /// Whether a program is there; its absence is said, and is a failure in CI.

@@ -28,6 +28,10 @@ pub struct Trust {
     /// Every root of the trust domain, DER.
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Who is trusted no more although their certificates have not ended: SPIFFE ids, instances
+    /// (`<namespace>/<service>/<instance-id>`) and serial numbers (hex).
+    #[prost(string, repeated, tag = "3")]
+    pub revoked: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 impl ::prost::Name for Trust {
     const NAME: &'static str = "Trust";

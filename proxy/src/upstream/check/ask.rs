@@ -72,7 +72,7 @@ impl Asker {
             address: endpoint.address.clone(),
             state: Arc::clone(&cluster.state),
             transport,
-            worker: Rc::new(Worker::new()),
+            worker: Rc::new(Worker::new(tokio::sync::watch::channel(Arc::default()).1)),
             client: None,
         }
     }
