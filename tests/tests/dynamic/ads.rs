@@ -260,8 +260,16 @@ async fn what_is_refused_is_said_and_what_was_there_goes_on_through_restarts_and
     }
 }
 
-#[tokio::test]
-async fn clusters_are_renamed_under_load() {
+/// How a cluster is renamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rename {
+    /// One step after the other.
+    InSteps,
+    /// The old one is gone, the new one is there, and routes go to it: all in one change.
+    AtOnce,
+}
+
+async fn rename_under_load(how: Rename) {
     let renames = std::env::var("PILLION_RENAMES").map_or(RENAMES, |count| count.parse().expect("a number"));
     let app = App::start("app").await;
     for variant in VARIANTS {
@@ -269,16 +277,65 @@ async fn clusters_are_renamed_under_load() {
         fleet.settled(|side| web(side, "app-0", &app)).await;
         let loads: Vec<Load> = fleet.sides.iter().map(|side| Load::start(side.web, "web", 100)).collect();
         for number in 1..=renames {
-            let name = format!("app-{number}");
-            fleet.rename((&format!("app-{}", number - 1), &app), (&name, &app)).await;
+            let (old, name) = (format!("app-{}", number - 1), format!("app-{number}"));
+            if how == Rename::InSteps {
+                fleet.rename((&old, &app), (&name, &app)).await;
+                continue;
+            }
+            fleet.set(|side| web(side, &name, &app));
+            fleet.settled(|side| web(side, &name, &app)).await;
         }
         for (side, load) in fleet.sides.iter().zip(loads) {
             let tally = load.stop().await;
             println!(
-                "{variant} {:?}: {renames} renames, {} requests, {:?}",
-                side.program, tally.sent, tally.failures
+                "{variant} {:?} {how:?}: {renames} renames, {} requests, {:?}, slowest {:?}",
+                side.program, tally.sent, tally.failures, tally.slowest
             );
             tally.expect_no_failure();
+        }
+    }
+}
+
+#[tokio::test]
+async fn clusters_are_renamed_under_load() {
+    rename_under_load(Rename::InSteps).await;
+}
+
+#[tokio::test]
+async fn clusters_are_renamed_in_one_change_under_load() {
+    rename_under_load(Rename::AtOnce).await;
+}
+
+#[tokio::test]
+async fn a_bad_cluster_delays_nothing_that_needs_only_good_ones_and_is_not_sent_again() {
+    let (one, two) = (App::start("one").await, App::start("two").await);
+    for variant in VARIANTS {
+        let fleet = Fleet::start(variant, |side| web(side, "app", &one)).await;
+        fleet.settled(|side| web(side, "app", &one)).await;
+        fleet.set(|side| {
+            let mut all = both(side, ("app", &one), ("other", &two), "other");
+            let mut wrong = cluster("wrong", "1s", &ads());
+            wrong["eds_cluster_config"] = Value::Null;
+            all.push(wrong);
+            all
+        });
+        for side in &fleet.sides {
+            side.eventually("goes to the good cluster", async |side: &Side| {
+                let page = side.get("/").await?;
+                if page.json()["name"] == "two" { Ok(()) } else { Err(format!("{page:?}")) }
+            })
+            .await;
+            let refused = side
+                .eventually("has refused the bad one", async |side: &Side| {
+                    let status = fleet.plane.status(side.node(), CLUSTER).ok_or("no stream")?;
+                    if status.refused == 1 { Ok(status) } else { Err(format!("{status:?}")) }
+                })
+                .await;
+            for _ in 0..20 {
+                side.get("/").await.expect("an answer");
+            }
+            let later = fleet.plane.status(side.node(), CLUSTER).expect("a stream");
+            assert_eq!(later.pushes, refused.pushes, "{variant} {:?}: {later:?}", side.program);
         }
     }
 }

@@ -9,8 +9,9 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use tokio::time::Instant;
 
-use super::track::{Hold, Track, check, fingerprint, has_legacy_wildcard};
-use super::{Machine, Refused, StreamOptions, TypeStatus};
+use super::order::Order;
+use super::track::{Track, check, fingerprint, has_legacy_wildcard};
+use super::{Machine, Refused, ResourceState, ResourceStatus, StreamOptions, TypeStatus};
 use crate::ads::view::{Encoded, View};
 use crate::ads::warming::endpoints_of;
 use crate::type_url;
@@ -24,6 +25,7 @@ pub struct DeltaStream {
     options: StreamOptions,
     /// In push order.
     types: Vec<DeltaType>,
+    order: Order,
     nonce: u64,
     wake_at: Option<Instant>,
 }
@@ -61,7 +63,7 @@ impl Machine for DeltaStream {
     type Response = DeltaDiscoveryResponse;
 
     fn new(options: StreamOptions) -> Self {
-        Self { options, types: Vec::new(), nonce: 0, wake_at: None }
+        Self { options, types: Vec::new(), order: Order::default(), nonce: 0, wake_at: None }
     }
 
     fn node(request: &Self::Request) -> Option<&Node> {
@@ -77,6 +79,11 @@ impl Machine for DeltaStream {
         let types = self.types.len() + usize::from(known.is_none());
         check(&self.options.limits, have, &request.resource_names_subscribe, types)?;
         if let Some(index) = known {
+            if let Some(error) = &request.error_detail
+                && request.type_url == type_url::CLUSTER
+            {
+                self.order.refused(&error.message);
+            }
             self.types[index].on_request(&request);
         } else {
             let initial = request.initial_resource_versions.len();
@@ -107,9 +114,14 @@ impl Machine for DeltaStream {
     fn next(&mut self, view: &dyn View, now: Instant) -> Option<Self::Response> {
         let (index, response) = self.compose(view, now)?;
         self.nonce += 1;
-        self.types[index].track.sent(self.nonce, now);
-        if self.options.endpoints_follow_clusters && response.type_url == type_url::CLUSTER {
-            self.ask_endpoints(&response);
+        self.types[index].sent(self.nonce, now, &response);
+        match response.type_url.as_str() {
+            type_url::CLUSTER => self.announce(&response),
+            type_url::ENDPOINTS => {
+                let told = response.resources.iter().map(|told| &told.name);
+                self.order.told(told.chain(&response.removed_resources).map(String::as_str));
+            }
+            _ => {}
         }
         Some(DeltaDiscoveryResponse {
             nonce: self.nonce.to_string(),
@@ -125,41 +137,58 @@ impl Machine for DeltaStream {
     fn status(&self) -> Vec<TypeStatus> {
         self.types.iter().map(|kind| kind.track.status()).collect()
     }
+
+    fn resources(&self) -> Vec<ResourceStatus> {
+        self.types.iter().flat_map(DeltaType::resources).collect()
+    }
 }
 
 impl DeltaStream {
     fn compose(&mut self, view: &dyn View, now: Instant) -> Option<(usize, DeltaDiscoveryResponse)> {
         let budget = self.options.limits.response_bytes;
-        let mut hold = Hold::new(now);
+        let mut round = self.order.begin(now);
         for (index, kind) in self.types.iter_mut().enumerate() {
-            let waits = kind.track.is_waiting() || hold.holds(&kind.track);
+            // The first answer to a wildcard is one to a subscription, and waits for nothing.
+            let waits = kind.track.is_waiting() || (round.holds(&kind.track) && !kind.asked_all);
             let part = if waits { Part::Asked } else { Part::News };
             if let Some(response) = kind.compose(view, part, budget) {
                 self.wake_at = None;
                 return Some((index, response));
             }
-            if kind.track.is_waiting() && kind.has_news(view) {
-                hold.add(&kind.track);
-            }
+            round.pass(&kind.track);
         }
-        self.wake_at = hold.until();
-        if hold.until().is_some() {
+        let (wake_at, may_remove) =
+            self.order.end(&round, self.types.iter().any(|kind| kind.track.may_remove()));
+        self.wake_at = wake_at;
+        if !may_remove {
             return None;
         }
-        let mut used = self.types.iter_mut().enumerate().filter(|(_, kind)| kind.track.may_remove_last());
-        used.find_map(|(index, kind)| Some((index, kind.compose(view, Part::Removals, budget)?)))
+        // One after the other: endpoints stay as long as their clusters.
+        for (index, kind) in self.types.iter_mut().enumerate().filter(|(_, kind)| kind.track.is_used()) {
+            if kind.track.is_waiting() {
+                return None;
+            }
+            if let Some(response) = kind.compose(view, Part::Removals, budget) {
+                return Some((index, response));
+            }
+        }
+        None
     }
 
-    /// A cluster announced anew is warmed, and for that the client waits for endpoints, also for
-    /// those it already has.
-    fn ask_endpoints(&mut self, clusters: &DeltaDiscoveryResponse) {
+    /// A cluster announced anew is warmed, and for that the client waits for endpoints: for new ones, and
+    /// (if it is one that forgets them) for those it already has.
+    fn announce(&mut self, clusters: &DeltaDiscoveryResponse) {
+        self.order.told(clusters.removed_resources.iter().map(String::as_str));
         let Some(kind) = self.types.iter_mut().find(|kind| kind.track.type_url == type_url::ENDPOINTS) else {
             return;
         };
-        for body in clusters.resources.iter().filter_map(|resource| resource.resource.as_ref()) {
-            let name =
-                endpoints_of(&body.value).and_then(|name| kind.track.names.get(name.as_str()).cloned());
-            kind.asked.extend(name);
+        let bodies = clusters.resources.iter().filter_map(|resource| resource.resource.as_ref());
+        for endpoints in bodies.filter_map(|body| endpoints_of(&body.value)) {
+            let asked = kind.track.names.get(endpoints.as_str()).cloned();
+            if asked.is_none() || self.options.endpoints_follow_clusters {
+                self.order.announced([endpoints]);
+            }
+            kind.asked.extend(asked.filter(|_| self.options.endpoints_follow_clusters));
         }
     }
 }
@@ -168,7 +197,7 @@ impl DeltaType {
     /// The first request of a type on the stream: it may also say what the client already holds.
     fn first(request: &DeltaDiscoveryRequest, view: &dyn View) -> Self {
         let mut kind = Self {
-            track: Track::new(&request.type_url),
+            track: Track::new(&request.type_url, true),
             told: HashMap::new(),
             asked: BTreeSet::new(),
             asked_all: false,
@@ -204,6 +233,9 @@ impl DeltaType {
         }
         self.subscribe(&request.resource_names_subscribe);
         self.unsubscribe(&request.resource_names_unsubscribe);
+        if !request.resource_names_unsubscribe.is_empty() {
+            self.track.wants(|name| self.told.contains_key(name));
+        }
     }
 
     fn subscribe(&mut self, names: &[String]) {
@@ -246,8 +278,22 @@ impl DeltaType {
         }
     }
 
-    fn has_news(&self, view: &dyn View) -> bool {
-        self.track.dirty && self.current(view).iter().any(|now| self.differs(now))
+    fn sent(&mut self, nonce: u64, now: Instant, response: &DeltaDiscoveryResponse) {
+        let known = |name: &str| self.told.get_key_value(name).map(|(name, _)| Arc::clone(name));
+        let names = response.resources.iter().filter_map(|sent| known(&sent.name)).collect();
+        self.track.sent(nonce, now, names, &response.removed_resources);
+    }
+
+    fn resources(&self) -> impl Iterator<Item = ResourceStatus> {
+        self.told.iter().map(|(name, told)| ResourceStatus {
+            type_url: self.track.type_url.clone(),
+            name: name.to_string(),
+            version: None,
+            state: match told {
+                Told::Version(_) => self.track.state(name),
+                Told::Absent => ResourceState::Absent,
+            },
+        })
     }
 
     fn differs(&self, now: &Encoded) -> bool {
@@ -264,6 +310,12 @@ impl DeltaType {
 
     fn compose(&mut self, view: &dyn View, part: Part, budget: usize) -> Option<DeltaDiscoveryResponse> {
         let mut response = Builder::new(&self.track.type_url, budget);
+        if part == Part::News && self.track.has_suspects() && self.asked.is_empty() {
+            self.add_suspect(view, &mut response);
+            if !response.is_empty() {
+                return Some(response.response);
+            }
+        }
         if part != Part::Removals {
             self.answer(view, &mut response);
         }
@@ -312,6 +364,18 @@ impl DeltaType {
                         self.told.remove(&name);
                     }
                 }
+            }
+        }
+    }
+
+    /// The next resource to be sent alone that the client still wants and that exists.
+    fn add_suspect(&mut self, view: &dyn View, response: &mut Builder) {
+        while let Some(name) = self.track.next_suspect() {
+            let wanted = self.told.contains_key(&name);
+            if let Some(resource) = view.find(&self.track.type_url, &name).filter(|_| wanted) {
+                self.told.insert(name, Told::of(&resource));
+                response.add(&resource);
+                return;
             }
         }
     }

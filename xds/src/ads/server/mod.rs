@@ -7,9 +7,13 @@
 //!
 //! Rules common to both variants:
 //!
-//! - Types are pushed in the order of [`rank`](crate::type_url::rank), clusters and endpoints that
-//!   went away last: make before break. While news of clusters or endpoints waits for an ACK,
-//!   news of listeners and routes waits too, for at most [`HOLD`].
+//! - Types are pushed in the order of [`rank`](crate::type_url::rank): make before break. News of
+//!   listeners and routes waits until clusters and endpoints that were sent are acknowledged and the
+//!   client was told the endpoints of new clusters, for at most [`HOLD`]: an Envoy acknowledges clusters
+//!   when they are warm, and fails requests to those that are not.
+//! - Clusters and endpoints that went away go last: when listeners and routes are acknowledged, or not
+//!   answered within [`HOLD`]. As long as a listener or route is refused, the client goes on with the one
+//!   before, and nothing that this may use is taken away.
 //! - One response per type is in flight. Changes in the meantime are one response later. Answers
 //!   to new subscriptions do not wait.
 //! - A refused (NACKed) resource is not sent again until it changes or the client asks again.
@@ -17,6 +21,7 @@
 mod delta;
 #[cfg(test)]
 mod fixture;
+mod order;
 #[cfg(test)]
 mod simulation;
 mod sotw;
@@ -25,6 +30,7 @@ mod tests;
 mod track;
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,11 +39,12 @@ use tokio::time::Instant;
 
 pub use delta::DeltaStream;
 pub use sotw::SotwStream;
-pub use track::TypeStatus;
+pub use track::{ResourceState, ResourceStatus, TypeStatus};
 
 use super::View;
 
-/// How long news of listeners and routes waits for the ACK of clusters and endpoints.
+/// How long news of listeners and routes waits for clusters and endpoints, and what is gone for the ACK
+/// of listeners and routes.
 pub const HOLD: Duration = Duration::from_secs(5);
 
 /// Bounds of one stream.
@@ -92,9 +99,9 @@ pub enum Refused {
 }
 
 /// One variant of the protocol on one stream.
-pub trait Machine: Send {
+pub trait Machine: Debug + Send + 'static {
     /// What the client sends.
-    type Request: Send;
+    type Request: Send + 'static;
     /// What it gets.
     type Response: Send;
 
@@ -127,4 +134,7 @@ pub trait Machine: Send {
 
     /// What the stream has done, by type.
     fn status(&self) -> Vec<TypeStatus>;
+
+    /// What the client was told or asks for, resource by resource.
+    fn resources(&self) -> Vec<ResourceStatus>;
 }

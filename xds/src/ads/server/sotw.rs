@@ -15,8 +15,9 @@ use prost::Message;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::track::{Hold, Track, check, has_legacy_wildcard};
-use super::{Machine, Refused, StreamOptions, TypeStatus};
+use super::order::Order;
+use super::track::{Track, check, has_legacy_wildcard};
+use super::{Machine, Refused, ResourceState, ResourceStatus, StreamOptions, TypeStatus};
 use crate::ads::view::{Encoded, View};
 use crate::ads::warming::endpoints_of;
 use crate::type_url;
@@ -30,6 +31,7 @@ pub struct SotwStream {
     options: StreamOptions,
     /// In push order.
     types: Vec<SotwType>,
+    order: Order,
     nonce: u64,
     wake_at: Option<Instant>,
 }
@@ -57,7 +59,7 @@ impl Machine for SotwStream {
     type Response = DiscoveryResponse;
 
     fn new(options: StreamOptions) -> Self {
-        Self { options, types: Vec::new(), nonce: 0, wake_at: None }
+        Self { options, types: Vec::new(), order: Order::default(), nonce: 0, wake_at: None }
     }
 
     fn node(request: &Self::Request) -> Option<&Node> {
@@ -74,6 +76,11 @@ impl Machine for SotwStream {
         let types = self.types.len() + usize::from(known.is_none());
         check(&self.options.limits, have, &request.resource_names, types)?;
         if let Some(index) = known {
+            if let Some(error) = &request.error_detail
+                && request.type_url == type_url::CLUSTER
+            {
+                self.order.refused(&error.message);
+            }
             self.types[index].on_request(&request);
         } else {
             self.types.push(SotwType::first(&request, view));
@@ -96,7 +103,8 @@ impl Machine for SotwStream {
         let (index, push) = self.compose(view, now)?;
         self.nonce += 1;
         let kind = &mut self.types[index];
-        kind.track.sent(self.nonce, now);
+        let names = push.resources.iter().map(|resource| Arc::from(resource.name.as_str())).collect();
+        kind.track.sent(self.nonce, now, names, &push.gone);
         let response = DiscoveryResponse {
             version_info: version_of(push.resources.iter()),
             resources: push.resources.iter().map(|resource| resource.body.clone()).collect(),
@@ -105,8 +113,10 @@ impl Machine for SotwStream {
             control_plane: Some(ControlPlane { identifier: self.options.control_plane.clone() }),
             ..DiscoveryResponse::default()
         };
-        if self.options.endpoints_follow_clusters && response.type_url == type_url::CLUSTER {
-            self.ask_endpoints(&push.changed);
+        match response.type_url.as_str() {
+            type_url::CLUSTER => self.announce(&push),
+            type_url::ENDPOINTS => self.order.told(push.resources.iter().map(|told| told.name.as_str())),
+            _ => {}
         }
         Some(response)
     }
@@ -118,6 +128,10 @@ impl Machine for SotwStream {
     fn status(&self) -> Vec<TypeStatus> {
         self.types.iter().map(|kind| kind.track.status()).collect()
     }
+
+    fn resources(&self) -> Vec<ResourceStatus> {
+        self.types.iter().flat_map(SotwType::resources).collect()
+    }
 }
 
 /// One response in the making.
@@ -125,51 +139,67 @@ struct Push {
     resources: Vec<Arc<Encoded>>,
     /// Those among them that the client does not have in this form.
     changed: Vec<Arc<Encoded>>,
+    /// What the client had until now.
+    gone: Vec<String>,
 }
 
 impl SotwStream {
     fn compose(&mut self, view: &dyn View, now: Instant) -> Option<(usize, Push)> {
         let budget = self.options.limits.response_bytes;
-        let mut hold = Hold::new(now);
+        let mut round = self.order.begin(now);
         for (index, kind) in self.types.iter_mut().enumerate() {
             let is_asked = kind.asked_all || !kind.asked.is_empty();
-            let waits = kind.track.is_waiting() || hold.holds(&kind.track);
-            if is_asked || (!waits && kind.track.dirty) {
-                if let Some(push) = kind.compose(view, budget) {
-                    self.wake_at = None;
-                    return Some((index, push));
-                }
-            } else if kind.track.dirty && kind.track.is_waiting() && kind.has_news(view) {
-                hold.add(&kind.track);
+            let waits = kind.track.is_waiting() || round.holds(&kind.track);
+            let is_due = kind.track.dirty || kind.track.has_suspects();
+            if (is_asked || (!waits && is_due))
+                && let Some(push) = kind.compose(view, budget)
+            {
+                self.wake_at = None;
+                return Some((index, push));
             }
+            round.pass(&kind.track);
         }
-        self.wake_at = hold.until();
-        if hold.until().is_some() {
+        let (wake_at, may_remove) =
+            self.order.end(&round, self.types.iter().any(|kind| kind.track.may_remove()));
+        self.wake_at = wake_at;
+        if !may_remove {
             return None;
         }
-        let mut used = self.types.iter_mut().enumerate().filter(|(_, kind)| kind.track.may_remove_last());
-        used.find_map(|(index, kind)| Some((index, kind.compose_removals(view, budget)?)))
+        // One after the other: endpoints stay as long as their clusters.
+        for (index, kind) in self.types.iter_mut().enumerate().filter(|(_, kind)| kind.track.is_used()) {
+            if kind.track.is_waiting() {
+                return None;
+            }
+            if let Some(push) = kind.compose_removals(view, budget) {
+                return Some((index, push));
+            }
+        }
+        None
     }
 
-    /// A cluster announced anew is warmed, and for that the client waits for endpoints, also for
-    /// those it already has.
-    fn ask_endpoints(&mut self, clusters: &[Arc<Encoded>]) {
+    /// A cluster announced anew is warmed, and for that the client waits for endpoints: for new ones, and
+    /// (if it is one that forgets them) for those it already has.
+    fn announce(&mut self, clusters: &Push) {
+        self.order.told(clusters.gone.iter().map(String::as_str));
         let Some(kind) = self.types.iter_mut().find(|kind| kind.track.type_url == type_url::ENDPOINTS) else {
             return;
         };
-        for cluster in clusters {
-            let name = endpoints_of(&cluster.body.value)
-                .and_then(|name| kind.track.names.get(name.as_str()).cloned());
-            kind.asked.extend(name);
+        for endpoints in clusters.changed.iter().filter_map(|cluster| endpoints_of(&cluster.body.value)) {
+            let asked = kind.track.names.get(endpoints.as_str()).cloned();
+            if asked.is_none() || self.options.endpoints_follow_clusters {
+                self.order.announced([endpoints]);
+            }
+            kind.asked.extend(asked.filter(|_| self.options.endpoints_follow_clusters));
         }
     }
 }
 
 impl SotwType {
     fn first(request: &DiscoveryRequest, view: &dyn View) -> Self {
+        let is_complete = matches!(request.type_url.as_str(), type_url::LISTENER | type_url::CLUSTER);
         let mut kind = Self {
-            track: Track::new(&request.type_url),
-            is_complete: matches!(request.type_url.as_str(), type_url::LISTENER | type_url::CLUSTER),
+            track: Track::new(&request.type_url, !is_complete),
+            is_complete,
             ever_named: false,
             held: Set::new(),
             asked: BTreeSet::new(),
@@ -214,6 +244,7 @@ impl SotwType {
         self.track.names = wanted;
         if !self.track.wildcard {
             self.held.retain(|name, _| self.track.names.contains(name.as_str()));
+            self.track.wants(|name| self.held.contains_key(name));
         }
         self.asked_all |= self.track.wildcard && !had_wildcard;
         if changed {
@@ -246,8 +277,19 @@ impl SotwType {
         self.held.get(&now.name).is_none_or(|held| held.version != now.version)
     }
 
-    fn has_news(&self, view: &dyn View) -> bool {
-        self.current(view, Gone::Kept).values().any(|now| self.differs(now))
+    fn resources(&self) -> impl Iterator<Item = ResourceStatus> {
+        let status = |name: &str, version: Option<&String>, state| ResourceStatus {
+            type_url: self.track.type_url.clone(),
+            name: name.to_owned(),
+            version: version.cloned(),
+            state,
+        };
+        let held = self
+            .held
+            .values()
+            .map(move |held| status(&held.name, Some(&held.version), self.track.state(&held.name)));
+        let missing = self.track.names.iter().filter(|name| !self.held.contains_key(&***name));
+        held.chain(missing.map(move |name| status(name, None, ResourceState::Absent)))
     }
 
     fn compose(&mut self, view: &dyn View, budget: usize) -> Option<Push> {
@@ -255,6 +297,13 @@ impl SotwType {
             return self.compose_state(view);
         }
         let current = self.current(view, Gone::Kept);
+        while let Some(name) = self.track.next_suspect() {
+            if let Some(resource) = current.get(&*name) {
+                self.held.insert(resource.name.clone(), Arc::clone(resource));
+                let resources = vec![Arc::clone(resource)];
+                return Some(Push { resources, changed: Vec::new(), gone: Vec::new() });
+            }
+        }
         self.compose_changes(&current, budget)
     }
 
@@ -270,7 +319,7 @@ impl SotwType {
         self.asked_all = false;
         self.asked.clear();
         self.held.extend(current);
-        is_due.then(|| Push { resources: self.held.values().cloned().collect(), changed })
+        is_due.then(|| Push { resources: self.held.values().cloned().collect(), changed, gone: Vec::new() })
     }
 
     /// What is gone: the complete state without it, or empty endpoints.
@@ -287,13 +336,15 @@ impl SotwType {
     }
 
     fn compose_exactly(&mut self, current: Set, is_due: bool, changed: Vec<Arc<Encoded>>) -> Option<Push> {
-        let is_due = is_due || self.held.keys().any(|name| !current.contains_key(name));
+        let gone: Vec<String> =
+            self.held.keys().filter(|name| !current.contains_key(*name)).cloned().collect();
+        let is_due = is_due || !gone.is_empty();
         self.track.dirty = false;
         self.track.dirty_removals = false;
         self.asked_all = false;
         self.asked.clear();
         self.held = current;
-        is_due.then(|| Push { resources: self.held.values().cloned().collect(), changed })
+        is_due.then(|| Push { resources: self.held.values().cloned().collect(), changed, gone })
     }
 
     /// What changed or was asked for, up to the budget.
@@ -305,7 +356,7 @@ impl SotwType {
             }
             if bytes >= budget {
                 self.track.touch(); // the rest follows when this is answered
-                return Some(Push { changed: Vec::new(), resources });
+                return Some(Push { changed: Vec::new(), resources, gone: Vec::new() });
             }
             bytes += resource.body.value.len() + resource.body.type_url.len();
             self.asked.remove(resource.name.as_str());
@@ -316,7 +367,7 @@ impl SotwType {
         self.asked.clear();
         self.track.dirty = false;
         let is_due = std::mem::take(&mut self.asked_all) || !resources.is_empty();
-        is_due.then_some(Push { changed: Vec::new(), resources })
+        is_due.then_some(Push { changed: Vec::new(), resources, gone: Vec::new() })
     }
 }
 

@@ -1,13 +1,13 @@
 //! What both variants keep per type: the subscription, nonces, what is in flight, counters.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use envoy_types::pb::google::rpc::Status;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{HOLD, Limits, Refused};
+use super::{Limits, Refused};
 use crate::ads::View;
 use crate::type_url;
 
@@ -32,6 +32,34 @@ pub struct TypeStatus {
     pub stale: u64,
     /// Message of the last NACK, until an ACK follows.
     pub last_error: Option<String>,
+    /// Resources that were refused and not replaced by an accepted version since.
+    pub refused: usize,
+}
+
+/// What is known of one resource on a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceStatus {
+    /// The type.
+    pub type_url: String,
+    /// The resource's name.
+    pub name: String,
+    /// The version the client was sent, where the stream remembers it: in the state-of-the-world variant.
+    pub version: Option<String>,
+    /// How far it got.
+    pub state: ResourceState,
+}
+
+/// How far a resource got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResourceState {
+    /// The client has accepted what it was sent.
+    Acknowledged,
+    /// It was sent, and the client has not answered yet.
+    Pending,
+    /// The client has refused it, and goes on with the version before, if there was one.
+    Refused(Arc<str>),
+    /// The client has asked for it, and it does not exist.
+    Absent,
 }
 
 /// What a version is remembered by: 8 bytes instead of its text.
@@ -49,6 +77,13 @@ const IN_FLIGHT_MAX: usize = 64;
 /// Bytes kept of a NACK's message.
 const ERROR_BYTES_MAX: usize = 2048;
 
+/// A response without answer yet.
+#[derive(Debug)]
+struct InFlight {
+    nonce: u64,
+    names: Vec<Arc<str>>,
+}
+
 #[derive(Debug)]
 pub(super) struct Track {
     pub(super) type_url: String,
@@ -61,16 +96,23 @@ pub(super) struct Track {
     pub(super) dirty: bool,
     /// Something may have to be taken away.
     pub(super) dirty_removals: bool,
+    sends_alone: bool,
     seen_revision: Option<u64>,
-    in_flight: VecDeque<u64>,
+    in_flight: VecDeque<InFlight>,
+    /// Resources refused, and why.
+    refused: BTreeMap<Arc<str>, Arc<str>>,
+    /// Resources of responses that were refused without a word on which of them: they are sent one by one.
+    suspects: VecDeque<Arc<str>>,
     last_nonce: Option<u64>,
     sent_at: Option<Instant>,
     counts: TypeStatus,
 }
 
 impl Track {
-    pub(super) fn new(type_url: &str) -> Self {
+    /// `sends_alone`: a response may carry one resource of several without taking the others away.
+    pub(super) fn new(type_url: &str, sends_alone: bool) -> Self {
         Self {
+            sends_alone,
             type_url: type_url.to_owned(),
             rank: type_url::rank(type_url),
             wildcard: false,
@@ -80,6 +122,8 @@ impl Track {
             dirty_removals: false,
             seen_revision: None,
             in_flight: VecDeque::new(),
+            refused: BTreeMap::new(),
+            suspects: VecDeque::new(),
             last_nonce: None,
             sent_at: None,
             counts: TypeStatus::default(),
@@ -118,9 +162,29 @@ impl Track {
         !self.in_flight.is_empty()
     }
 
-    /// Whether what is gone may be taken away now, after everything else was sent.
-    pub(super) fn may_remove_last(&self) -> bool {
-        self.is_used() && !self.is_waiting()
+    /// Whether something may have to be taken away last.
+    pub(super) fn may_remove(&self) -> bool {
+        self.is_used() && self.dirty_removals
+    }
+
+    /// Whether a resource is to be sent alone.
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// The next resource to be sent alone.
+    pub(super) fn next_suspect(&mut self) -> Option<Arc<str>> {
+        self.suspects.pop_front()
+    }
+
+    /// Whether the client has refused something that it was sent.
+    pub(super) fn is_refused(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
+    /// When the oldest response without answer was sent.
+    pub(super) fn sent_at(&self) -> Option<Instant> {
+        self.sent_at.filter(|_| self.is_waiting())
     }
 
     /// Whether a request with this nonce has seen the last response.
@@ -128,12 +192,16 @@ impl Track {
         nonce.parse().is_ok_and(|nonce: u64| self.last_nonce == Some(nonce))
     }
 
-    pub(super) fn sent(&mut self, nonce: u64, now: Instant) {
+    /// A response was sent: with these resources, and without those that are gone.
+    pub(super) fn sent(&mut self, nonce: u64, now: Instant, names: Vec<Arc<str>>, gone: &[String]) {
         if self.in_flight.is_empty() {
             self.sent_at = Some(now);
         }
+        for name in names.iter().map(|name| &**name).chain(gone.iter().map(String::as_str)) {
+            self.refused.remove(name);
+        }
         self.last_nonce = Some(nonce);
-        self.in_flight.push_back(nonce);
+        self.in_flight.push_back(InFlight { nonce, names });
         if self.in_flight.len() > IN_FLIGHT_MAX {
             self.in_flight.pop_front();
         }
@@ -142,23 +210,55 @@ impl Track {
 
     /// Takes the answer to the response `nonce` and to those before it.
     pub(super) fn answered(&mut self, nonce: &str, error: Option<&Status>) {
-        let known =
-            nonce.parse().ok().and_then(|nonce: u64| self.in_flight.iter().position(|sent| *sent == nonce));
+        let known = nonce
+            .parse()
+            .ok()
+            .and_then(|nonce: u64| self.in_flight.iter().position(|sent| sent.nonce == nonce));
         let Some(position) = known else {
             self.counts.stale += u64::from(!self.is_latest(nonce));
             return;
         };
-        self.in_flight.drain(..=position);
+        let answered = self.in_flight.drain(..=position).next_back();
         match error {
             Some(error) => {
+                let message = clip(&error.message, ERROR_BYTES_MAX);
                 self.counts.nacks += 1;
-                self.counts.last_error = Some(clip(&error.message, ERROR_BYTES_MAX));
+                self.refuse(answered.map(|sent| sent.names).unwrap_or_default(), &message);
+                self.counts.last_error = Some(message);
             }
             None => {
                 self.counts.acks += 1;
                 self.counts.last_error = None;
             }
         }
+    }
+
+    /// Of a response that was refused, the resources that the message names. If it names none, a client such
+    /// as Envoy may have taken none of them: where they can be sent one by one, they are.
+    fn refuse(&mut self, sent: Vec<Arc<str>>, message: &str) {
+        let is_named = |name: &Arc<str>| names(message, name);
+        let names_some = sent.iter().any(is_named);
+        if !names_some && sent.len() > 1 && self.sends_alone {
+            self.suspects.extend(sent);
+            return;
+        }
+        let why: Arc<str> = Arc::from(message);
+        let refused = sent.into_iter().filter(|name| !names_some || is_named(name));
+        self.refused.extend(refused.map(|name| (name, Arc::clone(&why))));
+    }
+
+    /// The client no longer wants what is not among `wanted`.
+    pub(super) fn wants(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.refused.retain(|name, _| wanted(name));
+    }
+
+    /// How far a resource got that the client was sent.
+    pub(super) fn state(&self, name: &str) -> ResourceState {
+        if let Some(why) = self.refused.get(name) {
+            return ResourceState::Refused(Arc::clone(why));
+        }
+        let is_pending = self.in_flight.iter().any(|sent| sent.names.iter().any(|sent| **sent == *name));
+        if is_pending { ResourceState::Pending } else { ResourceState::Acknowledged }
     }
 
     pub(super) fn stale(&mut self) {
@@ -171,49 +271,24 @@ impl Track {
             wildcard: self.wildcard,
             names: self.names.len(),
             in_flight: self.is_waiting(),
+            refused: self.refused.len(),
             ..self.counts.clone()
         }
     }
 }
 
-/// Make before break, within one round over the types in push order: news that waits for an ACK
-/// holds what depends on it, for at most [`HOLD`].
-#[derive(Debug)]
-pub(super) struct Hold {
-    now: Instant,
-    /// Until when listeners and routes wait for clusters and endpoints.
-    users: Option<Instant>,
-    /// Until when removals wait for listeners and routes.
-    removals: Option<Instant>,
-}
-
-impl Hold {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { now, users: None, removals: None }
-    }
-
-    /// `track` has news that waits for an ACK.
-    pub(super) fn add(&mut self, track: &Track) {
-        let until = track.sent_at.map(|at| at + HOLD).filter(|until| *until > self.now);
-        let held = if track.is_used() { &mut self.users } else { &mut self.removals };
-        if track.is_used() || track.is_user() {
-            *held = earlier(*held, until);
-        }
-    }
-
-    /// Whether the news of `track` has to wait.
-    pub(super) fn holds(&self, track: &Track) -> bool {
-        track.is_user() && self.users.is_some()
-    }
-
-    /// When to look again; `None`: nothing is held.
-    pub(super) fn until(&self) -> Option<Instant> {
-        earlier(self.users, self.removals)
-    }
-}
-
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    [a, b].into_iter().flatten().min()
+/// Whether a message speaks of `name`, and not only of one that contains it.
+pub(super) fn names(message: &str, name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "-_|".contains(c);
+    message.match_indices(name).any(|(at, found)| {
+        let mut after = message[at + found.len()..].chars();
+        let goes_on = match after.next() {
+            Some('.') => after.next().is_some_and(|c| c.is_ascii_alphanumeric()), // or ends a sentence
+            Some(c) => is_part(c),
+            None => false,
+        };
+        !goes_on && !message[..at].ends_with(|c| is_part(c) || c == '.')
+    })
 }
 
 fn clip(text: &str, bytes_max: usize) -> String {

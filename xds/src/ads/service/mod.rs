@@ -3,14 +3,14 @@
 //! A stream is one future that the transport polls when it has room: no task, no queue. What a
 //! slow client has not fetched is flags in its state machine.
 
+mod proxies;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -23,9 +23,11 @@ use pillion_model::name::SpiffeId;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::ads::server::{DeltaStream, Limits, Machine, Refused, SotwStream, StreamOptions, TypeStatus};
+use crate::ads::server::{DeltaStream, Limits, Machine, Refused, SotwStream, StreamOptions};
 use crate::ads::{Feed, NodeInfo, PeerId, Source};
-use crate::type_url;
+
+use proxies::{Proxies, ProxyGuard};
+pub use proxies::{ProxyStatus, Totals, Variant};
 
 /// How long a new stream may stay silent.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -39,43 +41,6 @@ pub struct AdsService<S> {
     control_plane: String,
     limits: Limits,
     proxies: Arc<Proxies>,
-}
-
-/// Which variant of the protocol a stream speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
-    /// State of the world.
-    Sotw,
-    /// Incremental.
-    Delta,
-}
-
-/// One connected stream.
-#[derive(Clone, Debug)]
-pub struct ProxyStatus {
-    /// Who it says it is; the source has accepted it.
-    pub node: NodeInfo,
-    /// The identity its certificate proves.
-    pub peer: Option<SpiffeId>,
-    /// What it speaks.
-    pub variant: Variant,
-    /// When its first request came.
-    pub since: SystemTime,
-    /// What was sent and answered, by type.
-    pub types: Vec<TypeStatus>,
-}
-
-/// Sums over all streams there ever were, of one type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Responses sent.
-    pub pushes: u64,
-    /// Responses accepted.
-    pub acks: u64,
-    /// Responses refused.
-    pub nacks: u64,
-    /// Requests with an outdated nonce.
-    pub stale: u64,
 }
 
 impl<S> Clone for AdsService<S> {
@@ -105,16 +70,19 @@ impl<S: Source> AdsService<S> {
     /// The streams connected now, oldest first.
     #[must_use]
     pub fn proxies(&self) -> Vec<ProxyStatus> {
-        self.proxies.lock().streams.values().cloned().collect()
+        self.proxies.all()
+    }
+
+    /// How many streams are connected now.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.proxies.len()
     }
 
     /// Sums since the start, by [`label`](crate::type_url::label) of the type.
     #[must_use]
     pub fn totals(&self) -> BTreeMap<&'static str, Totals> {
-        let inner = self.proxies.lock();
-        let mut totals = inner.ended.clone();
-        inner.streams.values().for_each(|stream| add_totals(&mut totals, &stream.types));
-        totals
+        self.proxies.totals()
     }
 
     fn serve<M>(
@@ -123,8 +91,7 @@ impl<S: Source> AdsService<S> {
         request: Request<Streaming<M::Request>>,
     ) -> Response<Responses<M::Response>>
     where
-        M: Machine + 'static,
-        M::Request: 'static,
+        M: Machine,
     {
         let peer = request.extensions().get::<PeerId>().map(|peer| peer.0.clone());
         let opening = Opening { service: self.clone(), variant, peer, requests: request.into_inner() };
@@ -202,13 +169,13 @@ impl<S: Source, R: Send> Opening<S, R> {
             M::node(&first).ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
         let node = NodeInfo::from_proto(node);
         let feed = self.service.source.open(&node, self.peer.as_ref())?;
-        let machine = M::new(StreamOptions {
+        let machine = Arc::new(Mutex::new(M::new(StreamOptions {
             limits: self.service.limits,
             control_plane: self.service.control_plane.clone(),
             endpoints_follow_clusters: !node.is_pillion(),
-        });
-        let proxy = self.service.proxies.enter(node, self.peer, self.variant);
-        let mut session = Box::new(Session { machine, requests: self.requests, feed, proxy });
+        })));
+        let proxy = self.service.proxies.enter(node, self.peer, self.variant, Arc::clone(&machine) as _);
+        let mut session = Box::new(Session { machine, requests: self.requests, feed, _proxy: proxy });
         session.on_request(first)?;
         Ok(Some(session))
     }
@@ -216,10 +183,12 @@ impl<S: Source, R: Send> Opening<S, R> {
 
 /// An open stream.
 struct Session<F, M: Machine> {
-    machine: M,
+    /// Locked for moments: by the stream itself, and by whoever asks how far it got.
+    machine: Arc<Mutex<M>>,
     requests: Streaming<M::Request>,
     feed: F,
-    proxy: ProxyGuard,
+    /// Lists the stream for as long as it lives.
+    _proxy: ProxyGuard,
 }
 
 impl<F: Feed, M: Machine> Session<F, M> {
@@ -227,13 +196,15 @@ impl<F: Feed, M: Machine> Session<F, M> {
     async fn next(&mut self) -> Result<Option<M::Response>, Status> {
         loop {
             let view = self.feed.view();
-            self.machine.on_view(&*view);
-            if let Some(response) = self.machine.next(&*view, Instant::now()) {
-                self.proxy.update(self.machine.status());
-                return Ok(Some(response));
+            let (response, wake_at) = {
+                let mut machine = lock(&self.machine);
+                machine.on_view(&*view);
+                (machine.next(&*view, Instant::now()), machine.wake_at())
+            };
+            if response.is_some() {
+                return Ok(response);
             }
             drop(view); // of the whole mesh, and old before long
-            let wake_at = self.machine.wake_at();
             tokio::select! {
                 request = self.requests.message() => match request? {
                     Some(request) => self.on_request(request)?,
@@ -249,75 +220,19 @@ impl<F: Feed, M: Machine> Session<F, M> {
 
     fn on_request(&mut self, request: M::Request) -> Result<(), Status> {
         let view = self.feed.view();
-        self.machine.on_view(&*view);
-        self.machine.on_request(request, &*view).map_err(|refused| match refused {
+        let mut machine = lock(&self.machine);
+        machine.on_view(&*view);
+        machine.on_request(request, &*view).map_err(|refused| match refused {
             Refused::Limit { .. } => Status::resource_exhausted(refused.to_string()),
             Refused::NoType => Status::invalid_argument(refused.to_string()),
         })?;
-        while let Some((type_url, names)) = self.machine.asked_otherwise() {
+        while let Some((type_url, names)) = machine.asked_otherwise() {
             self.feed.uses(type_url, names);
         }
-        self.proxy.update(self.machine.status());
         Ok(())
     }
 }
 
-/// The streams connected now, and what those that ended have done.
-#[derive(Debug, Default)]
-struct Proxies {
-    next_id: AtomicU64,
-    inner: Mutex<ProxiesInner>,
-}
-
-#[derive(Debug, Default)]
-struct ProxiesInner {
-    streams: BTreeMap<u64, ProxyStatus>,
-    ended: BTreeMap<&'static str, Totals>,
-}
-
-impl Proxies {
-    fn lock(&self) -> MutexGuard<'_, ProxiesInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(self: &Arc<Self>, node: NodeInfo, peer: Option<SpiffeId>, variant: Variant) -> ProxyGuard {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let status = ProxyStatus { node, peer, variant, since: SystemTime::now(), types: Vec::new() };
-        self.lock().streams.insert(id, status);
-        ProxyGuard { proxies: Arc::clone(self), id }
-    }
-}
-
-/// Lists a stream for as long as it lives.
-#[derive(Debug)]
-struct ProxyGuard {
-    proxies: Arc<Proxies>,
-    id: u64,
-}
-
-impl ProxyGuard {
-    fn update(&self, types: Vec<TypeStatus>) {
-        if let Some(stream) = self.proxies.lock().streams.get_mut(&self.id) {
-            stream.types = types;
-        }
-    }
-}
-
-impl Drop for ProxyGuard {
-    fn drop(&mut self) {
-        let mut inner = self.proxies.lock();
-        if let Some(stream) = inner.streams.remove(&self.id) {
-            add_totals(&mut inner.ended, &stream.types);
-        }
-    }
-}
-
-fn add_totals(totals: &mut BTreeMap<&'static str, Totals>, types: &[TypeStatus]) {
-    for kind in types {
-        let total = totals.entry(type_url::label(&kind.type_url)).or_default();
-        total.pushes += kind.pushes;
-        total.acks += kind.acks;
-        total.nacks += kind.nacks;
-        total.stale += kind.stale;
-    }
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

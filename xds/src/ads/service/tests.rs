@@ -14,6 +14,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Server};
 
 use super::*;
+use crate::ads::server::ResourceState;
 use crate::ads::{Encoded, View};
 use crate::type_url::CLUSTER;
 
@@ -127,7 +128,10 @@ async fn a_state_of_the_world_stream_is_served_and_listed_while_it_is_open() {
         Some("orders.shop")
     );
     let want = Totals { pushes: 2, acks: 1, ..Totals::default() };
-    assert_eq!(running.service.totals()["cluster"], want);
+    assert_eq!(running.service.totals()["cluster"], Totals { pending: 1, ..want });
+    let resources = proxy.resources();
+    let [resource] = resources.as_slice() else { panic!("one cluster: {resources:?}") };
+    assert_eq!((resource.name.as_str(), &resource.state), ("a", &ResourceState::Pending));
 
     drop(requests);
     assert_eq!(next(&mut responses).await.expect("ends well"), None);

@@ -314,3 +314,152 @@ fn large_pushes_are_cut_and_go_on_after_the_ack() {
     }
     it.quiet("all sent");
 }
+
+/// A client that runs a cluster, its endpoints and a route to it.
+fn running() -> Harness<DeltaStream> {
+    let mut it = delta(&[(ENDPOINTS, "old", "e"), (ROUTE, "r", "old")]);
+    it.view.set(CLUSTER, "old", cluster("old", ""));
+    it.subscribe(CLUSTER, &["*"]);
+    it.subscribe(ENDPOINTS, &["old"]);
+    it.subscribe(ROUTE, &["r"]);
+    while let Some(response) = it.next() {
+        it.answer(&response, None);
+    }
+    it
+}
+
+#[test]
+fn a_cluster_renamed_in_one_change_is_in_use_until_the_new_one_is_warm() {
+    // Envoy acknowledges clusters when they are warm, others at once.
+    for warms_first in [true, false] {
+        let mut it = running();
+        it.change(|view| {
+            *view = Shelf::of(&[(ENDPOINTS, "new", "e"), (ROUTE, "r", "new")]);
+            view.set(CLUSTER, "new", cluster("new", ""));
+        });
+        let added = it.next().expect("the new cluster");
+        assert_eq!((added.resources.len(), added.removed_resources.len()), (1, 0));
+        it.quiet("nothing moves before the new cluster is there");
+        if !warms_first {
+            it.answer(&added, None);
+            it.quiet("nobody has asked for its endpoints yet");
+        }
+        it.subscribe(ENDPOINTS, &["new"]);
+        it.gets(&["new=e"]);
+        if warms_first {
+            it.quiet("it warms");
+            it.answer(&added, None);
+        }
+        let moved = it.next().expect("the route");
+        assert_eq!(shown(&moved), ["r=new"]);
+        it.quiet("the old cluster is in use");
+        it.answer(&moved, None);
+        let gone = it.next().expect("clusters");
+        assert_eq!(shown(&gone), ["-old"]);
+        it.quiet("endpoints stay as long as their cluster");
+        it.answer(&gone, None);
+        it.gets(&["-old"]);
+        it.quiet("done");
+        assert_eq!(it.stream.wake_at(), None);
+    }
+}
+
+#[test]
+fn a_client_that_never_warms_gets_the_route_in_the_end() {
+    let mut it = running();
+    it.change(|view| {
+        view.set(CLUSTER, "new", cluster("new", ""));
+        view.set(ROUTE, "r", "new".into());
+    });
+    let added = it.next().expect("the new cluster");
+    it.answer(&added, None);
+    it.quiet("its endpoints are not asked for");
+    assert_eq!(it.stream.wake_at(), Some(it.now + HOLD));
+    it.now += HOLD;
+    it.gets(&["r=new"]);
+    it.quiet("all told");
+    it.set(ROUTE, "r", "newer");
+    it.gets(&["r=newer"]);
+}
+
+#[test]
+fn what_is_refused_delays_nothing_that_needs_only_what_is_good() {
+    let mut it = running();
+    it.change(|view| {
+        view.set(CLUSTER, "bad", cluster("bad", ""));
+        view.set(CLUSTER, "good", cluster("good", ""));
+        view.set(ENDPOINTS, "good", "e".into());
+        view.set(ROUTE, "r", "good".into());
+    });
+    let both = it.next().expect("two clusters");
+    assert_eq!(both.resources.len(), 2);
+    it.subscribe(ENDPOINTS, &["good"]);
+    it.gets(&["good=e"]);
+    it.answer(&both, error("Error adding/updating cluster(s) bad: no such thing"));
+    it.gets(&["r=good"]);
+    it.quiet("what was refused is not sent again");
+    let bad = |it: &Harness<DeltaStream>| {
+        let refused = |one: &ResourceStatus| matches!(one.state, ResourceState::Refused(_));
+        let names = it.stream.resources().into_iter().filter(refused).map(|one| one.name);
+        (names.collect::<Vec<_>>(), it.status(CLUSTER).refused)
+    };
+    assert_eq!(bad(&it), (texts(&["bad"]), 1));
+    it.change(|view| view.set(CLUSTER, "bad", cluster("bad", "better")));
+    let better = it.next().expect("what changed");
+    assert_eq!(better.resources.len(), 1);
+    it.answer(&better, None);
+    assert_eq!(bad(&it), (Vec::new(), 0));
+}
+
+#[test]
+fn a_refusal_that_names_nobody_is_tried_one_by_one_and_once() {
+    let mut it = running();
+    it.change(|view| {
+        view.set(CLUSTER, "bad", cluster("bad", ""));
+        view.set(CLUSTER, "good", cluster("good", ""));
+    });
+    let both = it.next().expect("two clusters");
+    it.answer(&both, error("Invalid duration"));
+    for (name, refusal) in [("bad", error("Invalid duration")), ("good", None)] {
+        let alone = it.next().expect(name);
+        assert_eq!(alone.resources.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), [name]);
+        it.answer(&alone, refusal);
+    }
+    it.quiet("once");
+    assert_eq!(it.status(CLUSTER).refused, 1);
+}
+
+#[test]
+fn nothing_is_taken_from_a_client_that_refused_to_move_on() {
+    let mut it = running();
+    it.change(|view| {
+        *view = Shelf::of(&[(ENDPOINTS, "new", "e"), (ROUTE, "r", "bad")]);
+        view.set(CLUSTER, "new", cluster("new", ""));
+    });
+    let added = it.next().expect("the new cluster");
+    it.subscribe(ENDPOINTS, &["new"]);
+    it.gets(&["new=e"]);
+    it.answer(&added, None);
+    let moved = it.next().expect("the route");
+    it.answer(&moved, error("r: no"));
+    it.now += HOLD;
+    it.quiet("the route before is in force, and needs the old cluster");
+    it.set(ROUTE, "r", "new");
+    it.gets(&["r=new"]);
+    it.gets(&["-old"]);
+}
+
+#[test]
+fn a_message_names_a_resource_as_a_whole() {
+    for (message, named) in [
+        ("Error adding/updating cluster(s) app: x", true),
+        ("app: connect_timeout: got -1s", true),
+        ("refused app.", true),
+        ("`app`", true),
+        ("app-2: no", false),
+        ("my-app, web.app, app.shop", false),
+        ("", false),
+    ] {
+        assert_eq!(crate::ads::server::track::names(message, "app"), named, "{message}");
+    }
+}

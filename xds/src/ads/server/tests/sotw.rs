@@ -49,8 +49,10 @@ fn sotw_clusters_are_complete_states_and_routes_are_changes() {
     });
     let second = it.gets(&["a1", "b2"]);
     assert_ne!(second.version_info, clusters.version_info);
-    it.gets(&["s2"]);
+    it.quiet("the route waits for the clusters");
     it.ask(CLUSTER, &[], Some(&second));
+    let routes = it.gets(&["s2"]);
+    it.ask(ROUTE, &["r", "s"], Some(&routes));
     it.remove(CLUSTER, "a");
     it.gets(&["b2"]);
 }
@@ -68,8 +70,13 @@ fn sotw_state_keeps_what_is_gone_until_routes_have_moved() {
     it.change(|view| *view = Shelf::of(&[(CLUSTER, "new", "c-new"), (ROUTE, "r", "to new")]));
     let both = it.gets(&["c-new", "c-old"]);
     it.ask(CLUSTER, &[], Some(&both));
-    it.gets(&["to new"]);
-    it.gets(&["c-new"]);
+    let moved = it.gets(&["to new"]);
+    it.quiet("the old cluster is in use until the route is acknowledged");
+    assert_eq!(it.stream.wake_at(), Some(it.now + HOLD));
+    it.ask(ROUTE, &["r"], Some(&moved));
+    let left = it.gets(&["c-new"]);
+    it.quiet("endpoints stay as long as their clusters");
+    it.ask(CLUSTER, &[], Some(&left));
     let empty = it.next().expect("no endpoints any more");
     assert_eq!(empty.resources[0].value, [&[0x0a, 3][..], b"old"].concat(), "an empty assignment");
 }
@@ -87,7 +94,8 @@ fn sotw_missing_names_are_remembered_and_missing_endpoints_answered_empty() {
     assert_eq!(empty.resources.len(), 1);
     it.ask(ENDPOINTS, &["e"], Some(&empty));
     it.change(|view| *view = Shelf::of(&[(ROUTE, "r", "r1"), (LISTENER, "l", "l1"), (ENDPOINTS, "e", "e1")]));
-    it.gets(&["e1"]);
+    let endpoints = it.gets(&["e1"]);
+    it.ask(ENDPOINTS, &["e"], Some(&endpoints));
     it.gets(&["l1"]);
     it.gets(&["r1"]);
 }
@@ -174,4 +182,36 @@ fn sotw_sends_endpoints_again_after_their_cluster_changed() {
     it.change(|view| view.set(CLUSTER, "b", cluster("b", "2")));
     assert_eq!(it.next().expect("complete state").resources.len(), 2);
     it.gets(&["eb"]);
+}
+
+#[test]
+fn sotw_a_cluster_renamed_in_one_change_is_in_use_until_the_new_one_is_warm() {
+    let mut it = sotw(&[(ENDPOINTS, "old", "e-old"), (ROUTE, "r", "to old")]);
+    it.view.set(CLUSTER, "old", cluster("old", ""));
+    it.ask(CLUSTER, &[], None);
+    let clusters = it.next().expect("clusters");
+    it.ask(CLUSTER, &[], Some(&clusters));
+    it.ask(ENDPOINTS, &["old"], None);
+    let endpoints = it.gets(&["e-old"]);
+    it.ask(ENDPOINTS, &["old"], Some(&endpoints));
+    it.ask(ROUTE, &["r"], None);
+    let routes = it.gets(&["to old"]);
+    it.ask(ROUTE, &["r"], Some(&routes));
+    it.change(|view| {
+        *view = Shelf::of(&[(ENDPOINTS, "new", "e-new"), (ROUTE, "r", "to new")]);
+        view.set(CLUSTER, "new", cluster("new", ""));
+    });
+    let both = it.next().expect("clusters");
+    assert_eq!(both.resources.len(), 2);
+    it.quiet("nothing moves before the new cluster is there");
+    it.ask(ENDPOINTS, &["new", "old"], Some(&endpoints));
+    let warm = it.gets(&["e-new"]);
+    it.quiet("it warms");
+    it.ask(ENDPOINTS, &["new", "old"], Some(&warm));
+    it.quiet("clusters are acknowledged when they are warm");
+    it.ask(CLUSTER, &[], Some(&both));
+    let moved = it.gets(&["to new"]);
+    it.quiet("the old cluster is in use");
+    it.ask(ROUTE, &["r"], Some(&moved));
+    assert_eq!(it.next().expect("clusters").resources.len(), 1);
 }
