@@ -11,10 +11,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::encoded::{News, Snapshot};
 use super::foreign::{Foreign, ForeignView};
+use super::grpc::GrpcView;
 use super::node::{Client, EnvoyNode};
 use super::view::{Own, SidecarView};
+use crate::resolve::grpc_target;
 
-/// The types of which sidecars ask for what is not their own, by name.
+/// The types of which sidecars and gRPC clients ask for what is not their own, by name.
 const BY_NAME: [&str; 4] = [type_url::CLUSTER, type_url::ENDPOINTS, type_url::ROUTE, type_url::SERVICE];
 
 /// Everybody who is connected.
@@ -26,7 +28,7 @@ struct State {
     snapshot: Arc<Snapshot>,
     seats: HashMap<u64, Arc<Notify>>,
     next_seat: u64,
-    /// Sidecars that ask for a name of a type.
+    /// Sidecars and gRPC clients that ask for a name of a type.
     users: HashMap<&'static str, HashMap<Arc<str>, BTreeSet<u64>>>,
     /// Those whose own service it is.
     own: HashMap<ServiceName, BTreeSet<u64>>,
@@ -179,24 +181,33 @@ impl Feed for Seat {
         let state = self.audience.lock();
         let snapshot = Arc::clone(&state.snapshot);
         let foreign = match &self.client {
-            Client::Sidecar => None,
+            Client::Sidecar | Client::Grpc(_) => None,
             Client::Envoy(settings) => state.shared.iter().find(|shared| shared.settings == *settings),
         };
         let foreign = foreign.map(|shared| Arc::clone(&shared.foreign));
         drop(state);
         self.own = self.own.next(&snapshot, &self.id, &self.client);
         let own = Arc::clone(&self.own);
-        match foreign {
-            None => Arc::new(SidecarView { snapshot, own }),
-            Some(shared) => Arc::new(ForeignView { shared, own }),
+        match (foreign, &self.client) {
+            (Some(shared), _) => Arc::new(ForeignView { shared, own }),
+            (None, Client::Grpc(credentials)) => {
+                Arc::new(GrpcView { snapshot, own, credentials: *credentials })
+            }
+            (None, _) => Arc::new(SidecarView { snapshot, own }),
         }
     }
 
     fn uses(&mut self, type_url: &str, names: &BTreeSet<Arc<str>>) {
+        let services;
+        let (type_url, names) = match (&self.client, type_url) {
+            (Client::Envoy(_), _) => return, // it is told of everything
+            (Client::Grpc(_), type_url::LISTENER) => {
+                services = services_of(names, &self.audience.snapshot().model.zone);
+                (type_url::SERVICE, &services)
+            }
+            _ => (type_url, names),
+        };
         let Some(type_url) = BY_NAME.into_iter().find(|known| *known == type_url) else { return };
-        if self.client != Client::Sidecar {
-            return; // it is told of everything
-        }
         let asked = self.asked.entry(type_url).or_default();
         let mut state = self.audience.lock();
         for name in asked.difference(names) {
@@ -216,6 +227,13 @@ impl Feed for Seat {
         }
         !self.audience.lock().closed
     }
+}
+
+/// The DNS names of the services that a gRPC client's listeners lead to: `orders.shop` is one already, or
+/// stands for the service of that name.
+fn services_of(listeners: &BTreeSet<Arc<str>>, zone: &str) -> BTreeSet<Arc<str>> {
+    let hosts = listeners.iter().map(|name| grpc_target(name).0.to_ascii_lowercase());
+    hosts.flat_map(|host| [Arc::from(format!("{host}.{zone}")), Arc::from(host)]).collect()
 }
 
 impl Drop for Seat {

@@ -10,7 +10,9 @@ use pillion_xds::encode::{Dialect, encode_cluster, encode_endpoints, encode_rout
 use pillion_xds::type_url;
 
 use crate::catalog::{ByService, CatalogView};
-use crate::resolve::{MeshModel, ServiceModel, egress};
+use crate::resolve::{
+    GrpcCredentials, MeshModel, ServiceModel, egress, grpc_clusters, grpc_endpoints, grpc_routes,
+};
 
 /// Encoded resources by name.
 pub(super) type Encodings = Arc<BTreeMap<String, Arc<Encoded>>>;
@@ -53,9 +55,49 @@ pub(super) struct ServiceEncoded {
     endpoints: Part,
     routes: Part,
     answers: Part,
+    grpc: Arc<OnceLock<Box<ServiceForGrpc>>>,
 }
 
 type Part = Arc<OnceLock<Encodings>>;
+
+/// One service, as gRPC clients without a proxy are told of it.
+pub(super) struct ServiceForGrpc {
+    pub(super) routes: Encodings,
+    /// For applications with the credentials that xDS describes, then for those without.
+    secure: Hops,
+    plaintext: Hops,
+}
+
+/// Clusters and their endpoints.
+pub(super) struct Hops {
+    pub(super) clusters: Encodings,
+    pub(super) endpoints: Encodings,
+}
+
+impl ServiceForGrpc {
+    fn new(service: &ServiceModel) -> Self {
+        let hops = |credentials| Hops {
+            clusters: by_name(
+                grpc_clusters(service, credentials).iter().map(|one| encode_cluster(one, Dialect::Grpc)),
+            ),
+            endpoints: by_name(
+                grpc_endpoints(service, credentials).iter().map(|one| encode_endpoints(one, Dialect::Grpc)),
+            ),
+        };
+        Self {
+            routes: by_name(grpc_routes(service).iter().map(|one| encode_routes(one, Dialect::Grpc))),
+            secure: hops(GrpcCredentials::Xds),
+            plaintext: hops(GrpcCredentials::Plaintext),
+        }
+    }
+
+    pub(super) fn hops(&self, credentials: GrpcCredentials) -> &Hops {
+        match credentials {
+            GrpcCredentials::Xds => &self.secure,
+            GrpcCredentials::Plaintext => &self.plaintext,
+        }
+    }
+}
 
 impl Snapshot {
     pub(super) fn first(model: &Arc<MeshModel>, catalog: &Arc<CatalogView>) -> Self {
@@ -181,6 +223,13 @@ impl ServiceEncoded {
             ),
             routes: part(|a, b| a.routes == b.routes, |last| &last.routes, &mut changed.routes),
             answers: part(|a, b| a.service == b.service, |last| &last.answers, &mut changed.services),
+            grpc: last
+                .filter(|last| {
+                    let (a, b) = (&last.model, model);
+                    a.clusters == b.clusters && a.endpoints == b.endpoints && a.routes == b.routes
+                })
+                .map(|last| Arc::clone(&last.grpc))
+                .unwrap_or_default(),
             model: Arc::clone(model),
         }
     }
@@ -199,6 +248,10 @@ impl ServiceEncoded {
     pub(super) fn routes(&self) -> &Encodings {
         let encode = || by_name(self.model.routes.iter().map(|one| encode_routes(one, Dialect::Pillion)));
         self.routes.get_or_init(encode)
+    }
+
+    pub(super) fn grpc(&self) -> &ServiceForGrpc {
+        self.grpc.get_or_init(|| Box::new(ServiceForGrpc::new(&self.model)))
     }
 
     /// The answers to questions for each of its names.

@@ -22,11 +22,13 @@ use crate::resolve::{HealthCheckPlan, Input, MeshModel, Resolver, ServiceModel};
 mod audience;
 mod encoded;
 mod foreign;
+mod grpc;
 mod node;
 mod view;
 
 pub use audience::Seat;
-pub use node::{EnvoyNode, METADATA_KEY};
+pub use grpc::SERVER_LISTENER;
+pub use node::{EnvoyNode, METADATA_KEY, grpc_metadata};
 
 use audience::Audience;
 use encoded::{News, Snapshot};

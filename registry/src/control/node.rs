@@ -1,7 +1,8 @@
 //! Who opens an ADS stream, and what it says of itself.
 //!
-//! Metadata of foreign Envoys under the key [`METADATA_KEY`] (what `pillion generate envoy` writes):
-//! where their certificate is, what they bind, and an instance to register while the stream is open.
+//! Metadata of foreign clients under the key [`METADATA_KEY`] (what `pillion generate envoy|grpc` writes):
+//! where an Envoy's certificate is and what it binds, which credentials a gRPC application uses, and an
+//! instance to register while the stream is open.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,12 +19,17 @@ use tonic::Status;
 use super::Announced;
 use crate::catalog::{Catalog, FieldProblem, Registration};
 use crate::lease::beat_interval;
+use crate::resolve::GrpcCredentials;
 
 /// The key in a node's metadata.
 pub const METADATA_KEY: &str = "pillion";
 /// Where a foreign Envoy listens for its application unless it says otherwise.
 const OUTBOUND_DEFAULT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15001);
+/// An application that gives its channels and servers the credentials that xDS describes.
+const CREDENTIALS_XDS: &str = "xds";
+/// One that gives them none.
+const CREDENTIALS_PLAINTEXT: &str = "plaintext";
 /// The lease of an announced instance: it is gone soon after its stream.
 const ANNOUNCED_TTL: &str = "15s";
 
@@ -34,23 +40,18 @@ pub(super) enum Client {
     Sidecar,
     /// An Envoy.
     Envoy(EnvoyNode),
+    /// A gRPC client or server without a proxy.
+    Grpc(GrpcCredentials),
 }
-
-/// Borrowed from a client for as long as something is encoded.
-pub(super) struct DialectOf<'a>(Option<&'a EnvoyOptions>);
 
 impl Client {
-    pub(super) fn dialect(&self) -> DialectOf<'_> {
+    /// In which form it is told of its own inbound side; `None`: it has no proxy's.
+    pub(super) fn dialect(&self) -> Option<Dialect<'_>> {
         match self {
-            Self::Sidecar => DialectOf(None),
-            Self::Envoy(node) => DialectOf(Some(&node.envoy)),
+            Self::Sidecar => Some(Dialect::Pillion),
+            Self::Envoy(node) => Some(Dialect::Envoy(&node.envoy)),
+            Self::Grpc(_) => None,
         }
-    }
-}
-
-impl DialectOf<'_> {
-    pub(super) fn as_ref(&self) -> Dialect<'_> {
-        self.0.map_or(Dialect::Pillion, Dialect::Envoy)
     }
 }
 
@@ -152,11 +153,41 @@ pub(super) fn admit(node: &NodeInfo, peer: Option<&SpiffeId>) -> Result<(NodeId,
         return Ok((id, Client::Sidecar));
     }
     if node.user_agent.to_ascii_lowercase().starts_with("grpc") {
-        return Err(Status::unimplemented("gRPC clients without a proxy are not served yet"));
+        let credentials = grpc_credentials(&node.metadata).map_err(invalid)?;
+        return Ok((id, Client::Grpc(credentials)));
     }
-    match EnvoyNode::from_metadata(&node.metadata) {
-        Ok(envoy) => Ok((id, Client::Envoy(envoy))),
-        Err(problem) => Err(Status::invalid_argument(format!("{}: {}", problem.field, problem.detail))),
+    let envoy = EnvoyNode::from_metadata(&node.metadata).map_err(invalid)?;
+    Ok((id, Client::Envoy(envoy)))
+}
+
+fn invalid(problem: FieldProblem) -> Status {
+    Status::invalid_argument(format!("{}: {}", problem.field, problem.detail))
+}
+
+/// The node metadata of a gRPC client or server, as `pillion generate grpc` writes it; an `instance` is
+/// registered while the stream is open.
+pub fn grpc_metadata(credentials: GrpcCredentials, instance: Option<&Value>) -> Value {
+    let mut fields = Map::new();
+    let word = match credentials {
+        GrpcCredentials::Xds => CREDENTIALS_XDS,
+        GrpcCredentials::Plaintext => CREDENTIALS_PLAINTEXT,
+    };
+    fields.insert("credentials".to_owned(), json!(word));
+    if let Some(instance) = instance {
+        fields.insert("instance".to_owned(), instance.clone());
+    }
+    json!({METADATA_KEY: fields})
+}
+
+fn grpc_credentials(metadata: &Value) -> Result<GrpcCredentials, FieldProblem> {
+    match &metadata[METADATA_KEY]["credentials"] {
+        Value::Null => Ok(GrpcCredentials::default()),
+        value if *value == CREDENTIALS_XDS => Ok(GrpcCredentials::Xds),
+        value if *value == CREDENTIALS_PLAINTEXT => Ok(GrpcCredentials::Plaintext),
+        value => Err(FieldProblem {
+            field: format!("node.metadata.{METADATA_KEY}.credentials"),
+            detail: format!("got {value}, want {CREDENTIALS_XDS} or {CREDENTIALS_PLAINTEXT}"),
+        }),
     }
 }
 

@@ -38,23 +38,26 @@ impl Own {
         }) {
             return Arc::clone(self);
         }
+        let made_from = Some((Arc::clone(&instance), Arc::clone(service), zone.clone()));
+        let Some(dialect) = client.dialect() else {
+            // A gRPC server's listener is made when it asks, of the name that it asks for.
+            return Arc::new(Self { number: self.number + 1, made_from, ..Self::default() });
+        };
         let resources = inbound(&snapshot.model, &instance);
-        let dialect = client.dialect();
         let listeners =
-            by_name(resources.listeners.values().map(|listener| encode_listener(listener, dialect.as_ref())));
-        let clusters =
-            by_name(resources.clusters.values().map(|cluster| encode_cluster(cluster, dialect.as_ref())));
+            by_name(resources.listeners.values().map(|listener| encode_listener(listener, dialect)));
+        let clusters = by_name(resources.clusters.values().map(|cluster| encode_cluster(cluster, dialect)));
         let same = listeners == self.listeners && clusters == self.clusters;
-        Arc::new(Self {
-            number: self.number + u64::from(!same),
-            made_from: Some((instance, Arc::clone(service), zone.clone())),
-            listeners,
-            clusters,
-        })
+        Arc::new(Self { number: self.number + u64::from(!same), made_from, listeners, clusters })
     }
 
     pub(super) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// The instance whose part it is, once that is registered.
+    pub(super) fn instance(&self) -> Option<&Instance> {
+        self.made_from.as_ref().map(|(instance, ..)| &**instance)
     }
 
     pub(super) fn of(&self, type_url: &str) -> Option<&Encodings> {

@@ -10,6 +10,7 @@ mod cluster;
 mod egress;
 mod endpoint;
 mod envoy;
+mod grpc;
 mod inbound;
 mod policy;
 mod port;
@@ -30,6 +31,9 @@ use pillion_model::route::RouteConfiguration;
 
 pub(crate) use egress::egress;
 pub use envoy::{EnvoyOptions, envoy};
+pub use grpc::{
+    GrpcCredentials, grpc_clusters, grpc_endpoints, grpc_listener, grpc_routes, grpc_server, grpc_target,
+};
 pub use inbound::{HealthCheckPlan, InboundPolicy, InboundPort, ProbeKind, inbound};
 pub use port::PortView;
 pub use resolver::Resolver;

@@ -385,7 +385,7 @@ fn prefix_rewrite(to: &str, path: Option<&ConfigPath>) -> PathRewrite {
 }
 
 /// `text` as a regular expression that matches just it.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     let special = |c: char| "\\.+*?()|[]{}^$#&-~".contains(c);
     text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
 }

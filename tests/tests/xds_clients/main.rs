@@ -1,3 +1,4 @@
-//! Clients of xDS that are not ours join the mesh: Envoys of two versions.
+//! Clients of xDS that are not ours join the mesh: Envoys of two versions, and gRPC without a proxy.
 
 mod envoy;
+mod grpc;

@@ -21,7 +21,7 @@ pub(super) fn balancing(
         return (LbPolicy::ClusterProvided, None);
     }
     if matches!(dialect, Dialect::Grpc) {
-        return (grpc_balancing(&cluster.load_balancing), None);
+        return (LbPolicy::RoundRobin, Some(grpc_balancing(&cluster.load_balancing)));
     }
     // Weights of localities count where there are any, as `LocalityEndpoints::weight` says.
     let weighted = locality_lb_config::LocalityWeightedLbConfig {};
@@ -82,12 +82,31 @@ pub(super) fn balancing(
     (LbPolicy::RoundRobin, Some(pb::cluster::LoadBalancingPolicy { policies }))
 }
 
-fn grpc_balancing(balancing: &LoadBalancing) -> LbPolicy {
-    match balancing {
-        LoadBalancing::Ewma | LoadBalancing::LeastRequest { .. } => LbPolicy::LeastRequest,
-        LoadBalancing::RoundRobin | LoadBalancing::Random => LbPolicy::RoundRobin,
-        LoadBalancing::RingHash { .. } | LoadBalancing::Maglev { .. } => LbPolicy::RingHash,
-    }
+/// gRPC takes the first policy that it has: which ones differs by language. Localities count by their
+/// weight; a ring spans them.
+fn grpc_balancing(balancing: &LoadBalancing) -> pb::cluster::LoadBalancingPolicy {
+    let round_robin = || {
+        let config = pb::lb::round_robin::v3::RoundRobin::default();
+        policy("envoy.load_balancing_policies.round_robin", &config)
+    };
+    let within = match balancing {
+        LoadBalancing::Ewma | LoadBalancing::LeastRequest { .. } => {
+            let config = pb::lb::least_request::v3::LeastRequest::default();
+            vec![policy("envoy.load_balancing_policies.least_request", &config), round_robin()]
+        }
+        LoadBalancing::RoundRobin | LoadBalancing::Random => vec![round_robin()],
+        LoadBalancing::RingHash { .. } | LoadBalancing::Maglev { .. } => {
+            let config = pb::lb::ring_hash::v3::RingHash::default();
+            let ring = policy("envoy.load_balancing_policies.ring_hash", &config);
+            return pb::cluster::LoadBalancingPolicy { policies: vec![ring] };
+        }
+    };
+    let config = pb::lb::wrr_locality::v3::WrrLocality {
+        endpoint_picking_policy: Some(pb::cluster::LoadBalancingPolicy { policies: within }),
+        ..Default::default()
+    };
+    let policies = vec![policy("envoy.load_balancing_policies.wrr_locality", &config)];
+    pb::cluster::LoadBalancingPolicy { policies }
 }
 
 fn policy<M: Message + Name>(name: &str, config: &M) -> pb::cluster::load_balancing_policy::Policy {

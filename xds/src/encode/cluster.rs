@@ -31,6 +31,8 @@ pub(crate) fn cluster(cluster: &Cluster, dialect: Dialect<'_>) -> pb::cluster::C
             _ => None,
         },
         load_assignment: assignment,
+        // gRPC says what it did to whom it asks for the cluster.
+        lrs_server: matches!(dialect, Dialect::Grpc).then(super::the_same_server),
         dns_refresh_rate: refresh,
         connect_timeout: Some(duration(cluster.connect_timeout)),
         lb_policy: lb_policy.into(),

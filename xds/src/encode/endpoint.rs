@@ -34,9 +34,11 @@ pub(super) fn assignment(
 }
 
 fn locality(group: &LocalityEndpoints, dialect: Dialect<'_>) -> pb::endpoint::LocalityLbEndpoints {
-    // A gRPC client skips localities without weight.
+    // A gRPC client skips localities without weight: each counts as much as its endpoints do.
     let weight = match dialect {
-        Dialect::Grpc => Some(group.weight.unwrap_or(1)),
+        Dialect::Grpc => group.weight.or_else(|| {
+            Some(group.endpoints.iter().fold(0, |sum: u32, one| sum.saturating_add(one.weight.max(1))).max(1))
+        }),
         Dialect::Pillion | Dialect::Envoy(_) => group.weight,
     };
     pb::endpoint::LocalityLbEndpoints {
@@ -45,15 +47,19 @@ fn locality(group: &LocalityEndpoints, dialect: Dialect<'_>) -> pb::endpoint::Lo
             zone: group.locality.zone.clone(),
             sub_zone: group.locality.sub_zone.clone(),
         }),
-        lb_endpoints: group.endpoints.iter().map(endpoint).collect(),
+        lb_endpoints: group.endpoints.iter().map(|one| endpoint(one, dialect)).collect(),
         load_balancing_weight: weight.map(number),
         priority: group.priority,
         ..Default::default()
     }
 }
 
-fn endpoint(endpoint: &Endpoint) -> pb::endpoint::LbEndpoint {
-    let (status, word) = health(endpoint.health);
+fn endpoint(endpoint: &Endpoint, dialect: Dialect<'_>) -> pb::endpoint::LbEndpoint {
+    let (status, word) = match (dialect, endpoint.health) {
+        // gRPC leaves out what is degraded; its priority says enough.
+        (Dialect::Grpc, Health::Stale) => (HealthStatus::Healthy, Some(Health::Stale.as_str())),
+        (_, health) => self::health(health),
+    };
     let mut labels = fields(&endpoint.other_labels);
     labels.fields.extend(texts(&*endpoint.labels).fields);
     let ours = word.map(|word| ("health".to_owned(), text(word)));

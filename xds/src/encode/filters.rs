@@ -8,10 +8,26 @@ use pillion_model::route::{FilterOverrides, HeaderChange, HeaderChanges};
 
 use super::matcher::{header, string};
 use super::route::addition;
-use super::{any, boolean, duration, fraction, number, percent, runtime_fraction};
+use super::{Dialect, any, boolean, duration, fraction, number, percent, runtime_fraction};
 use crate::pb;
 
-pub(super) fn filter(filter: &HttpFilter) -> pb::hcm::HttpFilter {
+/// The filters in order. Their names are those by which routes set them; gRPC wants each once.
+pub(super) fn filters(filters: &[HttpFilter], dialect: Dialect<'_>) -> Vec<pb::hcm::HttpFilter> {
+    let mut all: Vec<pb::hcm::HttpFilter> = filters.iter().map(filter).collect();
+    if matches!(dialect, Dialect::Grpc) {
+        let mut seen: HashMap<String, u32> = HashMap::new();
+        for one in &mut all {
+            let times = seen.entry(one.name.clone()).or_default();
+            *times += 1;
+            if *times > 1 {
+                one.name = format!("{}.{times}", one.name);
+            }
+        }
+    }
+    all
+}
+
+fn filter(filter: &HttpFilter) -> pb::hcm::HttpFilter {
     let (disabled, filter) = match filter {
         HttpFilter::OffByDefault(inner) => (true, &**inner),
         filter => (false, filter),
@@ -118,8 +134,13 @@ fn rate_limit(limit: &LocalRateLimit) -> pb::local_ratelimit::LocalRateLimit {
     }
 }
 
-pub(super) fn overrides(filters: &FilterOverrides) -> HashMap<String, pb::Any> {
+/// Settings by filter. A gRPC client has faults, and refuses settings of what it does not have.
+pub(super) fn overrides(filters: &FilterOverrides, dialect: Dialect<'_>) -> HashMap<String, pb::Any> {
     let mut all = HashMap::new();
+    if matches!(dialect, Dialect::Grpc) {
+        let fault = filters.fault.as_ref().map(|policy| (pb::names::FAULT.to_owned(), any(&fault(policy))));
+        return fault.into_iter().collect();
+    }
     for (kind, on) in &filters.switched {
         let config = on.then(pb::Any::default);
         let switch = pb::route::FilterConfig { config, disabled: !on, is_optional: false };

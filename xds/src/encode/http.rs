@@ -50,7 +50,7 @@ pub(super) fn connection_manager(
                 route_config_name: name.clone(),
             }),
         }),
-        http_filters: http.filters.iter().map(super::filters::filter).collect(),
+        http_filters: super::filters::filters(&http.filters, dialect),
         upgrade_configs: http
             .upgrades
             .iter()

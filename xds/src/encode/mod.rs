@@ -5,12 +5,16 @@
 //!
 //! | Model | Envoy | gRPC |
 //! |---|---|---|
-//! | [`LoadBalancing::Ewma`](pillion_model::cluster::LoadBalancing) | least request | least request |
+//! | [`LoadBalancing::Ewma`](pillion_model::cluster::LoadBalancing) | least request | least request, else round robin |
+//! | random, Maglev | as they are | round robin, ring hash |
 //! | `Auto` protocol where an endpoint may be plaintext | HTTP/1.1 | – |
 //! | `mark_local_replies` | a local reply mapper | – |
 //! | `only_safe` of retries | any method is retried | any method is retried |
+//! | settings of filters at routes | as they are | faults only |
+//! | `timeout` of a route | as it is | the longest time of a call |
+//! | stale endpoints | degraded | healthy, at their priority |
 //! | SDS secrets of the proxy's own | files | certificate provider instances |
-//! | listeners with filter chains | as they are | as they are, without `tls_inspector` |
+//! | listeners with filter chains | as they are | as they are, without listener filters |
 
 mod authz;
 mod balancing;
@@ -42,6 +46,7 @@ use prost::{Message, Name};
 pub(crate) use http::local_reply_mark;
 pub(crate) use listener::MARK_LOCAL_REPLIES;
 pub(crate) use route::RETRY_ONLY_SAFE;
+pub use tls::GRPC_CERTIFICATES;
 
 use crate::ads::Encoded;
 use crate::pb;
@@ -231,6 +236,17 @@ fn ads() -> pb::core::ConfigSource {
         resource_api_version: pb::core::ApiVersion::V3.into(),
         config_source_specifier: Some(pb::core::config_source::ConfigSourceSpecifier::Ads(
             pb::core::AggregatedConfigSource {},
+        )),
+        ..Default::default()
+    }
+}
+
+/// Whoever this came from, on a stream of another service.
+fn the_same_server() -> pb::core::ConfigSource {
+    pb::core::ConfigSource {
+        resource_api_version: pb::core::ApiVersion::V3.into(),
+        config_source_specifier: Some(pb::core::config_source::ConfigSourceSpecifier::Self_(
+            pb::core::SelfConfigSource { transport_api_version: pb::core::ApiVersion::V3.into() },
         )),
         ..Default::default()
     }

@@ -32,7 +32,7 @@ pub(super) fn configuration(
         response_headers_to_add: changes.response_add,
         response_headers_to_remove: changes.response_remove,
         most_specific_header_mutations_wins: routes.most_specific_header_mutations_wins,
-        typed_per_filter_config: overrides(&routes.filters),
+        typed_per_filter_config: overrides(&routes.filters, dialect),
         ..Default::default()
     }
 }
@@ -47,10 +47,10 @@ fn virtual_host(host: &VirtualHost, dialect: Dialect<'_>) -> pb::route::VirtualH
         request_headers_to_remove: changes.request_remove,
         response_headers_to_add: changes.response_add,
         response_headers_to_remove: changes.response_remove,
-        typed_per_filter_config: overrides(&host.filters),
+        typed_per_filter_config: overrides(&host.filters, dialect),
         include_request_attempt_count: host.include_attempt_count,
         include_attempt_count_in_response: host.include_attempt_count_in_response,
-        retry_policy: host.retry.as_ref().map(retry),
+        retry_policy: host.retry.as_ref().and_then(|policy| retry(policy, dialect)),
         metadata: only_safe(host.retry.as_ref(), dialect),
         ..Default::default()
     }
@@ -67,13 +67,13 @@ fn route(route: &Route, dialect: Dialect<'_>) -> pb::route::Route {
         name: route.name.clone(),
         r#match: Some(matches(&route.matches)),
         metadata: only_safe(policy, dialect),
-        typed_per_filter_config: overrides(&route.filters),
+        typed_per_filter_config: overrides(&route.filters, dialect),
         request_headers_to_add: changes.request_add,
         request_headers_to_remove: changes.request_remove,
         response_headers_to_add: changes.response_add,
         response_headers_to_remove: changes.response_remove,
         action: Some(match &route.action {
-            RouteAction::Forward(to) => Action::Route(forward(to)),
+            RouteAction::Forward(to) => Action::Route(forward(to, dialect)),
             RouteAction::Redirect(to) => Action::Redirect(redirect(to)),
             RouteAction::Respond { status, body } => {
                 Action::DirectResponse(pb::route::DirectResponseAction {
@@ -112,7 +112,7 @@ pub(super) fn matches(matches: &RouteMatch) -> pb::route::RouteMatch {
     }
 }
 
-fn forward(forward: &Forward) -> pb::route::RouteAction {
+fn forward(forward: &Forward, dialect: Dialect<'_>) -> pb::route::RouteAction {
     use route_action::ClusterNotFoundResponseCode as Missing;
     let missing = match forward.cluster_missing_status {
         404 => Missing::NotFound,
@@ -126,13 +126,15 @@ fn forward(forward: &Forward) -> pb::route::RouteAction {
             (String::new(), Some(substitute(pattern, substitution)))
         }
     };
-    let stream = (forward.max_stream_duration.is_some() || forward.grpc_timeout_max.is_some()).then(|| {
-        route_action::MaxStreamDuration {
-            max_stream_duration: forward.max_stream_duration.map(duration),
+    // gRPC keeps no other time than this.
+    let whole = forward.timeout.filter(|_| matches!(dialect, Dialect::Grpc));
+    let longest = forward.max_stream_duration.or(whole);
+    let stream =
+        (longest.is_some() || forward.grpc_timeout_max.is_some()).then(|| route_action::MaxStreamDuration {
+            max_stream_duration: longest.map(duration),
             grpc_timeout_header_max: forward.grpc_timeout_max.map(duration),
             grpc_timeout_header_offset: None,
-        }
-    });
+        });
     let priority = if forward.high_priority {
         pb::core::RoutingPriority::High
     } else {
@@ -143,7 +145,7 @@ fn forward(forward: &Forward) -> pb::route::RouteAction {
             ClusterChoice::Cluster(name) => ClusterSpecifier::Cluster(name.clone()),
             ClusterChoice::Header(name) => ClusterSpecifier::ClusterHeader(name.clone()),
             ClusterChoice::Weighted(all) => ClusterSpecifier::WeightedClusters(pb::route::WeightedCluster {
-                clusters: all.iter().map(weighted).collect(),
+                clusters: all.iter().map(|one| weighted(one, dialect)).collect(),
                 ..Default::default()
             }),
         }),
@@ -160,7 +162,7 @@ fn forward(forward: &Forward) -> pb::route::RouteAction {
         timeout: Some(limit(forward.timeout)),
         idle_timeout: forward.idle_timeout.map(duration),
         max_stream_duration: stream,
-        retry_policy: forward.retry.as_ref().map(retry),
+        retry_policy: forward.retry.as_ref().and_then(|policy| retry(policy, dialect)),
         request_mirror_policies: forward.mirrors.iter().map(mirror).collect(),
         hash_policy: forward.hash.iter().map(hash).collect(),
         upgrade_configs: forward
@@ -177,13 +179,13 @@ fn forward(forward: &Forward) -> pb::route::RouteAction {
     }
 }
 
-fn weighted(one: &WeightedCluster) -> pb::route::weighted_cluster::ClusterWeight {
+fn weighted(one: &WeightedCluster, dialect: Dialect<'_>) -> pb::route::weighted_cluster::ClusterWeight {
     let changes = Changes::of(&one.headers);
     pb::route::weighted_cluster::ClusterWeight {
         name: one.cluster.clone(),
         weight: Some(number(one.weight)),
         metadata_match: labels(&one.metadata_match),
-        typed_per_filter_config: overrides(&one.filters),
+        typed_per_filter_config: overrides(&one.filters, dialect),
         request_headers_to_add: changes.request_add,
         request_headers_to_remove: changes.request_remove,
         response_headers_to_add: changes.response_add,
@@ -257,13 +259,17 @@ fn hash(policy: &HashPolicy) -> route_action::HashPolicy {
     route_action::HashPolicy { terminal: policy.terminal, policy_specifier: Some(source) }
 }
 
-fn retry(policy: &RetryPolicy) -> pb::route::RetryPolicy {
+/// `None`: gRPC takes no policy without a retry.
+fn retry(policy: &RetryPolicy, dialect: Dialect<'_>) -> Option<pb::route::RetryPolicy> {
     use pb::route::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType};
+    if policy.retries == 0 && matches!(dialect, Dialect::Grpc) {
+        return None;
+    }
     let previous = policy.avoid_previous_hosts.then(|| RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
         config_type: Some(ConfigType::TypedConfig(any(&pb::previous_hosts::PreviousHostsPredicate {}))),
     });
-    pb::route::RetryPolicy {
+    Some(pb::route::RetryPolicy {
         retry_on: policy.on.tokens().collect::<Vec<_>>().join(","),
         num_retries: Some(number(policy.retries)),
         per_try_timeout: policy.per_try_timeout.map(duration),
@@ -276,7 +282,7 @@ fn retry(policy: &RetryPolicy) -> pb::route::RetryPolicy {
         }),
         retriable_headers: policy.headers.iter().map(header).collect(),
         ..Default::default()
-    }
+    })
 }
 
 /// Header changes as Envoy writes them: what is removed and what is added apart.

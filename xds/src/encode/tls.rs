@@ -115,10 +115,7 @@ fn certificate(chain: &DataSource, key: &DataSource) -> pb::tls::TlsCertificate 
 }
 
 fn validation_context(validation: &Validation, dialect: Dialect<'_>) -> ValidationContextType {
-    let mut context = pb::tls::CertificateValidationContext {
-        match_typed_subject_alt_names: validation.names.iter().map(name).collect(),
-        ..Default::default()
-    };
+    let mut context = names(validation, dialect);
     let secret = match (&validation.roots, dialect) {
         (Roots::Given(source), _) => {
             context.trusted_ca = Some(data_source(source));
@@ -155,12 +152,28 @@ fn validation_context(validation: &Validation, dialect: Dialect<'_>) -> Validati
     }
 }
 
+/// Which names are accepted. gRPC looks at a certificate's names of every kind at once, and some of its
+/// clients know only the older field: with the newer one alone they would accept any name.
+#[expect(deprecated, reason = "the field that every gRPC client reads")]
+fn names(validation: &Validation, dialect: Dialect<'_>) -> pb::tls::CertificateValidationContext {
+    if is_grpc(dialect) {
+        return pb::tls::CertificateValidationContext {
+            match_subject_alt_names: validation.names.iter().map(|one| string(&one.matcher)).collect(),
+            ..Default::default()
+        };
+    }
+    pb::tls::CertificateValidationContext {
+        match_typed_subject_alt_names: validation.names.iter().map(name).collect(),
+        ..Default::default()
+    }
+}
+
 /// The name of the certificate provider in the bootstrap of gRPC clients.
-pub(crate) const GRPC_INSTANCE: &str = "pillion";
+pub const GRPC_CERTIFICATES: &str = "pillion";
 
 fn instance() -> pb::tls::CertificateProviderPluginInstance {
     pb::tls::CertificateProviderPluginInstance {
-        instance_name: GRPC_INSTANCE.to_owned(),
+        instance_name: GRPC_CERTIFICATES.to_owned(),
         certificate_name: String::new(),
     }
 }

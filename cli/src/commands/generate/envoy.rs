@@ -2,52 +2,27 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::Context;
 use pillion_model::endpoint::HostAddress;
-use pillion_model::name::{InstanceId, NodeId, ServiceName, SpiffeId};
-use pillion_net::bootstrap::join;
+use pillion_model::name::SpiffeId;
 use pillion_net::identity::Identity;
-use pillion_net::resolve::{Resolver, Target};
+use pillion_net::resolve::Target;
 use pillion_registry::control::EnvoyNode;
 use pillion_xds::bootstrap::{BootstrapOptions, generate_bootstrap, sds_files};
 use pillion_xds::encode::{EnvoyOptions, EnvoySecrets};
 use serde_json::{Map, Value, json};
 
-use super::cert::remaining;
-use super::sidecar::{JoinArguments, PortText};
-use crate::output::{line, note};
+use super::{Member, MemberArguments};
+use crate::commands::sidecar::PortText;
+use crate::output::line;
 use crate::pem::{PemFolder, replace};
-
-/// `pillion generate`.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {
-    /// A bootstrap and certificates with which an Envoy joins the mesh.
-    Envoy(EnvoyArguments),
-}
 
 /// Arguments of `pillion generate envoy`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct EnvoyArguments {
+pub(crate) struct Arguments {
     #[command(flatten)]
-    join: JoinArguments,
-    /// The service that the Envoy belongs to.
-    #[arg(long, env = "PILLION_SERVICE", value_name = "NAME")]
-    service: String,
-    /// The service's namespace.
-    #[arg(long, env = "PILLION_NAMESPACE", value_name = "NAME", default_value = "default")]
-    namespace: String,
-    /// The instance's id within the service.
-    #[arg(long, env = "PILLION_INSTANCE_ID", value_name = "ID", default_value = "envoy")]
-    instance_id: String,
-    /// A port of an application behind the Envoy: `[name=]port[:protocol]`. With it, the Envoy's
-    /// stream registers the instance while it is open.
-    #[arg(long, env = "PILLION_PORT", value_name = "PORT", value_delimiter = ',', requires = "advertise")]
-    port: Vec<PortText>,
-    /// The IP address at which others reach the Envoy.
-    #[arg(long, env = "PILLION_ADVERTISE", value_name = "ADDRESS")]
-    advertise: Option<std::net::IpAddr>,
+    member: MemberArguments,
     /// The port on which the Envoy takes calls from the mesh, over mutual TLS.
     #[arg(long, env = "PILLION_INBOUND_PORT", value_name = "PORT", default_value_t = 15006)]
     inbound_port: u16,
@@ -57,30 +32,14 @@ pub(crate) struct EnvoyArguments {
     /// Where the Envoy's administration listens.
     #[arg(long, env = "PILLION_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     admin: SocketAddr,
-    /// Where to write envoy.json, certificates and key.
-    #[arg(long, env = "PILLION_OUT", value_name = "DIR")]
-    out: PathBuf,
 }
 
-/// Runs the subcommand.
-pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
-    let Command::Envoy(arguments) = command;
-    let service =
-        ServiceName::new(&arguments.namespace, &arguments.service).context("--service, --namespace")?;
-    let instance = InstanceId::parse(&arguments.instance_id).context("--instance-id")?;
-    let node = NodeId { service, instance };
-    let registries = arguments.join.targets()?;
-    let credential = arguments.join.credential()?;
-    let identity =
-        join(&registries, &credential, &node, &Resolver::system()).await.context("join the mesh")?;
-    let files = Files::in_folder(&arguments.out)?;
-    files.write(&identity, &bootstrap(&arguments, &node, &registries, &identity, &files)?)?;
-    note(format_args!(
-        "{node} may speak as {} for {}; `pillion cert watch --dir {}` renews its certificate in time",
-        identity.svid.id,
-        remaining(identity.svid.not_after, SystemTime::now()),
-        arguments.out.display()
-    ));
+/// Writes the files.
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let member = arguments.member.join("envoy").await?;
+    let files = Files::in_folder(&arguments.member.out)?;
+    files.write(&member.identity, &bootstrap(&arguments, &member, &files)?)?;
+    arguments.member.tell(&member);
     line(format_args!("envoy -c {}", files.bootstrap.display()))
 }
 
@@ -113,13 +72,8 @@ impl Files {
     }
 }
 
-fn bootstrap(
-    arguments: &EnvoyArguments,
-    node: &NodeId,
-    registries: &[Target],
-    identity: &Identity,
-    files: &Files,
-) -> anyhow::Result<Value> {
+fn bootstrap(arguments: &Arguments, member: &Member, files: &Files) -> anyhow::Result<Value> {
+    let Member { node, registries, identity } = member;
     let envoy = EnvoyOptions {
         secrets: EnvoySecrets::Sds {
             certificate: files.own_secret.display().to_string(),
@@ -141,15 +95,16 @@ fn bootstrap(
 }
 
 /// The instance that the Envoy's stream registers, if an application is behind it.
-fn announced(arguments: &EnvoyArguments) -> Option<Value> {
-    let address = arguments.advertise.filter(|_| !arguments.port.is_empty())?;
+fn announced(arguments: &Arguments) -> Option<Value> {
+    let address = arguments.member.advertise.filter(|_| !arguments.member.port.is_empty())?;
     let port = |port: &PortText| {
         let application = SocketAddr::from((Ipv4Addr::LOCALHOST, port.port));
         let value = json!({"port": port.port, "protocol": port.protocol.as_str(), "appAddress": application});
         (port.name.clone(), value)
     };
-    let ports: Map<String, Value> = arguments.port.iter().map(port).collect();
-    Some(json!({"address": address, "ports": ports, "inboundPort": arguments.inbound_port}))
+    let ports: Map<String, Value> = arguments.member.port.iter().map(port).collect();
+    let labels = arguments.member.labels();
+    Some(json!({"address": address, "ports": ports, "inboundPort": arguments.inbound_port, "labels": labels}))
 }
 
 fn address(target: &Target) -> HostAddress {
