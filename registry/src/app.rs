@@ -15,8 +15,8 @@ use pillion_net::listen::{BindError, Reuse, bind_tcp};
 use pillion_net::readiness::Readiness;
 use pillion_net::resolve::Target;
 use pillion_net::tls::{ServerTls, mesh_server_context};
-use pillion_xds::ads::AdsService;
 use pillion_xds::ads::server::Limits;
+use pillion_xds::ads::{AdsService, LoadReports};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -258,7 +258,10 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         serving.clone(),
     );
     let issuing = IdentityService::new(Arc::clone(&authority), options.open, serving.clone());
-    let grpc = mesh::router(ads.clone(), registration, issuing);
+    let (health, telling) = mesh::health(readiness.clone(), serving.clone());
+    tasks.spawn(telling);
+    let loads = LoadReports::default();
+    let grpc = mesh::router(ads.clone(), loads.clone(), registration, issuing, health);
     let mut mesh = Serve::new("mesh gRPC", mesh_security(identity.clone()), grpc);
     mesh.grace = options.grace;
 
@@ -267,6 +270,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         hub: Arc::clone(&hub),
         control: Arc::clone(&control),
         ads,
+        loads,
         authority: Arc::clone(&authority),
         zone,
         metrics,

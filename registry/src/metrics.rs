@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use pillion_model::health::Health;
-use pillion_xds::ads::{AdsService, Source};
+use pillion_model::name::{ServiceName, parse_outbound_cluster};
+use pillion_xds::ads::{AdsService, LoadReports, Source};
 use prometheus::{
     Counter, Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -30,6 +31,9 @@ pub struct Metrics {
     pushes: IntCounterVec,
     acks: IntCounterVec,
     nacks: IntCounterVec,
+    refused: IntGaugeVec,
+    pending: IntGaugeVec,
+    loads: IntCounterVec,
     forwarded: IntCounter,
     answers: IntCounterVec,
     dns: Dns,
@@ -77,6 +81,9 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
         let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
         let counter = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
         let requests = counters(
@@ -107,6 +114,21 @@ impl Metrics {
             pushes: counters("pillion_xds_pushes_total", "ADS responses sent.", &["type"]),
             acks: counters("pillion_xds_acks_total", "ADS responses that clients accepted.", &["type"]),
             nacks: counters("pillion_xds_nacks_total", "ADS responses that clients refused.", &["type"]),
+            refused: gauges(
+                "pillion_xds_refused_resources",
+                "Resources that connected clients refuse.",
+                &["type"],
+            ),
+            pending: gauges(
+                "pillion_xds_pending_streams",
+                "ADS streams on which a response waits for its answer.",
+                &["type"],
+            ),
+            loads: counters(
+                "pillion_xds_load_requests_total",
+                "Requests that clients of load reporting (LRS) say they made.",
+                &["cluster", "outcome"],
+            ),
             forwarded: counter("pillion_dns_forwarded_total", "DNS questions passed on to other resolvers."),
             answers: counters("pillion_dns_answers_total", "DNS answers by response code.", &["code"]),
             dns: Dns {
@@ -180,6 +202,7 @@ impl Metrics {
         catalog: &Catalog,
         hub: &Hub,
         ads: &AdsService<S>,
+        loads: &LoadReports,
         zone: &RegistryZone,
     ) -> String {
         let world = catalog.world();
@@ -202,7 +225,7 @@ impl Metrics {
         raise(&self.braked, stats.protected.load(Ordering::Relaxed));
         let asleep = Duration::from_millis(stats.asleep_ms.load(Ordering::Relaxed)).as_secs_f64();
         self.asleep.inc_by((asleep - self.asleep.get()).max(0.0));
-        set(&self.streams, ads.proxies().len() as u64);
+        set(&self.streams, ads.streams() as u64);
         for (code, sum) in zone.answers_total() {
             raise(&self.answers.with_label_values(&[code]), sum);
         }
@@ -212,6 +235,23 @@ impl Metrics {
             raise(&self.pushes.with_label_values(&[kind]), totals.pushes);
             raise(&self.acks.with_label_values(&[kind]), totals.acks);
             raise(&self.nacks.with_label_values(&[kind]), totals.nacks);
+            set(&self.refused.with_label_values(&[kind]), totals.refused);
+            set(&self.pending.with_label_values(&[kind]), totals.pending);
+        }
+        for (cluster, load) in loads.sums() {
+            // Only what the mesh has: a client may say any name.
+            let service = parse_outbound_cluster(&cluster).map(|(_, _, service)| service);
+            let is_known = |service: &ServiceName| {
+                world.resources.set.service(service).is_some() || world.catalog.services.contains_key(service)
+            };
+            if !service.as_ref().is_some_and(is_known) {
+                continue;
+            }
+            for (outcome, sum) in
+                [("success", load.successes), ("error", load.errors), ("dropped", load.dropped)]
+            {
+                raise(&self.loads.with_label_values(&[&*cluster, outcome]), sum);
+            }
         }
         set(&self.watchers, hub.subscribers() as u64);
         set(&self.revision, world.revision);

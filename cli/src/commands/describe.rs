@@ -1,4 +1,6 @@
-//! `pillion describe service`: everything that bears on one service.
+//! `pillion describe`: everything that bears on one service, or how far one proxy got.
+
+mod proxy;
 
 use pillion_config::Kind;
 use serde_json::{Value, json};
@@ -13,7 +15,8 @@ pub(crate) struct Arguments {
     /// What to describe.
     #[arg(value_enum)]
     what: What,
-    /// Its name: `orders.shop`, or `orders` with `-n shop`.
+    /// Its name: `orders.shop`, or `orders` with `-n shop`; of a proxy its node, `shop/orders/orders-1`, or
+    /// the service's name where it has one only.
     name: String,
     /// Its namespace.
     #[arg(short, long, env = "PILLION_NAMESPACE", value_name = "NAME")]
@@ -28,12 +31,17 @@ pub(crate) struct Arguments {
 enum What {
     /// A service: instances, routes and policies.
     Service,
+    /// A connected proxy: what it has acknowledged, what is on its way, what it refuses and why.
+    Proxy,
 }
 
 /// Describes it.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let What::Service = arguments.what;
     let client = arguments.api.client()?;
+    if let What::Proxy = arguments.what {
+        let namespace = arguments.namespace.as_deref();
+        return proxy::describe(&client, &arguments.name, namespace, arguments.output.format).await;
+    }
     let name = Name::parse(&arguments.name, arguments.namespace.as_deref())?;
     let service = service(&client, &name).await?;
     let instances = instances_of(&client, &name).await?;

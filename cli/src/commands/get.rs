@@ -13,7 +13,8 @@ use crate::output::{self, OutputArguments, Rows};
 pub(crate) struct Arguments {
     /// services, instances, proxies, brake, resources, or a kind of resource such as routes.
     what: String,
-    /// Only this one: a service for services, instances and brake, else a resource's name.
+    /// Only this one: a service for services, instances and brake, a service or node for proxies, else a
+    /// resource's name.
     name: Option<String>,
     /// Only this namespace.
     #[arg(short, long, env = "PILLION_NAMESPACE", value_name = "NAME")]
@@ -28,11 +29,14 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let client = arguments.api.client()?;
     let namespace = arguments.namespace.as_deref();
+    if ["proxies", "proxy"].contains(&&*arguments.what.to_ascii_lowercase()) {
+        let list = proxies(&client, arguments.name.as_deref(), namespace).await?;
+        return output::print(arguments.output.format, &list, || proxy_rows(&list));
+    }
     let name = arguments.name.as_deref().map(|name| Name::parse(name, namespace)).transpose()?;
     let (list, rows): (Value, fn(&Value) -> Rows) = match &*arguments.what.to_ascii_lowercase() {
         "services" | "svc" => (services(&client, name.as_ref(), namespace).await?, service_rows),
         "instances" | "instance" => (instances(&client, name.as_ref(), namespace).await?, instance_rows),
-        "proxies" | "proxy" => (client.get("/v1/proxies").await?["proxies"].clone(), proxy_rows),
         "brake" => (brake(&client, name.as_ref(), namespace).await?, brake_rows),
         "resources" if name.is_none() => (resources(&client, None, namespace).await?, resource_rows),
         "resources" => return Err(Usage("say of which kind: pillion get route NAME".to_owned()).into()),
@@ -216,15 +220,35 @@ fn resource_rows(list: &Value) -> Rows {
     rows
 }
 
-fn proxy_rows(list: &Value) -> Rows {
-    let mut rows = Rows::new(["NODE", "IDENTITY", "AGENT", "VERSION", "STREAM", "PUSHES", "REFUSED"]);
+/// Connected proxies as a table.
+pub(super) fn proxy_rows(list: &Value) -> Rows {
+    let mut rows =
+        Rows::new(["NODE", "IDENTITY", "AGENT", "VERSION", "STREAM", "PUSHES", "PENDING", "REFUSED"]);
     for proxy in list.as_array().into_iter().flatten() {
         let types = || proxy["types"].as_array().into_iter().flatten();
         let sum = |field: &str| types().filter_map(|kind| kind[field].as_u64()).sum::<u64>().to_string();
+        let pending = types().filter(|kind| kind["inFlight"] == true).count().to_string();
         let texts = ["node", "identity", "userAgent", "version", "variant"].map(|field| text(proxy, field));
-        rows.push(texts.into_iter().chain([sum("pushes"), sum("nacks")]));
+        rows.push(texts.into_iter().chain([sum("pushes"), pending, sum("refused")]));
     }
     rows
+}
+
+/// Those that were asked for: of a namespace, of a service, or one by its node id.
+async fn proxies(client: &Client, asked: Option<&str>, namespace: Option<&str>) -> anyhow::Result<Value> {
+    let mut list = client.get("/v1/proxies").await?["proxies"].clone();
+    let prefix = match asked {
+        Some(node) if node.contains('/') => format!("{}/", node.trim_end_matches('/')),
+        Some(name) => {
+            let name = Name::parse(name, namespace)?;
+            format!("{}/{}/", name.namespace, name.name)
+        }
+        None => namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default(),
+    };
+    if let Some(list) = list.as_array_mut() {
+        list.retain(|proxy| format!("{}/", text(proxy, "node")).starts_with(&prefix));
+    }
+    Ok(list)
 }
 
 fn brake_rows(brake: &Value) -> Rows {

@@ -13,7 +13,7 @@ use axum::routing::{delete, get, post, put};
 use axum::{Extension, Router};
 use pillion_model::instance::Instance;
 use pillion_net::readiness::Readiness;
-use pillion_xds::ads::AdsService;
+use pillion_xds::ads::{AdsService, LoadReports};
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Authority;
@@ -34,6 +34,7 @@ mod json;
 mod openapi;
 mod operate;
 mod problem;
+mod proxies;
 mod request;
 mod resources;
 mod services;
@@ -72,6 +73,8 @@ pub struct Parts {
     pub control: Arc<Control>,
     /// The connected proxies.
     pub ads: AdsService<Control>,
+    /// What they say of their requests.
+    pub loads: LoadReports,
     /// Certificates and join tokens.
     pub authority: Arc<Authority>,
     /// DNS, for what it has answered.
@@ -278,7 +281,16 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
                 .gives("Explanation"),
             post(operate::explain),
         ),
-        (Operation::new("get", "/v1/proxies", "Connected proxies").gives("ProxyList"), get(operate::proxies)),
+        (Operation::new("get", "/v1/proxies", "Connected proxies").gives("ProxyList"), get(proxies::list)),
+        (
+            Operation::new(
+                "get",
+                "/v1/proxies/{namespace}/{service}/{id}",
+                "How far a connected proxy got with every resource",
+            )
+            .gives("ProxyDetails"),
+            get(proxies::one),
+        ),
         (
             Operation::new("get", "/v1/brake", "The brake on mass expiry, and who is held back for flapping")
                 .gives("BrakeView"),

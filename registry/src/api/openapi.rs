@@ -7,7 +7,8 @@ use super::authority::{RevocationDocument, RootsView, RotateDocument};
 use super::batch::{InstancesDocument, RegisteredMany};
 use super::consul::{Agent, HealthEntries, ServiceTags};
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
-use super::operate::{BrakeView, ProxyList, StoreView, TargetGroups};
+use super::operate::{BrakeView, StoreView, TargetGroups};
+use super::proxies::{ProxyDetails, ProxyList};
 use super::resources::{AppliedView, ResourceList};
 use super::tokens::{AuthorityView, NewTokenView, TokenDocument, TokenList};
 use super::{BeatView, InstanceDocument, InstanceList, InstanceView, Problem, ServiceList, ServiceView};
@@ -210,6 +211,7 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<HealthEntries>();
     generator.subschema_for::<ServiceTags>();
     generator.subschema_for::<ProxyList>();
+    generator.subschema_for::<ProxyDetails>();
     generator.subschema_for::<BrakeView>();
     generator.subschema_for::<StoreView>();
     generator.subschema_for::<Question>();

@@ -11,9 +11,6 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use pillion_model::health::Health;
-use pillion_xds::ads::Variant;
-use pillion_xds::ads::server::TypeStatus;
-use pillion_xds::type_url;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -30,52 +27,6 @@ pub(super) struct TargetGroup {
     targets: Vec<String>,
     /// `__meta_pillion_…`, for relabelling.
     labels: BTreeMap<String, String>,
-}
-
-/// The connected proxies.
-#[derive(Serialize, JsonSchema)]
-pub(super) struct ProxyList {
-    /// Oldest stream first.
-    proxies: Vec<ProxyView>,
-}
-
-/// One proxy's stream.
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ProxyView {
-    /// `<namespace>/<service>/<instance-id>`.
-    node: String,
-    /// The identity its certificate proves.
-    identity: Option<String>,
-    /// `pillion`, `envoy`, …
-    user_agent: String,
-    version: String,
-    /// `delta` or `sotw`.
-    variant: &'static str,
-    /// When its stream began, Unix seconds.
-    since: u64,
-    /// What was sent and answered, by type of resource.
-    types: Vec<ProxyType>,
-}
-
-/// Resources of one type on a proxy's stream.
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ProxyType {
-    /// `listener`, `cluster`, `endpoints`, `route`, `service`, …
-    name: &'static str,
-    /// Everything is subscribed to.
-    wildcard: bool,
-    /// Names subscribed to.
-    subscriptions: usize,
-    /// Waits for an answer.
-    in_flight: bool,
-    pushes: u64,
-    acks: u64,
-    nacks: u64,
-    /// Why the last one was refused, until one is accepted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_error: Option<String>,
 }
 
 /// All instances that serve metrics.
@@ -108,35 +59,6 @@ fn label_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-pub(super) async fn proxies(State(api): State<Api>) -> Json<ProxyList> {
-    let proxies = api.ads.proxies().into_iter().map(|proxy| ProxyView {
-        node: proxy.node.id.clone(),
-        identity: proxy.peer.map(|peer| peer.to_string()),
-        user_agent: proxy.node.user_agent.clone(),
-        version: proxy.node.user_agent_version.clone(),
-        variant: match proxy.variant {
-            Variant::Delta => "delta",
-            Variant::Sotw => "sotw",
-        },
-        since: unix_seconds(proxy.since),
-        types: proxy.types.into_iter().map(proxy_type).collect(),
-    });
-    Json(ProxyList { proxies: proxies.collect() })
-}
-
-fn proxy_type(status: TypeStatus) -> ProxyType {
-    ProxyType {
-        name: type_url::label(&status.type_url),
-        wildcard: status.wildcard,
-        subscriptions: status.names,
-        in_flight: status.in_flight,
-        pushes: status.pushes,
-        acks: status.acks,
-        nacks: status.nacks,
-        last_error: status.last_error,
-    }
-}
-
 pub(super) fn unix_seconds(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -166,7 +88,7 @@ pub(super) async fn openapi() -> Response {
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
-    let text = api.metrics.text(&api.catalog, &api.hub, &api.ads, &api.zone);
+    let text = api.metrics.text(&api.catalog, &api.hub, &api.ads, &api.loads, &api.zone);
     let mut response = text.into_response();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -11,10 +11,15 @@ use axum::response::{IntoResponse, Response};
 use pillion_model::health::Health;
 use pillion_model::name::SpiffeId;
 use pillion_net::grpc::require_peer;
-use pillion_xds::ads::{AdsService, PeerId};
+use pillion_net::readiness::Readiness;
+use pillion_xds::ads::{AdsService, LoadReports, PeerId};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::server::NamedService;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
+use tonic_health::server::health_reporter;
 use tower::Service;
 
 use crate::ca::{Alive, Authority, IdentityService, Live, Settings};
@@ -25,13 +30,41 @@ use crate::resolve::MeshModel;
 
 pub(super) fn router(
     ads: AdsService<Control>,
+    loads: LoadReports,
     registration: RegistrationService,
     issuing: IdentityService,
+    health: HealthServer<impl HealthService>,
 ) -> Router {
-    let guarded = with(with(Router::new(), ads.into_server()), registration.into_server());
+    let guarded = with(with(Router::new(), ads.clone().into_server()), registration.into_server());
+    let guarded = with(with(guarded, ads.into_status_server()), loads.into_server());
     let guarded = require_peer(guarded.layer(middleware::from_fn(tell_peer)));
-    with(guarded, issuing.into_server()).fallback(unknown)
+    with(with(guarded, issuing.into_server()), health).fallback(unknown)
 }
+
+/// The health of what port 7071 serves, until `stop`: of everything (the empty name) and of ADS.
+pub(super) fn health(
+    readiness: Readiness,
+    stop: CancellationToken,
+) -> (HealthServer<impl HealthService>, impl Future<Output = ()>) {
+    let (reporter, server) = health_reporter();
+    let tell = async move {
+        let say = async |status: ServingStatus| {
+            for name in ["", ADS] {
+                reporter.set_service_status(name, status).await;
+            }
+        };
+        say(ServingStatus::NotServing).await;
+        if stop.run_until_cancelled(readiness.ready()).await.is_some() {
+            say(ServingStatus::Serving).await;
+            stop.cancelled().await;
+        }
+        say(ServingStatus::NotServing).await;
+    };
+    (server, tell)
+}
+
+/// The name of the aggregated discovery service.
+const ADS: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
 
 /// Certificates issued from now on say what zone the mesh has.
 pub(super) async fn follow_zone(authority: Arc<Authority>, mut model: watch::Receiver<Arc<MeshModel>>) {

@@ -11,5 +11,5 @@ mod view;
 mod warming;
 
 pub use node::{NodeInfo, PILLION_USER_AGENT};
-pub use service::{AdsService, ProxyStatus, Totals, Variant};
+pub use service::{AdsService, Load, LoadReports, ProxyStatus, StatusService, Totals, Variant};
 pub use view::{Encoded, Feed, PeerId, Source, View};

@@ -3,7 +3,9 @@
 //! A stream is one future that the transport polls when it has room: no task, no queue. What a
 //! slow client has not fetched is flags in its state machine.
 
+mod load;
 mod proxies;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +28,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::ads::server::{DeltaStream, Limits, Machine, Refused, SotwStream, StreamOptions};
 use crate::ads::{Feed, NodeInfo, PeerId, Source};
 
+pub use load::{Load, LoadReports};
 use proxies::{Proxies, ProxyGuard};
 pub use proxies::{ProxyStatus, Totals, Variant};
+pub use status::StatusService;
 
 /// How long a new stream may stay silent.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
