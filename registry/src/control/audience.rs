@@ -321,6 +321,28 @@ mod tests {
     }
 
     #[test]
+    fn grpc_clients_are_woken_by_the_services_of_their_targets() {
+        let mesh = Mesh::new("").with(instance("orders.shop", "a-1", &[]));
+        let audience = Audience::new(Snapshot::first(&Arc::new(mesh.model()), &mesh.catalog()));
+        let client = Client::Grpc(crate::resolve::GrpcCredentials::Xds);
+        let enter = |id: &str, target: &str| {
+            let (mut seat, _left) = audience.enter(id.parse().expect(id), client.clone());
+            seat.uses(type_url::LISTENER, &[Arc::from(target)].into());
+            seat
+        };
+        let mut early = enter("shop/web/a-1", "later.shop:80");
+        let mut other = enter("shop/web/a-2", "xds.example");
+        assert!(early.view().find(type_url::LISTENER, "later.shop:80").is_none());
+        let mesh = mesh.with(instance("later.shop", "a-1", &[]));
+        publish(&audience, &mesh, &["later.shop"]);
+        assert_eq!(early.changed().now_or_never(), Some(true), "its service is there");
+        assert!(early.view().find(type_url::LISTENER, "later.shop:8080").is_some());
+        assert_eq!(other.changed().now_or_never(), None);
+        drop((early, other));
+        assert!(audience.lock().users[type_url::SERVICE].is_empty());
+    }
+
+    #[test]
     fn a_seat_that_was_left_leaves_nothing_behind() {
         let mesh = Mesh::new("").with(instance("orders.shop", "a-1", &[]));
         let audience = Audience::new(Snapshot::first(&Arc::new(mesh.model()), &mesh.catalog()));

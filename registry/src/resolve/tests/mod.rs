@@ -1,6 +1,7 @@
 //! Tables of resources and instances, and what they resolve to.
 
 mod callers;
+mod grpc;
 mod own;
 mod whole;
 
