@@ -4,12 +4,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{ControlPlane, Node};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
-};
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::time::Instant;
 
 use super::order::Order;
+use super::response::Builder;
 use super::track::{Track, check, fingerprint, has_legacy_wildcard};
 use super::{Machine, Refused, ResourceState, ResourceStatus, StreamOptions, TypeStatus};
 use crate::ads::view::{Encoded, View};
@@ -420,51 +419,5 @@ impl DeltaType {
 impl Told {
     fn of(resource: &Encoded) -> Self {
         Self::Version(fingerprint(&resource.version))
-    }
-}
-
-/// A response under construction, and how large it is.
-struct Builder {
-    response: DeltaDiscoveryResponse,
-    bytes: usize,
-    budget: usize,
-}
-
-impl Builder {
-    /// Field tags and lengths around one resource, rounded up.
-    const OVERHEAD: usize = 32;
-
-    fn new(type_url: &str, budget: usize) -> Self {
-        let response =
-            DeltaDiscoveryResponse { type_url: type_url.to_owned(), ..DeltaDiscoveryResponse::default() };
-        Self { response, bytes: 0, budget }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    fn is_full(&self) -> bool {
-        self.bytes >= self.budget
-    }
-
-    fn add(&mut self, resource: &Encoded) {
-        let body = &resource.body;
-        self.bytes += resource.name.len()
-            + resource.version.len()
-            + body.type_url.len()
-            + body.value.len()
-            + Self::OVERHEAD;
-        self.response.resources.push(Resource {
-            name: resource.name.clone(),
-            version: resource.version.clone(),
-            resource: Some(body.clone()),
-            ..Resource::default()
-        });
-    }
-
-    fn remove(&mut self, name: &str) {
-        self.bytes += name.len() + Self::OVERHEAD;
-        self.response.removed_resources.push(name.to_owned());
     }
 }

@@ -22,6 +22,7 @@ mod delta;
 #[cfg(test)]
 mod fixture;
 mod order;
+mod response;
 #[cfg(test)]
 mod simulation;
 mod sotw;
