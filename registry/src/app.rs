@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Auth, TOKEN_FILE, TokenFileError};
+use crate::audit::Audit;
 use crate::ca::{
     Authority, CaError, IdentityService, RegistryNames, Settings, keep_identity, keep_roots, write_roots,
 };
@@ -68,6 +69,8 @@ pub struct Options {
     pub trust_domain: Option<TrustDomain>,
     /// How long a certificate is good. Default 24 h.
     pub certificate_lifetime: Duration,
+    /// Where changes and refusals are written, `-` for standard output. Default: nowhere.
+    pub audit_log: Option<PathBuf>,
     /// How long requests in flight may take when the registry stops. Default 5 s.
     pub grace: Duration,
 }
@@ -89,6 +92,7 @@ impl Options {
             open: false,
             trust_domain: None,
             certificate_lifetime: Settings::default().leaf_lifetime,
+            audit_log: None,
             grace: Duration::from_secs(5),
         }
     }
@@ -257,7 +261,11 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         Arc::clone(&metrics),
         serving.clone(),
     );
-    let issuing = IdentityService::new(Arc::clone(&authority), options.open, serving.clone());
+    let audit = Audit::open(options.audit_log.as_deref())
+        .map_err(|source| StartError::Io { what: "open the audit log (--audit-log)".to_owned(), source })?;
+    let audit = Arc::new(audit);
+    let issuing =
+        IdentityService::new(Arc::clone(&authority), options.open, serving.clone(), Arc::clone(&audit));
     let (health, telling) = mesh::health(readiness.clone(), serving.clone());
     tasks.spawn(telling);
     let loads = LoadReports::default();
@@ -272,6 +280,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         ads,
         loads,
         authority: Arc::clone(&authority),
+        audit,
         zone,
         metrics,
         readiness: readiness.clone(),

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod ca;
 pub mod catalog;
 pub mod control;

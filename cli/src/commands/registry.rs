@@ -68,6 +68,9 @@ pub(crate) struct Arguments {
     /// Ask for no token and give certificates to everybody on this machine: for trials, on loopback.
     #[arg(long, env = "PILLION_OPEN")]
     open: bool,
+    /// Write every change and every refusal to this file, as JSON lines; `-` for standard output.
+    #[arg(long, env = "PILLION_AUDIT_LOG", value_name = "FILE")]
+    audit_log: Option<PathBuf>,
     #[command(flatten)]
     log: LogArguments,
 }
@@ -99,6 +102,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     options.advertise = arguments.advertise.clone();
     options.trust_domain = arguments.trust_domain.clone();
     options.certificate_lifetime = arguments.certificate_lifetime;
+    options.audit_log = arguments.audit_log.clone();
     let registry = app::start(options).await.map_err(|error| match error {
         StartError::OpenBeyondLoopback(_) | StartError::ForwardToItself(_) => Usage(error.to_string()).into(),
         error => anyhow::Error::from(error),

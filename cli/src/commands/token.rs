@@ -1,4 +1,5 @@
-//! `pillion token`: join tokens, with which sidecars obtain their first identity.
+//! `pillion token`: join tokens, with which sidecars obtain their first identity, and operators' tokens
+//! for the HTTP API.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -16,11 +17,11 @@ use crate::output::{self, Format, OutputArguments, Rows, line};
 /// `pillion token`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Create a join token and print it; its secret is shown only now.
+    /// Create a join token, or with --role an operator's, and print it; its secret is shown only now.
     Create(CreateArguments),
-    /// List join tokens, without their secrets.
+    /// List tokens, without their secrets.
     List(ListArguments),
-    /// Delete a join token.
+    /// Delete a token.
     Delete(DeleteArguments),
 }
 
@@ -39,6 +40,12 @@ pub(crate) struct CreateArguments {
     /// Good only in this namespace.
     #[arg(short, long, env = "PILLION_NAMESPACE", value_name = "NAME")]
     namespace: Option<String>,
+    /// Make an operator's token for the HTTP API instead: `read`, `write` or `admin`. Needs --name.
+    #[arg(long, env = "PILLION_ROLE", value_name = "ROLE", value_parser = ["read", "write", "admin"], requires = "name")]
+    role: Option<String>,
+    /// Who will have the operator's token; one of the same name ends.
+    #[arg(long, env = "PILLION_NAME", value_name = "NAME", requires = "role")]
+    name: Option<String>,
     /// Write the token to this file (mode 0600) rather than print it.
     #[arg(long, env = "PILLION_OUT", value_name = "FILE")]
     out: Option<PathBuf>,
@@ -60,7 +67,7 @@ pub(crate) struct ListArguments {
 /// Arguments of `pillion token delete`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeleteArguments {
-    /// The token's id: its part before the first dot.
+    /// A join token's id, its part before the first dot, or the name of an operator's token.
     id: String,
     #[command(flatten)]
     api: ApiArguments,
@@ -79,7 +86,12 @@ async fn create(arguments: CreateArguments) -> anyhow::Result<()> {
     let mut body = Map::new();
     body.insert("ttl".to_owned(), arguments.ttl.into());
     body.insert("reusable".to_owned(), arguments.reusable.into());
-    for (field, value) in [("service", arguments.service), ("namespace", arguments.namespace)] {
+    for (field, value) in [
+        ("service", arguments.service),
+        ("namespace", arguments.namespace),
+        ("role", arguments.role),
+        ("name", arguments.name),
+    ] {
         if let Some(value) = value {
             body.insert(field.to_owned(), value.into());
         }
@@ -114,8 +126,9 @@ fn open_secret(path: &Path) -> anyhow::Result<File> {
 }
 
 async fn list(arguments: ListArguments) -> anyhow::Result<()> {
-    let list = arguments.api.client()?.get("/v1/tokens").await?["tokens"].clone();
-    output::print(arguments.output.format, &list, || {
+    let answer = arguments.api.client()?.get("/v1/tokens").await?;
+    let list = &answer["tokens"];
+    output::print(arguments.output.format, &answer, || {
         let mut rows = Rows::new(["ID", "FOR", "USES", "EXPIRES"]);
         for token in list.as_array().into_iter().flatten() {
             let service = match (token["service"].as_str(), token["namespace"].as_str()) {
@@ -129,6 +142,10 @@ async fn list(arguments: ListArguments) -> anyhow::Result<()> {
                 (_, false) => "none left",
             };
             rows.push([text(token, "id"), service, uses.to_owned(), expiry(&token["expires"])]);
+        }
+        for token in answer["operators"].as_array().into_iter().flatten() {
+            let role = format!("the API: {}", text(token, "role"));
+            rows.push([text(token, "name"), role, "any number".to_owned(), expiry(&token["expires"])]);
         }
         rows
     })

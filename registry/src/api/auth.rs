@@ -1,19 +1,23 @@
-//! Who may use the API: whoever has the operator's token, or, with `--open`, everybody on this
+//! Who may use the API: whoever has a token whose role suffices, or, with `--open`, everybody on this
 //! machine who did not come by a web page of somebody else.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use pillion_net::tls::{hex, sha256};
 
+use super::Api;
 use super::problem::Problem;
+use crate::ca::{OperatorInfo, Role};
 use crate::catalog::Catalog;
 use crate::store::StoreError;
 
@@ -87,16 +91,22 @@ impl Auth {
         }
     }
 
-    pub(super) fn admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    /// Who asks; `named` knows the operators' tokens by their hashes.
+    pub(super) fn admits(
+        &self,
+        headers: &HeaderMap,
+        named: impl Fn(&str) -> Option<OperatorInfo>,
+    ) -> Result<Caller, Problem> {
         match self {
             Self::Operator(token, catalog) => {
-                let shared = |given: &[u8]| {
-                    let known =
-                        |catalog: &Arc<Catalog>| catalog.world().operators.contains(&*hex(&sha256(given)));
-                    catalog.as_ref().is_some_and(known)
-                };
-                let admitted = |given: &[u8]| same_secret(given, token.as_bytes()) || shared(given);
-                if bearer(headers).is_some_and(admitted) { Ok(()) } else { Err(unauthorized(headers)) }
+                let Some(given) = bearer(headers) else { return Err(unauthorized(headers)) };
+                let hash = hex(&sha256(given));
+                let shared = |catalog: &Arc<Catalog>| catalog.world().operators.contains(&hash);
+                if same_secret(given, token.as_bytes()) || catalog.as_ref().is_some_and(shared) {
+                    return Ok(Caller { name: "operator".to_owned(), role: Role::Admin });
+                }
+                let caller = |it: OperatorInfo| Caller { name: it.name, role: it.role };
+                named(&hash).map(caller).ok_or_else(|| unauthorized(headers))
             }
             Self::Open => {
                 // A page of another site can make a browser on this machine ask us; then the name it
@@ -105,7 +115,7 @@ impl Auth {
                     headers.get(name).is_none_or(|value| value.to_str().is_ok_and(is_loopback))
                 };
                 if ours(header::HOST) && ours(header::ORIGIN) {
-                    return Ok(());
+                    return Ok(Caller { name: "local".to_owned(), role: Role::Admin });
                 }
                 let detail = "with --open only requests to localhost or a loopback address are answered";
                 Err(Problem::new(StatusCode::FORBIDDEN, detail))
@@ -114,10 +124,67 @@ impl Auth {
     }
 }
 
-pub(super) async fn check(State(auth): State<Auth>, request: Request, next: Next) -> Response {
-    match auth.admits(request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(problem) => {
+/// Who asks, and what they may.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) name: String,
+    pub(super) role: Role,
+}
+
+impl Caller {
+    /// Whether the role suffices.
+    pub(super) fn may(self, required: Role) -> Result<Self, (Self, Problem)> {
+        if self.role >= required {
+            return Ok(self);
+        }
+        let Self { name, role } = &self;
+        let detail = format!("the token `{name}` has the role {role}; this needs {required}");
+        let problem = Problem::new(StatusCode::FORBIDDEN, detail);
+        Err((self, problem))
+    }
+}
+
+/// What stands before every operation that needs a role.
+#[derive(Clone)]
+pub(super) struct Guard {
+    pub(super) auth: Auth,
+    pub(super) api: Api,
+    /// By method and path, as in the table of operations.
+    pub(super) roles: Arc<HashMap<(Method, &'static str), Role>>,
+}
+
+impl Guard {
+    /// What an operation needs. One that is not in the table does nothing.
+    fn required(&self, request: &Request) -> Role {
+        let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        let found = self.roles.iter().find(|((of, at), _)| of == method && *at == path);
+        found.map_or(Role::Read, |(_, role)| *role)
+    }
+}
+
+pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    let required = guard.required(&request);
+    let tokens = guard.api.authority.tokens();
+    let admitted = guard.auth.admits(request.headers(), |hash| tokens.operator(hash));
+    let admitted = admitted.map_err(|problem| (None, problem));
+    let admitted = admitted
+        .and_then(|caller| caller.may(required).map_err(|(caller, problem)| (Some(caller.name), problem)));
+    let path = request.uri().path().to_owned();
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let from = from.map(|from| from.0.to_string()).unwrap_or_default();
+    let what = format!("{} {path}", request.method());
+    match admitted {
+        // A heartbeat changes nothing.
+        Ok(_) if required == Role::Read || path.contains("/heartbeat") => next.run(request).await,
+        Ok(caller) => {
+            let response = next.run(request).await;
+            guard.api.audit.note(&caller.name, from, what, response.status().as_u16().to_string(), false);
+            response
+        }
+        Err((who, problem)) => {
+            let outcome = problem.status.to_string();
+            guard.api.audit.note(&who.unwrap_or_default(), from, what, outcome, true);
             let unauthorized = problem.status == StatusCode::UNAUTHORIZED.as_u16();
             let mut response = problem.into_response();
             if unauthorized {
@@ -147,14 +214,14 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 fn unauthorized(headers: &HeaderMap) -> Problem {
     let given = headers.contains_key(header::AUTHORIZATION) || headers.contains_key(CONSUL_TOKEN);
     let what = match bearer(headers) {
-        Some(_) => "this is not the operator's token",
+        Some(_) => "this is no operator's token, or one that has ended",
         None if given => "Authorization is not a bearer token",
-        None => "the operator's token is needed",
+        None => "an operator's token is needed",
     };
     Problem::new(
         StatusCode::UNAUTHORIZED,
         format!(
-            "{what}; send it as `Authorization: Bearer …` (PILLION_TOKEN); it is in {TOKEN_FILE} in the \
+            "{what}; send it as `Authorization: Bearer …` (PILLION_TOKEN); one is in {TOKEN_FILE} in the \
              registry's data directory"
         ),
     )
@@ -226,10 +293,14 @@ mod tests {
             (None, false),
         ] {
             let given = given.map(|given| vec![("authorization", given)]).unwrap_or_default();
-            assert_eq!(auth.admits(&headers(&given)).is_ok(), want, "{given:?}");
+            assert_eq!(auth.admits(&headers(&given), |_| None).is_ok(), want, "{given:?}");
         }
         for (given, want) in [("secret-secret-secret", true), ("Bearer secret-secret-secret", false)] {
-            assert_eq!(auth.admits(&headers(&[("x-consul-token", given)])).is_ok(), want, "{given}");
+            assert_eq!(
+                auth.admits(&headers(&[("x-consul-token", given)]), |_| None).is_ok(),
+                want,
+                "{given}"
+            );
         }
     }
 
@@ -247,7 +318,7 @@ mod tests {
         ] {
             let mut given = vec![("host", host)];
             given.extend(origin.map(|origin| ("origin", origin)));
-            assert_eq!(Auth::Open.admits(&headers(&given)).is_ok(), want, "{given:?}");
+            assert_eq!(Auth::Open.admits(&headers(&given), |_| None).is_ok(), want, "{given:?}");
         }
     }
 }

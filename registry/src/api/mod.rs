@@ -3,6 +3,7 @@
 //! JSON in and out, errors as RFC 9457 problem documents that name the field, one table of
 //! operations from which both the router and the OpenAPI document are made.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -16,7 +17,8 @@ use pillion_net::readiness::Readiness;
 use pillion_xds::ads::{AdsService, LoadReports};
 use tokio_util::sync::CancellationToken;
 
-use crate::ca::Authority;
+use crate::audit::Audit;
+use crate::ca::{Authority, Role};
 use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::dns::RegistryZone;
@@ -49,6 +51,7 @@ pub use types::{
     ServiceView,
 };
 
+use auth::Guard;
 use bodies::Bodies;
 use openapi::{Access, Body, Operation};
 
@@ -77,6 +80,8 @@ pub struct Parts {
     pub loads: LoadReports,
     /// Certificates and join tokens.
     pub authority: Arc<Authority>,
+    /// Who changed what.
+    pub audit: Arc<Audit>,
     /// DNS, for what it has answered.
     pub zone: Arc<RegistryZone>,
     /// Counters and gauges.
@@ -107,17 +112,23 @@ impl Parts {
 /// The API over these parts.
 pub fn router(parts: Parts, auth: Auth) -> Router {
     let api = Api(Arc::new(parts));
-    let (mut guarded, mut open) = (Router::new(), Router::new());
+    let (mut guarded, mut open, mut roles) = (Router::new(), Router::new(), HashMap::new());
     let bodies = Bodies::new(BODY_BYTES_MAX, BODIES_BYTES_MAX);
     // A budget of its own: who has no token cannot use up that of those who have.
     let strangers = Bodies::new(cloud_map::BODY_BYTES_MAX, STRANGERS_BYTES_MAX);
     for (operation, handler) in table() {
-        let router = if operation.access == Access::Token { &mut guarded } else { &mut open };
+        let mut router = &mut open;
+        if let Access::Token(role) = operation.access {
+            let method = operation.method.to_uppercase().parse().expect("the table has methods of HTTP");
+            roles.insert((method, operation.path), role);
+            router = &mut guarded;
+        }
         *router = std::mem::take(router).route(operation.path, handler);
     }
+    let guard = Guard { auth: auth.clone(), api: api.clone(), roles: Arc::new(roles) };
     guarded
         .layer(middleware::from_fn_with_state(bodies, bodies::gather))
-        .layer(middleware::from_fn_with_state(auth.clone(), auth::check))
+        .layer(middleware::from_fn_with_state(guard, auth::check))
         .merge(open.layer(middleware::from_fn_with_state(strangers, bodies::gather)))
         .layer(Extension(auth))
         .method_not_allowed_fallback(wrong_method)
@@ -277,6 +288,7 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
         ),
         (
             Operation::new("post", "/v1/explain", "What would happen to a request, and why")
+                .role(Role::Read)
                 .takes(Body::json("Question"))
                 .gives("Explanation"),
             post(operate::explain),
@@ -306,22 +318,36 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
                 "get",
                 "/v1/snapshot",
                 "Everything, secrets included, as `pillion snapshot` keeps it",
-            ),
+            )
+            .role(Role::Admin),
             get(operate::snapshot),
         ),
         (
-            Operation::new("post", "/v1/tokens", "Create a join token; its secret is shown only now")
-                .takes(Body::optional("TokenDocument"))
-                .gives("NewTokenView")
-                .status(201),
+            Operation::new(
+                "post",
+                "/v1/tokens",
+                "Create a join token, or with role an operator's; its secret is shown only now",
+            )
+            .role(Role::Admin)
+            .takes(Body::optional("TokenDocument"))
+            .gives("NewTokenView")
+            .status(201),
             post(tokens::create),
         ),
         (
-            Operation::new("get", "/v1/tokens", "Join tokens, without secrets").gives("TokenList"),
+            Operation::new("get", "/v1/tokens", "Join tokens and operators' tokens, without secrets")
+                .role(Role::Admin)
+                .gives("TokenList"),
             get(tokens::list),
         ),
         (
-            Operation::new("delete", "/v1/tokens/{id}", "Delete a join token").status(204),
+            Operation::new(
+                "delete",
+                "/v1/tokens/{id}",
+                "Delete a join token, or the operator's token of this name",
+            )
+            .role(Role::Admin)
+            .status(204),
             delete(tokens::remove),
         ),
         (
@@ -345,21 +371,31 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
         ),
         (
             Operation::new("post", "/v1/ca/rotate", "Begin a rotation of the root, or force its next step")
+                .role(Role::Admin)
                 .takes(Body::optional("RotateDocument"))
                 .gives("RootsView"),
             post(authority::rotate),
         ),
         (
             Operation::new("post", "/v1/ca/revocations", "Revoke an identity, an instance or a certificate")
+                .role(Role::Admin)
                 .takes(Body::json("RevocationDocument"))
                 .gives("RevocationView"),
             post(authority::revoke),
         ),
         (
             Operation::new("delete", "/v1/ca/revocations", "Take a revocation back")
+                .role(Role::Admin)
                 .query(&["what"])
                 .status(204),
             delete(authority::unrevoke),
+        ),
+        (
+            Operation::new("get", "/v1/audit", "The last changes and refusals, the latest last")
+                .role(Role::Admin)
+                .query(&["last"])
+                .gives("AuditList"),
+            get(operate::audit),
         ),
         (Operation::new("get", "/v1/openapi.json", "This document").open(), get(operate::openapi)),
         (

@@ -7,12 +7,13 @@ use super::authority::{RevocationDocument, RootsView, RotateDocument};
 use super::batch::{InstancesDocument, RegisteredMany};
 use super::consul::{Agent, HealthEntries, ServiceTags};
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
-use super::operate::{BrakeView, StoreView, TargetGroups};
+use super::operate::{AuditList, BrakeView, StoreView, TargetGroups};
 use super::proxies::{ProxyDetails, ProxyList};
 use super::resources::{AppliedView, ResourceList};
 use super::tokens::{AuthorityView, NewTokenView, TokenDocument, TokenList};
 use super::{BeatView, InstanceDocument, InstanceList, InstanceView, Problem, ServiceList, ServiceView};
 
+use crate::ca::Role;
 use crate::explain::{Explanation, Question};
 
 const SCHEMAS: &str = "#/components/schemas/";
@@ -33,9 +34,9 @@ pub(super) struct Operation {
 /// Who may ask.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Whoever has the operator's token.
-    Token,
-    /// Whoever has it, or signs with it; the handler asks.
+    /// Whoever has a token of this role.
+    Token(Role),
+    /// Whoever has one of role write, or signs with the operator's; the handler asks.
     Signed,
     /// Everybody.
     Open,
@@ -74,7 +75,7 @@ impl Operation {
             response: None,
             status: 200,
             stream: false,
-            access: Access::Token,
+            access: Access::Token(if method == "get" { Role::Read } else { Role::Write }),
         }
     }
 
@@ -100,6 +101,12 @@ impl Operation {
 
     pub(super) fn stream(mut self) -> Self {
         self.stream = true;
+        self
+    }
+
+    /// Needs another role than the method says.
+    pub(super) fn role(mut self, role: Role) -> Self {
+        self.access = Access::Token(role);
         self
     }
 
@@ -150,8 +157,10 @@ impl Operation {
             operation["requestBody"] = json!({"required": body.required, "content": content});
         }
         match self.access {
-            Access::Token => operation["security"] = json!([{"operator": []}]),
-            Access::Signed => operation["security"] = json!([{"operator": []}, {"signature": []}]),
+            Access::Token(role) => operation["security"] = json!([{"operator": [role]}]),
+            Access::Signed => {
+                operation["security"] = json!([{"operator": [Role::Write]}, {"signature": []}]);
+            }
             Access::Open => {}
         }
         operation
@@ -175,7 +184,11 @@ pub(super) fn document(operations: &[Operation]) -> Value {
         "components": {
             "schemas": schemas(),
             "securitySchemes": {
-                "operator": {"type": "http", "scheme": "bearer"},
+                "operator": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "a token of at least the role that the operation names: read, write, admin",
+                },
                 "signature": {
                     "type": "apiKey",
                     "in": "header",
@@ -223,6 +236,7 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<RootsView>();
     generator.subschema_for::<RotateDocument>();
     generator.subschema_for::<RevocationDocument>();
+    generator.subschema_for::<AuditList>();
     generator.subschema_for::<Problem>();
     let mut schemas = generator.take_definitions(true);
     schemas.extend(pillion_config::definitions(SCHEMAS));

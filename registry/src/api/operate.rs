@@ -14,8 +14,9 @@ use pillion_model::health::Health;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::request::json;
+use super::request::{Query, json};
 use super::{Api, Problem, ProblemField};
+use crate::audit::{KEPT, Record};
 use crate::explain::{ExplainError, Explanation, Question};
 use crate::lease::BrakeState;
 use crate::store::snapshot::Snapshot;
@@ -200,6 +201,23 @@ pub(super) async fn store(State(api): State<Api>) -> Json<StoreView> {
         trouble: store.trouble(),
     })
 }
+
+/// What was changed and refused.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct AuditList {
+    /// The latest last.
+    records: Vec<Record>,
+}
+
+pub(super) async fn audit(State(api): State<Api>, query: Query) -> Result<Json<AuditList>, Problem> {
+    query.only(&["last"])?;
+    let last = query.first("last").map_or(Ok(AUDIT_DEFAULT), str::parse);
+    let last = last.map_err(|_| Problem::parameter("last", format!("want a number up to {KEPT}")))?;
+    Ok(Json(AuditList { records: api.audit.last(last) }))
+}
+
+/// How many records unless it is said.
+const AUDIT_DEFAULT: usize = 100;
 
 pub(super) async fn snapshot(State(api): State<Api>) -> Result<Response, Problem> {
     let state = api.catalog.store().load().await?;

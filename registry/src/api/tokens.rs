@@ -13,7 +13,7 @@ use super::operate::unix_seconds;
 use super::problem::ProblemField;
 use super::request::{Query, json};
 use super::{Api, Problem};
-use crate::ca::{Binding, NewToken, TTL_WANT, TokenError, TokenInfo};
+use crate::ca::{Binding, NewOperator, NewToken, OperatorInfo, Role, TTL_WANT, TokenError, TokenInfo};
 use crate::catalog::{duration_text, parse_duration};
 
 /// A join token to make; all of it may be left out.
@@ -29,6 +29,10 @@ pub(super) struct TokenDocument {
     namespace: Option<String>,
     /// Good only for the service of this name.
     service: Option<String>,
+    /// Makes an operator's token of this role instead, for the HTTP API.
+    role: Option<Role>,
+    /// With role: who will have it. One of the same name ends.
+    name: Option<String>,
 }
 
 /// A new token with its secret.
@@ -63,6 +67,28 @@ pub(super) struct TokenView {
 #[derive(Serialize, JsonSchema)]
 pub(super) struct TokenList {
     tokens: Vec<TokenView>,
+    /// Operators' tokens in the order of their names, without the one of the first start.
+    operators: Vec<OperatorView>,
+}
+
+/// What may be known of an operator's token.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OperatorView {
+    name: String,
+    role: Role,
+    /// Unix seconds.
+    created: u64,
+    /// Unix seconds.
+    expires: u64,
+}
+
+/// A new operator's token with its secret.
+#[derive(Serialize, JsonSchema)]
+struct NewOperatorView {
+    /// What is sent as a bearer token.
+    token: String,
+    #[serde(flatten)]
+    info: OperatorView,
 }
 
 /// What may be known of the certificate authority.
@@ -83,30 +109,34 @@ pub(super) struct AuthorityView {
 }
 
 pub(super) async fn create(State(api): State<Api>, body: Bytes) -> Result<Response, Problem> {
-    let new = if body.is_empty() { NewToken::default() } else { parse(&json(&body)?)? };
-    let (token, info) = api.authority.tokens().create(new).await.map_err(|error| match error {
-        TokenError::Ttl { got } => Problem::field("ttl", format!("got {got}, {TTL_WANT}")),
-        TokenError::Store(error) => error.into(),
-        TokenError::Name { field, error } => Problem::field(field, error.to_string()),
-        TokenError::TooMany => Problem::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
-        other => Problem::new(StatusCode::SERVICE_UNAVAILABLE, other.to_string()),
-    })?;
-    let view = NewTokenView { token: token.to_string(), info: info.into() };
-    let mut response = (StatusCode::CREATED, Json(view)).into_response();
+    let body = if body.is_empty() { Value::Object(serde_json::Map::new()) } else { json(&body)? };
+    let mut response = if body.get("role").is_some_and(|role| !role.is_null()) {
+        let (token, info) = api.authority.tokens().create_operator(operator(&body)?).await?;
+        (StatusCode::CREATED, Json(NewOperatorView { token, info: info.into() })).into_response()
+    } else {
+        let (token, info) = api.authority.tokens().create(parse(&body)?).await?;
+        let view = NewTokenView { token: token.to_string(), info: info.into() };
+        (StatusCode::CREATED, Json(view)).into_response()
+    };
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
 pub(super) async fn list(State(api): State<Api>, query: Query) -> Result<Json<TokenList>, Problem> {
     query.only(&[])?;
-    Ok(Json(TokenList { tokens: api.authority.tokens().list().into_iter().map(TokenView::from).collect() }))
+    let tokens = api.authority.tokens();
+    Ok(Json(TokenList {
+        tokens: tokens.list().into_iter().map(TokenView::from).collect(),
+        operators: tokens.operators().into_iter().map(OperatorView::from).collect(),
+    }))
 }
 
 pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
-    match api.authority.tokens().delete(&id).await? {
-        true => Ok(StatusCode::NO_CONTENT),
-        false => Err(Problem::not_found(format_args!("join token {id}"))),
+    let tokens = api.authority.tokens();
+    if tokens.delete(&id).await? || tokens.delete_operator(&id).await? {
+        return Ok(StatusCode::NO_CONTENT);
     }
+    Err(Problem::not_found(format_args!("token {id}")))
 }
 
 pub(super) async fn authority(State(api): State<Api>, headers: HeaderMap) -> Response {
@@ -130,6 +160,37 @@ pub(super) async fn authority(State(api): State<Api>, headers: HeaderMap) -> Res
     let kind = HeaderValue::from_static("application/x-pem-file");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// An operator's token to make.
+fn operator(body: &Value) -> Result<NewOperator, Problem> {
+    const FIELDS: [&str; 3] = ["role", "name", "ttl"];
+    let map = body.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    let (mut role, mut name, mut ttl) = (None, None, None);
+    for (field, value) in map {
+        match (field.as_str(), value) {
+            ("role", Value::String(text)) => {
+                role = Some(text.parse().map_err(|error: String| Problem::field("role", error))?);
+            }
+            ("name", Value::String(text)) => name = Some(text.clone()),
+            ("ttl", Value::String(text)) if parse_duration(text).is_some() => ttl = parse_duration(text),
+            // As a join token's it means nothing, and the command sends it always.
+            ("reusable", Value::Bool(false)) => {}
+            ("role" | "name" | "ttl", other) => return Err(Problem::field(field, format!("got {other}"))),
+            (other, _) => {
+                let detail =
+                    format!("is no field of an operator's token; the fields are {}", FIELDS.join(", "));
+                return Err(Problem::field(other, detail));
+            }
+        }
+    }
+    let missing =
+        |field: &str| Problem::field(field, "is missing; an operator's token has role, name and ttl");
+    Ok(NewOperator {
+        role: role.ok_or_else(|| missing("role"))?,
+        name: name.ok_or_else(|| missing("name"))?,
+        ttl: ttl.ok_or_else(|| missing("ttl"))?,
+    })
 }
 
 fn parse(body: &Value) -> Result<NewToken, Problem> {
@@ -157,6 +218,25 @@ fn parse(body: &Value) -> Result<NewToken, Problem> {
         return Ok(new);
     }
     Err(Problem::fields(StatusCode::UNPROCESSABLE_ENTITY, problems))
+}
+
+impl From<TokenError> for Problem {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Ttl { got } => Self::field("ttl", format!("got {got}, {TTL_WANT}")),
+            TokenError::Store(error) => error.into(),
+            TokenError::Name { field, error } => Self::field(field, error.to_string()),
+            TokenError::TooMany => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
+            other => Self::new(StatusCode::SERVICE_UNAVAILABLE, other.to_string()),
+        }
+    }
+}
+
+impl From<OperatorInfo> for OperatorView {
+    fn from(info: OperatorInfo) -> Self {
+        let OperatorInfo { name, role, created, expires } = info;
+        Self { name, role, created: unix_seconds(created), expires: unix_seconds(expires) }
+    }
 }
 
 impl From<TokenInfo> for TokenView {

@@ -10,6 +10,7 @@
 mod followers;
 mod keep;
 mod material;
+mod operator;
 mod revocation;
 mod root;
 mod rotation;
@@ -39,6 +40,7 @@ use token::{millis, moment};
 
 pub use keep::{keep_identity, keep_roots, write_roots};
 pub use material::Step;
+pub use operator::{NewOperator, OperatorInfo, Role};
 pub use revocation::{RevokeError, Revoking};
 pub use rotation::{Alive, Live, RootStatus, RotateError, Status};
 pub use service::IdentityService;

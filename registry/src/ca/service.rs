@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::followers::Seat;
 use super::material::Material;
 use super::{Authority, CaError, TokenError};
+use crate::audit::Audit;
 
 /// The service. The one call that is open to callers without a client certificate.
 pub struct IdentityService {
@@ -27,17 +28,39 @@ pub struct IdentityService {
     /// Started with `--open`: loopback needs no token.
     open: bool,
     stop: CancellationToken,
+    audit: Arc<Audit>,
 }
 
 impl IdentityService {
     /// A service of `authority`. `open`: callers on loopback need no token. Streams end on `stop`.
-    pub fn new(authority: Arc<Authority>, open: bool, stop: CancellationToken) -> Self {
-        Self { authority, open, stop }
+    pub fn new(authority: Arc<Authority>, open: bool, stop: CancellationToken, audit: Arc<Audit>) -> Self {
+        Self { authority, open, stop, audit }
     }
 
     /// As tonic serves it.
     pub fn into_server(self) -> IdentityServer<Self> {
         IdentityServer::new(self).max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    /// Signs, and tells what proved the right to it.
+    async fn sign(&self, request: Request<IssueRequest>) -> Result<(Proof, Response<IssueResponse>), Status> {
+        let message = request.get_ref();
+        let node: NodeId =
+            message.node_id.parse().map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
+        // Signed first and handed out only when the proof is good: a request that cannot be signed
+        // must not use up a token.
+        let issued = self.authority.issue(&node, &message.csr).map_err(failure)?;
+        let proof = self.authorize(&request, &message.join_token, &node).await?;
+        tracing::info!(%node, %proof, serial = issued.serial, peer = ?request.remote_addr(), "issued a certificate");
+        let der =
+            |all: Vec<rustls_pki_types::CertificateDer<'_>>| all.iter().map(|one| one.to_vec()).collect();
+        let answer = IssueResponse {
+            chain: der(issued.chain),
+            roots: der(issued.roots),
+            not_after: unix_seconds(issued.not_after),
+            zone: self.authority.settings().zone,
+        };
+        Ok((proof, Response::new(answer)))
     }
 
     /// What the caller proves its right with.
@@ -86,22 +109,21 @@ impl fmt::Display for Proof {
 #[tonic::async_trait]
 impl Identity for IdentityService {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
-        let message = request.get_ref();
-        let node: NodeId =
-            message.node_id.parse().map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
-        // Signed first and handed out only when the proof is good: a request that cannot be signed
-        // must not use up a token.
-        let issued = self.authority.issue(&node, &message.csr).map_err(failure)?;
-        let proof = self.authorize(&request, &message.join_token, &node).await?;
-        tracing::info!(%node, %proof, serial = issued.serial, peer = ?request.remote_addr(), "issued a certificate");
-        let der =
-            |all: Vec<rustls_pki_types::CertificateDer<'_>>| all.iter().map(|one| one.to_vec()).collect();
-        Ok(Response::new(IssueResponse {
-            chain: der(issued.chain),
-            roots: der(issued.roots),
-            not_after: unix_seconds(issued.not_after),
-            zone: self.authority.settings().zone,
-        }))
+        let peer = request.extensions().get::<SpiffeId>().map(ToString::to_string).unwrap_or_default();
+        let from = request.remote_addr().map(|from| from.to_string()).unwrap_or_default();
+        let what =
+            format!("issue {}", request.get_ref().node_id.chars().take(NODE_SHOWN).collect::<String>());
+        let (who, issued) = match self.sign(request).await {
+            Ok((proof, issued)) => (proof.to_string(), Ok(issued)),
+            Err(status) => (String::new(), Err(status)),
+        };
+        let outcome = match &issued {
+            Ok(_) => "ok".to_owned(),
+            Err(status) => format!("{:?}: {}", status.code(), status.message()),
+        };
+        let who = if peer.is_empty() { who } else { peer };
+        self.audit.note(&who, from, what, outcome, issued.is_err());
+        issued
     }
 
     type FollowStream = Told;
@@ -215,5 +237,7 @@ fn unix_seconds(at: SystemTime) -> i64 {
 }
 
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// Of what somebody says who they are.
+const NODE_SHOWN: usize = 200;
 /// For the message that begins a stream.
 const FIRST_WAIT: Duration = Duration::from_secs(10);

@@ -258,7 +258,7 @@ impl Registry {
         context.require_client_certificate = false;
         let security = ServerSecurity::Mesh(Arc::new(ServerTls::new(context, watch)));
         let routes = tonic::service::Routes::new(
-            IdentityService::new(Arc::clone(authority), open, stop.clone()).into_server(),
+            IdentityService::new(Arc::clone(authority), open, stop.clone(), Arc::default()).into_server(),
         );
         let router = routes.into_axum_router().route("/healthz", axum::routing::get(async || "ok"));
         let socket = bind_tcp("mesh gRPC", ([127, 0, 0, 1], 0).into(), Reuse::Exclusive).expect("a port");

@@ -11,14 +11,17 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use pillion_config::DurationText;
 use pillion_model::name::{NameError, ServiceName, check_name};
 use pillion_net::bootstrap::JoinToken;
 use pillion_net::tls::{hex, sha256};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::Clock;
+use super::operator::OPERATOR;
+use super::{Clock, operator};
 use crate::store::{Entry, Key, Op, Position, Space, State, Store, StoreError, Transaction};
 
 /// For whom a token is good.
@@ -93,7 +96,7 @@ pub enum TokenError {
     /// The binding is no name.
     #[error("{field}: {error}")]
     Name {
-        /// `namespace` or `service`.
+        /// `namespace`, `service` or `name`.
         field: &'static str,
         /// What is wrong.
         error: NameError,
@@ -120,6 +123,7 @@ pub struct Tokens {
 struct Known {
     at: Position,
     tokens: BTreeMap<String, Token>,
+    operators: BTreeMap<String, (u64, operator::Kept)>,
 }
 
 #[derive(Clone)]
@@ -284,6 +288,22 @@ impl Tokens {
         Ok(transaction)
     }
 
+    pub(super) fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    pub(super) fn kept_operators(&self) -> BTreeMap<String, operator::Kept> {
+        let kept = |(name, (_, kept)): (&String, &(u64, operator::Kept))| (name.clone(), kept.clone());
+        self.lock().operators.iter().map(kept).collect()
+    }
+
+    /// Commits, and knows it at once.
+    pub(super) async fn commit(&self, transaction: Transaction) -> Result<(), StoreError> {
+        let revision = self.store.commit(transaction.clone()).await?;
+        self.lock().apply(revision, &transaction.ops);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -291,25 +311,37 @@ impl Tokens {
 
 impl Known {
     fn read(state: &State) -> Self {
-        let tokens = state
-            .space(Space::Token)
-            .filter_map(|(id, Entry { revision, value })| {
-                Some((id.to_owned(), decode(id, *revision, value)?))
-            })
-            .collect();
-        Self { at: state.at.clone(), tokens }
+        let mut known = Self { at: state.at.clone(), ..Self::default() };
+        for (id, Entry { revision, value }) in state.space(Space::Token) {
+            known.put(id, *revision, Some(value));
+        }
+        known
+    }
+
+    fn put(&mut self, id: &str, revision: u64, value: Option<&Bytes>) {
+        if let Some(name) = id.strip_prefix(OPERATOR) {
+            let known = self.operators.get(name);
+            if known.is_some_and(|(known, _)| *known > revision) {
+                return; // our own later write is known already
+            }
+            match value.and_then(|value| read(id, value)) {
+                Some(kept) => drop(self.operators.insert(name.to_owned(), (revision, kept))),
+                None => drop(self.operators.remove(name)),
+            }
+            return;
+        }
+        if self.tokens.get(id).is_some_and(|token| token.revision > revision) {
+            return;
+        }
+        match value.and_then(|value| read(id, value)) {
+            Some(kept) => drop(self.tokens.insert(id.to_owned(), Token { revision, kept })),
+            None => drop(self.tokens.remove(id)),
+        }
     }
 
     fn apply(&mut self, revision: u64, ops: &[Op]) {
         for op in ops.iter().filter(|op| op.key.space == Space::Token) {
-            let id = &op.key.name;
-            if self.tokens.get(id).is_some_and(|token| token.revision > revision) {
-                continue; // our own later write is known already
-            }
-            match op.value.as_ref().and_then(|value| decode(id, revision, value)) {
-                Some(token) => self.tokens.insert(id.clone(), token),
-                None => self.tokens.remove(id),
-            };
+            self.put(&op.key.name, revision, op.value.as_ref());
         }
         self.at.revision = self.at.revision.max(revision);
     }
@@ -361,14 +393,10 @@ fn check(
     Err(TokenError::Binding { bound, asked: service.clone() })
 }
 
-fn decode(id: &str, revision: u64, value: &[u8]) -> Option<Token> {
-    match serde_json::from_slice(value) {
-        Ok(kept) => Some(Token { revision, kept }),
-        Err(error) => {
-            tracing::warn!(id, %error, "a join token in the store cannot be read and is ignored");
-            None
-        }
-    }
+fn read<T: DeserializeOwned>(id: &str, value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value)
+        .inspect_err(|error| tracing::warn!(id, %error, "a token in the store cannot be read and is ignored"))
+        .ok()
 }
 
 fn encode(kept: &Kept) -> Vec<u8> {
@@ -401,8 +429,8 @@ pub(super) fn moment(millis: u64) -> SystemTime {
 /// The lifetimes that may be asked for.
 pub(crate) const TTL_WANT: &str = "want 1 min to 366 days";
 const TTL: Duration = Duration::from_secs(3600);
-const TTL_MIN: Duration = Duration::from_secs(60);
-const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+pub(super) const TTL_MIN: Duration = Duration::from_secs(60);
+pub(super) const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// So long an ended token is answered with "expired" or "used" instead of "unknown".
 const KEPT_AFTER_END: Duration = Duration::from_secs(24 * 3600);
 const TOKENS_MAX: usize = 10_000;

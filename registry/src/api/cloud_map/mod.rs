@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use super::auth::Auth;
 use super::{Api, Problem};
+use crate::ca::Role;
 use crate::catalog::World;
 
 mod attributes;
@@ -48,7 +49,7 @@ pub(super) async fn call(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let outcome = match admit(&auth, &uri, &headers, &body) {
+    let outcome = match admit(&api, &auth, &uri, &headers, &body) {
         Ok(()) => answer(&api, &headers, &body).await,
         Err(fault) => Err(fault),
     };
@@ -82,7 +83,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, Fa
 }
 
 /// Lets in who signed with the operator's token as the secret key, or brings the token as everywhere.
-fn admit(auth: &Auth, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<(), Fault> {
+fn admit(api: &Api, auth: &Auth, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<(), Fault> {
     match auth {
         Auth::Operator(token, _) if signature::is_signed(headers) => {
             let host = uri.authority().map(|authority| authority.as_str());
@@ -92,7 +93,12 @@ fn admit(auth: &Auth, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<(),
         Auth::Operator(..) if !headers.contains_key(header::AUTHORIZATION) => Err(Fault::denied(
             "the call is not signed; sign it with any access key id and the operator's token as the secret access key",
         )),
-        _ => auth.admits(headers).map_err(|Problem { detail, .. }| Fault::denied(detail)),
+        _ => {
+            let admitted = auth.admits(headers, |hash| api.authority.tokens().operator(hash));
+            let admitted =
+                admitted.and_then(|caller| caller.may(Role::Write).map_err(|(_, problem)| problem));
+            admitted.map(drop).map_err(|Problem { detail, .. }| Fault::denied(detail))
+        }
     }
 }
 
