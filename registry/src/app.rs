@@ -24,7 +24,8 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, Auth, TOKEN_FILE, TokenFileError};
 use crate::audit::Audit;
 use crate::ca::{
-    Authority, CaError, IdentityService, RegistryNames, Settings, keep_identity, keep_roots, write_roots,
+    Authority, CaError, IdentityService, RegistryNames, Seal, SealError, Settings, keep_identity, keep_roots,
+    write_roots,
 };
 use crate::catalog::Catalog;
 use crate::control::Control;
@@ -69,6 +70,8 @@ pub struct Options {
     pub trust_domain: Option<TrustDomain>,
     /// How long a certificate is good. Default 24 h.
     pub certificate_lifetime: Duration,
+    /// The file with the key that seals those of the roots in the store. Default: they are not sealed.
+    pub seal_key_file: Option<PathBuf>,
     /// Where changes and refusals are written, `-` for standard output. Default: nowhere.
     pub audit_log: Option<PathBuf>,
     /// How long requests in flight may take when the registry stops. Default 5 s.
@@ -92,6 +95,7 @@ impl Options {
             open: false,
             trust_domain: None,
             certificate_lifetime: Settings::default().leaf_lifetime,
+            seal_key_file: None,
             audit_log: None,
             grace: Duration::from_secs(5),
         }
@@ -129,6 +133,9 @@ pub enum StartError {
     /// The certificate authority cannot be used.
     #[error(transparent)]
     Authority(#[from] CaError),
+    /// The sealing key cannot be used.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// `--open` beyond this machine.
     #[error(
         "--open answers anybody who asks, so it listens on loopback only; {0} is not: choose 127.0.0.1, or \
@@ -229,7 +236,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let trust_domain = trust_domain(&catalog, options.trust_domain.clone()).await?;
     let domain = catalog.world().resources.set.mesh().zone;
     let settings = Settings { trust_domain, zone: domain, leaf_lifetime: options.certificate_lifetime };
-    let authority = Authority::open(store, settings).await?;
+    let seal = options.seal_key_file.as_deref().map(Seal::open_file).transpose()?;
+    let authority = Authority::open_sealed(store, settings, seal).await?;
     let roots_file = options.data_dir.join(ROOTS_FILE);
     write_roots(&authority, &roots_file)
         .map_err(|source| StartError::Io { what: format!("write {}", roots_file.display()), source })?;

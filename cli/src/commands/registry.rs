@@ -68,6 +68,10 @@ pub(crate) struct Arguments {
     /// Ask for no token and give certificates to everybody on this machine: for trials, on loopback.
     #[arg(long, env = "PILLION_OPEN")]
     open: bool,
+    /// A file with 64 hex digits (`openssl rand -hex 32`) by which the keys of the roots are sealed in the
+    /// store. Every registry of the mesh needs it, at every start.
+    #[arg(long, env = "PILLION_SEAL_KEY_FILE", value_name = "FILE")]
+    seal_key_file: Option<PathBuf>,
     /// Write every change and every refusal to this file, as JSON lines; `-` for standard output.
     #[arg(long, env = "PILLION_AUDIT_LOG", value_name = "FILE")]
     audit_log: Option<PathBuf>,
@@ -102,6 +106,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     options.advertise = arguments.advertise.clone();
     options.trust_domain = arguments.trust_domain.clone();
     options.certificate_lifetime = arguments.certificate_lifetime;
+    options.seal_key_file = arguments.seal_key_file.clone();
     options.audit_log = arguments.audit_log.clone();
     let registry = app::start(options).await.map_err(|error| match error {
         StartError::OpenBeyondLoopback(_) | StartError::ForwardToItself(_) => Usage(error.to_string()).into(),

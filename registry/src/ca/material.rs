@@ -3,6 +3,7 @@
 //! One value under one key: whoever changes it demands that nobody else did meanwhile, so of several
 //! registries one takes each step. The steps are pure functions from one material to the next.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::revocation::Revocations;
 use super::root::Signer;
+use super::seal::Seal;
 use super::{CaError, millis, moment};
 use crate::store::{Key, Position, Space, State};
 
@@ -33,6 +35,9 @@ pub(super) struct Material {
     /// The longest lifetime that leaves were given.
     pub(super) leaf_lifetime_max: Duration,
     pub(super) revocations: Revocations,
+    seal: Option<Arc<Seal>>,
+    /// A key was kept in the clear.
+    plain: bool,
 }
 
 /// A root whose key is ours.
@@ -96,6 +101,8 @@ struct KeptRoot {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    sealed_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     cross_signed: Option<String>,
 }
 
@@ -115,13 +122,17 @@ impl Material {
     }
 
     /// The first material of a mesh, as the store is to keep it.
-    pub(super) fn first(trust_domain: &TrustDomain, now: SystemTime) -> Result<Vec<u8>, CaError> {
+    pub(super) fn first(
+        trust_domain: &TrustDomain,
+        seal: Option<&Seal>,
+        now: SystemTime,
+    ) -> Result<Vec<u8>, CaError> {
         let active = Root { signer: Signer::root(trust_domain, now)?, cross_signed: None };
-        Ok(encode(&active, None, &[], Step::Steady, Duration::ZERO))
+        Ok(encode(&active, None, &[], Step::Steady, Duration::ZERO, seal))
     }
 
     /// Reads it; `None` if there is none.
-    pub(super) fn read(state: &State) -> Result<Option<Self>, CaError> {
+    pub(super) fn read(state: &State, seal: Option<&Arc<Seal>>) -> Result<Option<Self>, CaError> {
         let Some(entry) = state.entries.get(&Self::key()) else { return Ok(None) };
         let damaged = |error: serde_json::Error| CaError::Material(format!("root: {error}"));
         let kept = match serde_json::from_slice(&entry.value).map_err(damaged)? {
@@ -134,11 +145,15 @@ impl Material {
                 leaf_lifetime_max_secs: 0,
             },
         };
+        let plain = std::iter::once(&kept.active).chain(&kept.next).any(|root| root.key.is_some());
+        let root = |root: KeptRoot| root.root(seal.map(Arc::as_ref));
         Ok(Some(Self {
             at: state.at.clone(),
             revision: entry.revision,
-            active: kept.active.root()?,
-            next: kept.next.map(KeptRoot::root).transpose()?,
+            seal: seal.cloned(),
+            plain,
+            active: root(kept.active)?,
+            next: kept.next.map(root).transpose()?,
             former: kept.former.into_iter().map(KeptRoot::former).collect::<Result<_, _>>()?,
             step: match kept.step {
                 KeptStep::Steady => Step::Steady,
@@ -158,7 +173,7 @@ impl Material {
         let cross_signed = self.active.signer.cross_sign(&signer, trust_domain, now)?;
         let next = Root { signer, cross_signed: Some(cross_signed) };
         let step = Step::Announced { since: now };
-        Ok(encode(&self.active, Some(&next), &self.former, step, self.leaf_lifetime_max))
+        Ok(encode(&self.active, Some(&next), &self.former, step, self.leaf_lifetime_max, self.seal()))
     }
 
     /// The next root signs from now on; `None` if there is none.
@@ -172,18 +187,25 @@ impl Material {
         former.drain(..former.len().saturating_sub(FORMER_MAX));
         let until = (now + self.leaf_lifetime_max + skew).min(self.active.signer.not_after);
         let step = Step::Switched { since: now, until };
-        Some(encode(next, None, &former, step, self.leaf_lifetime_max))
+        Some(encode(next, None, &former, step, self.leaf_lifetime_max, self.seal()))
     }
 
     /// The rotation is over: the former root is trusted no more.
     pub(super) fn retire(&self) -> Vec<u8> {
-        encode(&self.active, None, &self.former, Step::Steady, self.leaf_lifetime_max)
+        encode(&self.active, None, &self.former, Step::Steady, self.leaf_lifetime_max, self.seal())
     }
 
-    /// The same, once leaves live longer than they ever did.
+    fn seal(&self) -> Option<&Seal> {
+        self.seal.as_deref()
+    }
+
+    /// The same, once leaves live longer than they ever did, or keys are to be sealed that were not.
     pub(super) fn with_lifetime(&self, lifetime: Duration) -> Option<Vec<u8>> {
-        let longer = lifetime > self.leaf_lifetime_max;
-        longer.then(|| encode(&self.active, self.next.as_ref(), &self.former, self.step, lifetime))
+        let seals = self.plain && self.seal.is_some();
+        let lifetime = lifetime.max(self.leaf_lifetime_max);
+        let differs = seals || lifetime > self.leaf_lifetime_max;
+        let next = self.next.as_ref();
+        differs.then(|| encode(&self.active, next, &self.former, self.step, lifetime, self.seal()))
     }
 
     /// Every root that is trusted, the one that signs first.
@@ -232,11 +254,17 @@ impl Material {
 }
 
 impl KeptRoot {
-    fn root(self) -> Result<Root, CaError> {
-        let key = self.key.as_deref().ok_or_else(|| CaError::Material("root key: it is missing".into()))?;
-        let key = KeyPair::try_from(decode("root key", key)?)
-            .map_err(|error| CaError::Material(format!("root key: {error}")))?;
+    fn root(self, seal: Option<&Seal>) -> Result<Root, CaError> {
         let certificate = CertificateDer::from(decode("root certificate", &self.certificate)?);
+        let key = match (&self.key, &self.sealed_key, seal) {
+            (Some(key), _, _) => decode("root key", key)?,
+            (None, Some(_), None) => return Err(CaError::Sealed),
+            (None, Some(sealed), Some(seal)) => {
+                seal.unseal(&decode("root key", sealed)?, &certificate).ok_or(CaError::OtherSeal)?
+            }
+            (None, None, _) => return Err(CaError::Material("root key: it is missing".into())),
+        };
+        let key = KeyPair::try_from(key).map_err(|error| CaError::Material(format!("root key: {error}")))?;
         let cross_signed = self.cross_signed.map(|text| decode("cross-signed root", &text)).transpose()?;
         let cross_signed = cross_signed.map(CertificateDer::from);
         Ok(Root { signer: Signer::read(certificate, key)?, cross_signed })
@@ -261,11 +289,13 @@ fn encode(
     former: &[Former],
     step: Step,
     leaf_lifetime_max: Duration,
+    seal: Option<&Seal>,
 ) -> Vec<u8> {
     let text = |der: &CertificateDer<'_>| STANDARD.encode(der);
     let root = |root: &Root| KeptRoot {
         certificate: text(&root.signer.certificate),
-        key: Some(STANDARD.encode(root.signer.key())),
+        key: seal.is_none().then(|| STANDARD.encode(root.signer.key())),
+        sealed_key: seal.map(|seal| STANDARD.encode(seal.seal(root.signer.key(), &root.signer.certificate))),
         cross_signed: root.cross_signed.as_ref().map(text),
     };
     let kept = Kept {
@@ -276,6 +306,7 @@ fn encode(
             .map(|former| KeptRoot {
                 certificate: text(&former.certificate),
                 key: None,
+                sealed_key: None,
                 cross_signed: former.cross_signed.as_ref().map(text),
             })
             .collect(),

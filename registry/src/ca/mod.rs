@@ -14,6 +14,7 @@ mod operator;
 mod revocation;
 mod root;
 mod rotation;
+mod seal;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ pub use material::Step;
 pub use operator::{NewOperator, OperatorInfo, Role};
 pub use revocation::{RevokeError, Revoking};
 pub use rotation::{Alive, Live, RootStatus, RotateError, Status};
+pub use seal::{Seal, SealError};
 pub use service::IdentityService;
 pub(crate) use token::TTL_WANT;
 pub use token::{Binding, NewToken, TokenError, TokenInfo, Tokens};
@@ -71,6 +73,7 @@ impl Default for Settings {
 /// The authority: its roots, its settings and its join tokens.
 pub struct Authority {
     store: Arc<dyn Store>,
+    seal: Option<Arc<Seal>>,
     material: watch::Sender<Arc<Material>>,
     /// Signs leaves, below the root of this hash.
     intermediate: Mutex<Option<([u8; 32], Arc<Signer>)>>,
@@ -125,6 +128,12 @@ pub enum CaError {
         "the certificate authority's material in the store cannot be used: {0}; restore the store from a backup"
     )]
     Material(String),
+    /// The sealing key is missing.
+    #[error("the root's key is sealed; start the registry with the --seal-key-file it was sealed with")]
+    Sealed,
+    /// It was sealed by another key, or changed.
+    #[error("the root's key cannot be unsealed: --seal-key-file holds another key than it was sealed with")]
+    OtherSeal,
     /// Encoding or signing failed.
     #[error("cannot make a certificate")]
     Encode(#[from] rcgen::Error),
@@ -146,18 +155,34 @@ impl Authority {
     ///
     /// [`CaError`]: the store, or what is in it.
     pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>, CaError> {
-        Self::open_with_clock(store, settings, Arc::new(SystemTime::now)).await
+        Self::open_sealed(store, settings, None).await
+    }
+
+    /// The same, with a key that seals those of the roots in the store.
+    ///
+    /// # Errors
+    ///
+    /// As [`Authority::open`]; [`CaError::OtherSeal`] if it is not the key that sealed them.
+    pub async fn open_sealed(
+        store: Arc<dyn Store>,
+        settings: Settings,
+        seal: Option<Seal>,
+    ) -> Result<Arc<Self>, CaError> {
+        Self::open_with_clock(store, settings, seal, Arc::new(SystemTime::now)).await
     }
 
     async fn open_with_clock(
         store: Arc<dyn Store>,
         settings: Settings,
+        seal: Option<Seal>,
         clock: Clock,
     ) -> Result<Arc<Self>, CaError> {
-        let material = load_or_make(&*store, &settings.trust_domain, clock()).await?;
+        let seal = seal.map(Arc::new);
+        let material = load_or_make(&*store, &settings.trust_domain, seal.as_ref(), clock()).await?;
         let tokens = Tokens::open(Arc::clone(&store), material.pin(), Arc::clone(&clock)).await?;
         let authority = Self {
             store,
+            seal,
             material: watch::Sender::new(Arc::new(material)),
             intermediate: Mutex::default(),
             followers: Arc::default(),
@@ -189,7 +214,7 @@ impl Authority {
     /// Takes the roots as the store has them, and tells as of when that is.
     async fn reload(&self) -> Result<Position, CaError> {
         let state = self.store.load_space(Space::Ca).await?;
-        let Some(read) = Material::read(&state)? else { return Ok(state.at) };
+        let Some(read) = Material::read(&state, self.seal.as_ref())? else { return Ok(state.at) };
         self.tokens.pin(read.pin());
         self.material.send_if_modified(|material| {
             let newer = read.is_newer(material);
@@ -360,13 +385,14 @@ impl RegistryNames {
 async fn load_or_make(
     store: &dyn Store,
     trust_domain: &TrustDomain,
+    seal: Option<&Arc<Seal>>,
     now: SystemTime,
 ) -> Result<Material, CaError> {
     loop {
-        if let Some(material) = Material::read(&store.load_space(Space::Ca).await?)? {
+        if let Some(material) = Material::read(&store.load_space(Space::Ca).await?, seal)? {
             return Ok(material);
         }
-        let first = Material::first(trust_domain, now)?;
+        let first = Material::first(trust_domain, seal.map(Arc::as_ref), now)?;
         let mut transaction = Transaction::default();
         transaction.push(Op::put(Material::key(), first)).require(Material::key(), None);
         match store.commit(transaction).await {

@@ -55,7 +55,7 @@ async fn open(directory: &tempfile::TempDir, ahead: &Arc<AtomicU64>) -> Arc<Auth
     let ahead = Arc::clone(ahead);
     let clock: Clock =
         Arc::new(move || SystemTime::now() + Duration::from_secs(ahead.load(Ordering::Relaxed)));
-    Authority::open_with_clock(store, Settings::default(), clock).await.expect("an authority")
+    Authority::open_with_clock(store, Settings::default(), None, clock).await.expect("an authority")
 }
 
 fn csr() -> Vec<u8> {
@@ -179,7 +179,7 @@ async fn tokens_are_refused_for_distinct_reasons_but_only_to_holders_of_the_secr
 async fn of_many_uses_at_once_one_wins() {
     let world = World::new().await;
     let token = world.token(NewToken::default()).await;
-    let uses = (0..50).map(|_| {
+    let uses = (0..100).map(|_| {
         let (authority, token) = (Arc::clone(&world.authority), token.clone());
         tokio::spawn(async move { authority.tokens().redeem(&token, &orders()).await })
     });
@@ -520,6 +520,39 @@ async fn what_is_revoked_is_refused_until_it_is_taken_back() {
     world.authority.revoke(id, "").await.expect("revoked");
     let list: Vec<_> = world.authority.revocations().into_iter().map(|it| it.what).collect();
     assert_eq!(list, [id], "a certificate that is over is not kept");
+}
+
+#[tokio::test]
+async fn a_sealed_key_needs_the_key_that_sealed_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store: Arc<dyn Store> = Arc::new(RedbStore::open(directory.path()).expect("a store"));
+    let seal = |digit: &str| {
+        let file = directory.path().join(format!("seal-{digit}"));
+        std::fs::write(&file, format!("{}\n", digit.repeat(64))).expect("written");
+        Seal::open_file(&file).expect("a key")
+    };
+    let open = |seal| Authority::open_sealed(Arc::clone(&store), Settings::default(), seal);
+    let kept = async || {
+        let state = store.load_space(Space::Ca).await.expect("read");
+        String::from_utf8(state.entries[&Material::key()].value.to_vec()).expect("JSON")
+    };
+    let root = open(None).await.expect("plain").info().root_sha256;
+    assert!(kept().await.contains("\"key\"") && !kept().await.contains("sealedKey"));
+    let sealed = open(Some(seal("a"))).await.expect("seals what was plain");
+    assert!(!kept().await.contains("\"key\"") && kept().await.contains("sealedKey"));
+    sealed.rotate(false).await.expect("announces");
+    assert!(!kept().await.contains("\"key\""), "the next one, too");
+    assert_eq!(open(Some(seal("a"))).await.expect("again").info().root_sha256, root);
+    for (with, want) in
+        [(None, "start the registry with the --seal-key-file"), (Some(seal("b")), "another key")]
+    {
+        let error = open(with).await.expect_err(want).to_string();
+        assert!(error.contains(want), "{error}");
+    }
+    let short = directory.path().join("short");
+    std::fs::write(&short, "abc").expect("written");
+    let error = Seal::open_file(&short).expect_err("too short").to_string();
+    assert!(error.contains("openssl rand -hex 32"), "{error}");
 }
 
 /// Whether a program is there; its absence is said, and is a failure in CI.
