@@ -11,7 +11,17 @@ use crate::node::{Entry, Node, Span, Value};
 
 /// All documents of `text`; empty ones are left out.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
-    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    // As many nodes as there are bytes at most: what is written out is read, what anchors make of little
+    // is not.
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        strict_booleans: true,
+        budget: serde_saphyr::budget! {
+            max_nodes: NODES_MIN.max(text.len()),
+            max_events: (4 * NODES_MIN).max(4 * text.len()),
+            max_documents: DOCUMENTS_MIN.max(text.len() / 4),
+        },
+    };
     let documents: Vec<Spanned<Tree>> =
         serde_saphyr::from_multiple_with_options(text, options).map_err(|error| SyntaxError {
             message: message(&error),
@@ -23,6 +33,10 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
         .map(|document| node(document, 0))
         .collect()
 }
+
+/// The least limits of what a text may hold.
+const NODES_MIN: usize = 250_000;
+const DOCUMENTS_MIN: usize = 1024;
 
 /// serde-saphyr's message without its own place, which stands before ours.
 fn message(error: &serde_saphyr::Error) -> String {
@@ -159,5 +173,27 @@ impl<'de> Visitor<'de> for TreeVisitor {
             entries.push((key, map.next_value()?));
         }
         Ok(Tree::Map(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_may_be_as_long_as_it_likes() {
+        let text = "- {a: 1, b: [2, 3]}\n".repeat(100_000);
+        let Value::List(items) = &parse(&text).expect("it is read")[0].value else { panic!("no list") };
+        assert_eq!(items.len(), 100_000);
+    }
+
+    #[test]
+    fn anchors_make_little_of_little() {
+        let mut text = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (name, of) in ["b", "c", "d", "e", "f", "g"].into_iter().zip(["a", "b", "c", "d", "e", "f"]) {
+            let ten = vec![format!("*{of}"); 10].join(", ");
+            text.push_str(&format!("{name}: &{name} [{ten}]\n"));
+        }
+        assert!(parse(&text).is_err());
     }
 }
