@@ -181,16 +181,23 @@ impl Worker {
     }
 
     fn publish_if_due(&mut self) {
-        let now = Instant::now();
-        if self.published_at.is_some_and(|at| at + PUBLISH_INTERVAL > now) {
-            return;
-        }
         let shared = Arc::clone(&self.shared);
         let mut state = shared.state();
-        if !state.is_changed() {
-            return;
+        if state.is_changed() {
+            let now = Instant::now();
+            if self.published_at.is_some_and(|at| at + PUBLISH_INTERVAL > now) {
+                return;
+            }
+            self.published_at = Some(now);
+            self.publish(&mut state);
         }
-        self.published_at = Some(now);
+        // Also where the last of the first answers changes nothing.
+        if state.has_begun() {
+            self.begun.cancel();
+        }
+    }
+
+    fn publish(&mut self, state: &mut State) {
         if let Some(secrets) = state.take_secrets() {
             let (loaded, failed) = Loaded::load(secrets, &self.loaded.own);
             for (name, reason) in failed {
@@ -204,9 +211,6 @@ impl Worker {
             let (kind, name, reason) = (rejected.kind, &rejected.name, &rejected.reason);
             warn!(kind, name, reason, "not brought into effect");
             state.refuse_active(rejected);
-        }
-        if state.has_begun() {
-            self.begun.cancel();
         }
     }
 }
