@@ -183,7 +183,9 @@ async fn serve_http2(connection: &Rc<Connection>, hcm: &Hcm, io: Io) {
         let connection = Rc::clone(&for_requests);
         let tunnel = request.extensions_mut().remove::<OnUpgrade>().map(ClientTunnel::Http2);
         let request = request.map(Arriving::Http2);
-        async move { Ok::<_, Infallible>(chain::handle(connection, request, tunnel).await) }
+        // Boxed: what is spawned for a stream is moved a dozen times before it runs.
+        let handled = Box::pin(chain::handle(connection, request, tunnel));
+        async move { Ok::<_, Infallible>(handled.await) }
     });
     let mut serving = pin!(builder.serve_connection(TokioIo::new(io), service));
     let end = tokio::select! {

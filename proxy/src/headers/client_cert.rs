@@ -15,7 +15,9 @@ pub(crate) fn apply(x: &mut Exchange) {
     let config = &x.hcm.config;
     let headers = &mut x.head.headers;
     let Some(peer) = x.connection.peer_certificate() else {
-        if config.client_cert != F::AlwaysForwardOnly {
+        if config.client_cert != F::AlwaysForwardOnly
+            && headers.keys().any(|name| *name == FORWARDED_CLIENT_CERT)
+        {
             headers.remove(&FORWARDED_CLIENT_CERT);
         }
         return;

@@ -34,20 +34,26 @@ pub(crate) fn apply(x: &mut Exchange) {
     let config = &x.hcm.config;
     let headers = &mut x.head.headers;
     let peer = x.connection.remote;
-    headers.remove(&names::INTERNAL);
-    headers.remove(&names::LOCAL_REPLY);
+    let kinds = names::Kinds::of(headers);
+    if kinds.envoy {
+        headers.remove(&names::INTERNAL);
+    }
+    if kinds.pillion {
+        headers.remove(&names::LOCAL_REPLY);
+    }
     let hops = config.xff_trusted_hops as usize;
     x.record.remote = if config.use_remote_address && hops == 0 {
         peer
     } else {
         // With `use_remote_address` the nearest hop is the peer itself, not in the header yet.
         let from_right = if config.use_remote_address { hops - 1 } else { hops };
-        client_address(headers, from_right).map_or(peer, |address| SocketAddr::new(address, 0))
+        let client = if kinds.forwarded { client_address(headers, from_right) } else { None };
+        client.map_or(peer, |address| SocketAddr::new(address, 0))
     };
     let internal = is_internal(config, headers, x.record.remote.ip());
     if internal {
         headers.insert(&names::INTERNAL, HeaderValue::from_static("true"));
-    } else if names::steer(headers) {
+    } else if kinds.envoy {
         INTERNAL_ONLY.iter().for_each(|name| drop(headers.remove(*name)));
         if config.use_remote_address {
             EDGE_ONLY.iter().for_each(|name| drop(headers.remove(*name)));
@@ -62,15 +68,15 @@ pub(crate) fn apply(x: &mut Exchange) {
             append_forwarded_for(headers, peer.ip());
         }
     }
-    let scheme = if x.connection.tls.is_some() { "https" } else { "http" };
-    if config.use_remote_address && hops == 0 {
-        headers.insert(&names::FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    } else {
-        headers.entry(&names::FORWARDED_PROTO).or_insert(HeaderValue::from_static(scheme));
-    }
-    x.head.scheme = match headers.get(&names::FORWARDED_PROTO) {
-        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"https") => "https",
-        _ => "http",
+    let own = if x.connection.tls.is_some() { "https" } else { "http" };
+    let known = if kinds.forwarded { headers.get(&names::FORWARDED_PROTO) } else { None };
+    x.head.scheme = match known.filter(|_| !config.use_remote_address || hops > 0) {
+        Some(known) if known.as_bytes().eq_ignore_ascii_case(b"https") => "https",
+        Some(_) => "http",
+        None => {
+            headers.insert(&names::FORWARDED_PROTO, HeaderValue::from_static(own));
+            own
+        }
     };
     x.record.scheme = x.head.scheme;
 }

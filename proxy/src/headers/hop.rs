@@ -1,9 +1,9 @@
 //! Hop-by-hop headers: what must not cross a proxy.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, TE};
 use http::{HeaderMap, HeaderValue};
 
-use super::names::{HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION};
+use super::names::HTTP2_SETTINGS;
 
 /// The request's `connection` header nominates what must not be removed, or too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,21 +76,20 @@ pub(crate) fn names(list: &[u8], token: &str) -> bool {
 
 /// Whether a header says something of the connection it comes on.
 pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
-    of_the_hop().contains(&name)
+    // By the text: comparing names costs more.
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade"
+    )
 }
 
 /// Whether this is looked at here at all.
 fn may_be_of_the_hop(name: &HeaderName) -> bool {
-    let also = [&TE, &HTTP2_SETTINGS, &EXPECT];
-    is_hop_by_hop(name) || also.contains(&name)
-}
-
-fn of_the_hop() -> [&'static HeaderName; 5] {
-    [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &TRANSFER_ENCODING, &UPGRADE]
+    is_hop_by_hop(name) || matches!(name.as_str(), "te" | "http2-settings" | "expect")
 }
 
 fn strip_common(headers: &mut HeaderMap) {
-    for name in of_the_hop() {
+    while let Some(name) = headers.keys().find(|name| is_hop_by_hop(name)).cloned() {
         headers.remove(name);
     }
 }

@@ -39,7 +39,15 @@ pub(crate) fn uuid_v4(random: u128) -> HeaderValue {
         text[at + 1] = HEX[usize::from(byte & 15)];
         at += 2;
     }
-    HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes")
+    unique(&text)
+}
+
+/// No other request has this value: peers over HTTP/2 need not keep it (RFC 7541 section 6.2.3), which
+/// would push out what they see again.
+fn unique(text: &[u8]) -> HeaderValue {
+    let mut value = HeaderValue::from_bytes(text).expect("hexadecimal digits and dashes");
+    value.set_sensitive(true);
+    value
 }
 
 /// Continues the trace in `headers` with a new parent id, or starts one that is not sampled.
@@ -66,8 +74,7 @@ pub(crate) fn continue_trace(headers: &mut HeaderMap, random: impl Fn() -> u128)
     }
     text[..2].copy_from_slice(b"00");
     text[36..52].copy_from_slice(&span);
-    let value = HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes");
-    headers.insert(&TRACEPARENT, value);
+    headers.insert(&TRACEPARENT, unique(&text));
 }
 
 fn nonzero(random: u128) -> u128 {

@@ -33,12 +33,10 @@ names! {
     IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail";
     INTERNAL = "x-envoy-internal";
     IP_TAGS = "x-envoy-ip-tags";
-    KEEP_ALIVE = "keep-alive";
     MAX_RETRIES = "x-envoy-max-retries";
     ORIGINAL_HOST = "x-envoy-original-host";
     ORIGINAL_PATH = "x-envoy-original-path";
     OVERLOADED = "x-envoy-overloaded";
-    PROXY_CONNECTION = "proxy-connection";
     RATE_LIMITED = "x-envoy-ratelimited";
     REQUEST_ID = "x-request-id";
     RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
@@ -54,9 +52,36 @@ names! {
     HTTP2_SETTINGS = "http2-settings";
 }
 
-/// Whether a header of Envoy's is among them: those with which clients steer a request are.
-pub(crate) fn steer(headers: &http::HeaderMap) -> bool {
-    headers.keys().any(|name| name.as_str().starts_with("x-envoy-"))
+/// Which kinds of names are among headers. Most messages have none of them, and one look at the names
+/// costs less than looking for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kinds {
+    /// `x-envoy-`: clients steer a request with such.
+    pub(crate) envoy: bool,
+    /// `x-pillion-`.
+    pub(crate) pillion: bool,
+    /// `x-forwarded-`.
+    pub(crate) forwarded: bool,
+    /// `grpc-`.
+    pub(crate) grpc: bool,
+}
+
+impl Kinds {
+    /// Those among `headers`.
+    pub(crate) fn of(headers: &http::HeaderMap) -> Self {
+        let mut kinds = Self::default();
+        for name in headers.keys() {
+            let name = name.as_str();
+            if let Some(rest) = name.strip_prefix("x-") {
+                kinds.envoy |= rest.starts_with("envoy-");
+                kinds.pillion |= rest.starts_with("pillion-");
+                kinds.forwarded |= rest.starts_with("forwarded-");
+            } else {
+                kinds.grpc |= name.starts_with("grpc-");
+            }
+        }
+        kinds
+    }
 }
 
 #[cfg(test)]

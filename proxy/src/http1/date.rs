@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut as _;
 
 /// What was written last, and in which second.
 struct Written {
@@ -17,7 +17,7 @@ thread_local! {
 }
 
 /// Puts the header `date` (RFC 9110 section 6.6.1), with its line's end.
-pub(crate) fn put_date(out: &mut BytesMut) {
+pub(crate) fn put_date(out: &mut Vec<u8>) {
     let second = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     WRITTEN.with_borrow_mut(|written| {
         if written.second != second {
@@ -37,9 +37,9 @@ mod tests {
 
     #[test]
     fn a_date_is_written_as_http_has_it() {
-        let mut out = BytesMut::new();
+        let mut out = Vec::new();
         put_date(&mut out);
-        let line = String::from_utf8(out.to_vec()).expect("text");
+        let line = String::from_utf8(out).expect("text");
         let date = line.strip_prefix("date: ").and_then(|rest| rest.strip_suffix("\r\n")).expect("a line");
         let told = httpdate::parse_http_date(date).expect("a date");
         assert!(SystemTime::now().duration_since(told).expect("not later") < Duration::from_secs(5));

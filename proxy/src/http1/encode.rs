@@ -1,6 +1,6 @@
 //! Heads and bodies as they go.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes};
 use http::header::TRAILER;
 use http::{HeaderMap, HeaderName, Method, Uri};
 use http_body::Frame;
@@ -78,7 +78,7 @@ impl Encoder {
     }
 }
 
-fn put_last_chunk(out: &mut BytesMut, announced: &[HeaderName], trailers: &HeaderMap) {
+fn put_last_chunk(out: &mut Vec<u8>, announced: &[HeaderName], trailers: &HeaderMap) {
     out.put_slice(b"0\r\n");
     for (name, value) in trailers {
         if announced.contains(name) {
@@ -89,7 +89,7 @@ fn put_last_chunk(out: &mut BytesMut, announced: &[HeaderName], trailers: &Heade
 }
 
 /// The length of a chunk, and its line's end.
-fn put_hex(out: &mut BytesMut, length: usize) {
+fn put_hex(out: &mut Vec<u8>, length: usize) {
     let digits = (usize::BITS - length.leading_zeros()).div_ceil(4).max(1);
     for place in (0..digits).rev() {
         let digit = (length >> (place * 4)) & 0xf;
@@ -99,7 +99,7 @@ fn put_hex(out: &mut BytesMut, length: usize) {
 }
 
 /// Method, target and version.
-pub(crate) fn put_request_line(out: &mut BytesMut, method: &Method, uri: &Uri) {
+pub(crate) fn put_request_line(out: &mut Vec<u8>, method: &Method, uri: &Uri) {
     out.put_slice(method.as_str().as_bytes());
     out.put_u8(b' ');
     match (uri.path_and_query(), uri.authority()) {
@@ -111,13 +111,13 @@ pub(crate) fn put_request_line(out: &mut BytesMut, method: &Method, uri: &Uri) {
 }
 
 /// Header fields, each with its line's end.
-pub(crate) fn put_headers(out: &mut BytesMut, headers: &HeaderMap) {
+pub(crate) fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap) {
     for (name, value) in headers {
         put_header(out, name, value.as_bytes());
     }
 }
 
-fn put_header(out: &mut BytesMut, name: &HeaderName, value: &[u8]) {
+fn put_header(out: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
     out.put_slice(name.as_str().as_bytes());
     out.put_slice(b": ");
     out.put_slice(value);
@@ -172,9 +172,9 @@ mod tests {
     #[test]
     fn lengths_are_in_hexadecimal() {
         for length in [1, 9, 10, 15, 16, 255, 256, 4095, 65536, usize::MAX] {
-            let mut out = BytesMut::new();
+            let mut out = Vec::new();
             put_hex(&mut out, length);
-            assert_eq!(out, format!("{length:x}\r\n"));
+            assert_eq!(out, format!("{length:x}\r\n").into_bytes());
         }
     }
 }

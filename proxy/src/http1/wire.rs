@@ -17,7 +17,9 @@ pub(crate) struct Wire<I> {
     /// Read at a time; more while reads fill it.
     room: usize,
     /// Goes out first: heads, framing, small pieces of bodies.
-    out: BytesMut,
+    out: Vec<u8>,
+    /// Of `out`, what was written.
+    done: usize,
     /// Then a large piece, and what belongs behind it.
     piece: Bytes,
     behind: &'static [u8],
@@ -31,7 +33,8 @@ impl<I> Wire<I> {
             io,
             read: BytesMut::new(),
             room: ROOM,
-            out: BytesMut::new(),
+            out: Vec::new(),
+            done: 0,
             piece: Bytes::new(),
             behind: b"",
             unflushed: false,
@@ -39,7 +42,7 @@ impl<I> Wire<I> {
     }
 
     /// Where heads and framing are put.
-    pub(crate) fn head(&mut self) -> &mut BytesMut {
+    pub(crate) fn head(&mut self) -> &mut Vec<u8> {
         self.settle();
         &mut self.out
     }
@@ -79,7 +82,7 @@ impl<I> Wire<I> {
             self.read = BytesMut::new();
         }
         if self.out.is_empty() && self.out.capacity() > ROOM {
-            self.out = BytesMut::new();
+            self.out = Vec::new();
         }
         self.room = ROOM;
     }
@@ -130,7 +133,7 @@ impl<I: AsyncWrite + Unpin> Wire<I> {
     /// Writes everything that waits.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let slices = [&self.out[..], &self.piece[..], self.behind];
+            let slices = [&self.out[self.done..], &self.piece[..], self.behind];
             let waiting = slices.iter().map(|slice| slice.len()).sum::<usize>();
             if waiting == 0 {
                 break;
@@ -163,11 +166,11 @@ impl<I: AsyncWrite + Unpin> Wire<I> {
 
     fn written(&mut self, mut count: usize) {
         self.unflushed = true;
-        let of_out = count.min(self.out.len());
-        if of_out == self.out.len() {
+        let of_out = count.min(self.out.len() - self.done);
+        self.done += of_out;
+        if self.done == self.out.len() {
             self.out.clear();
-        } else {
-            self.out.advance(of_out);
+            self.done = 0;
         }
         count -= of_out;
         let of_piece = count.min(self.piece.len());

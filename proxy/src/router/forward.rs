@@ -1,6 +1,9 @@
 //! Sends a request upstream: chooses the cluster, prepares the head, tries until an outcome stands.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, UPGRADE};
@@ -23,7 +26,7 @@ use crate::local_reply::{Cause, LocalReply};
 use crate::metrics::{Family, Symbol};
 use crate::request::Broken;
 use crate::snapshot::{ClusterRef, ForwardTo, Routed, Target};
-use crate::upstream::{Attempt, Cause as Failed, Failure, HostRewritten, Priority, Sent, StaleReplay};
+use crate::upstream::{Attempt, Cause as Failed, Failure, HostRewritten, Priority, Sent};
 
 /// Bytes of a request's body kept for a retry or a mirror.
 const REPLAY_BYTES_MAX: usize = 1 << 20;
@@ -54,7 +57,9 @@ impl Tried {
     fn reached_upstream(&self) -> bool {
         match self {
             // Some sidecar's own answer.
-            Self::Sent(sent) => !sent.response.headers().contains_key(&names::LOCAL_REPLY),
+            Self::Sent(sent) => {
+                !(sent.kinds.pillion && sent.response.headers().contains_key(&names::LOCAL_REPLY))
+            }
             Self::Failed(failure) => failure.request_sent,
             Self::TimedOut(_) => true,
         }
@@ -68,7 +73,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         None => choose(x, &forward.to, forward.cluster_missing_status)?,
     };
     x.record.target = Some(target.clone());
-    let steered = names::steer(&x.head.headers);
+    let steered = names::Kinds::of(&x.head.headers).envoy;
     let none = HeaderMap::new();
     let steering = if steered { &x.head.headers } else { &none };
     x.timers.follow(forward, &x.head, steering);
@@ -86,15 +91,15 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         append: forward.append_forwarded_host,
         keep: !x.hcm.suppress_envoy_headers,
     });
-    attempt.stale = StaleReplay::Pool;
     let mut requests = Requests::new(x, retries.possible(), !mirrors.is_empty());
     mirror::send(x, &mirrors, requests.buffer.as_ref(), forward.timeout);
     let mut permit = None;
     let sent = loop {
-        let request = requests.next(x, forward, retries.made(), retries.possible());
+        attempt.keep_head = retries.possible();
+        requests.prepare(x, forward, retries.made(), &attempt);
         x.record.attempts += 1;
         let started = Instant::now();
-        let tried = try_once(x, &target, &mut attempt, request, started).await;
+        let tried = try_once(x, &target, &mut attempt, &mut requests.request, started).await;
         x.asked |= tried.reached_upstream();
         drop(permit.take());
         let unasked = matches!(&tried, Tried::Failed(failure) if failure.endpoint.is_none());
@@ -187,10 +192,12 @@ fn prepare_head(x: &mut Exchange, routed: &Routed, forward: &ForwardTo, steered:
     Ok(())
 }
 
-/// Makes the request of each try.
+/// The request of all tries.
 struct Requests {
+    request: Request<Body>,
     buffer: Option<ReplayBuffer>,
-    body: Option<Body>,
+    /// The head as it was before the first try, where a try changes it.
+    original: Option<Box<HeaderMap>>,
 }
 
 impl Requests {
@@ -204,9 +211,10 @@ impl Requests {
             0
         };
         if matches!(body, Body::Empty) || kept_max == 0 {
-            return Self { buffer: None, body: Some(body) };
+            return Self { request: Request::new(body), buffer: None, original: None };
         }
-        Self { buffer: Some(ReplayBuffer::new(body, kept_max)), body: None }
+        let buffer = Some(ReplayBuffer::new(body, kept_max));
+        Self { request: Request::new(Body::Empty), buffer, original: None }
     }
 
     /// Whether the request can be made once more.
@@ -217,16 +225,28 @@ impl Requests {
         }
     }
 
-    fn next(&mut self, x: &mut Exchange, forward: &ForwardTo, made: u32, more: bool) -> Request<Body> {
-        let body = match &self.buffer {
-            None => self.body.take().unwrap_or_default(),
-            Some(buffer) => buffer.reader().map_or(Body::Empty, Body::Replay),
-        };
-        let mut request = Request::new(body);
-        *request.method_mut() = x.head.method.clone();
-        *request.uri_mut() = x.head.uri.clone();
-        *request.headers_mut() =
-            if more { x.head.headers.clone() } else { std::mem::take(&mut x.head.headers) };
+    /// Makes the request of the next try, after `made` retries.
+    fn prepare(&mut self, x: &mut Exchange, forward: &ForwardTo, made: u32, attempt: &Attempt) {
+        if let Some(buffer) = &self.buffer {
+            // One reader at a time.
+            *self.request.body_mut() = Body::Empty;
+            *self.request.body_mut() = buffer.reader().map_or(Body::Empty, Body::Replay);
+        }
+        let request = &mut self.request;
+        if made == 0 {
+            *request.method_mut() = x.head.method.clone();
+            *request.uri_mut() = x.head.uri.clone();
+            *request.headers_mut() = std::mem::take(&mut x.head.headers);
+        }
+        if attempt.auto_host.is_some() {
+            // Each try is told another host.
+            *request.uri_mut() = x.head.uri.clone();
+            match &self.original {
+                Some(original) => *request.headers_mut() = HeaderMap::clone(original),
+                None if attempt.keep_head => self.original = Some(Box::new(request.headers().clone())),
+                None => {}
+            }
+        }
         let headers = request.headers_mut();
         if made > 0
             && !x.hcm.suppress_envoy_headers
@@ -245,7 +265,6 @@ impl Requests {
             headers.insert(UPGRADE, protocol);
         }
         debug_assert!(request.uri().authority().is_some() || request.headers().contains_key(HOST));
-        request
     }
 }
 
@@ -253,18 +272,20 @@ async fn try_once(
     x: &Exchange,
     target: &Target,
     attempt: &mut Attempt,
-    request: Request<Body>,
+    request: &mut Request<Body>,
     started: Instant,
 ) -> Tried {
     let expired = {
-        let send = x.connection.worker.pools.send(&target.cluster, attempt, request);
-        tokio::select! {
-            biased;
-            sent = send => return match sent {
-                Ok(sent) => Tried::Sent(Box::new(sent)),
-                Err(failure) => Tried::Failed(Box::new(failure)),
-            },
-            expired = x.timers.expired(Some(started)) => expired,
+        let mut send = pin!(x.connection.worker.pools.send(&target.cluster, attempt, request));
+        let mut expired = pin!(x.timers.expired(Some(started)));
+        let first = poll_fn(|cx| match send.as_mut().poll(cx) {
+            Poll::Ready(sent) => Poll::Ready(Ok(sent)),
+            Poll::Pending => expired.as_mut().poll(cx).map(Err),
+        });
+        match first.await {
+            Ok(Ok(sent)) => return Tried::Sent(Box::new(sent)),
+            Ok(Err(failure)) => return Tried::Failed(Box::new(failure)),
+            Err(expired) => expired,
         }
     };
     attempt.timed_out();
@@ -274,7 +295,7 @@ async fn try_once(
 /// Whether what came of a try stands.
 fn judge(x: &Exchange, retries: &Retries<'_>, tried: &Tried, requests: &Requests) -> Verdict {
     let verdict = match tried {
-        Tried::Sent(sent) => retries.response(&sent.response),
+        Tried::Sent(sent) => retries.response(&sent.response, sent.kinds),
         Tried::Failed(failure) => match failure.cause {
             Failed::Reset(reset) => retries.reset(reset, failure.request_sent),
             Failed::NoHealthyUpstream | Failed::Dropped => Verdict::Keep,
@@ -329,7 +350,7 @@ pub(crate) fn broken_request(x: &mut Exchange) -> Option<LocalReply> {
 
 /// The upstream's response on its way back.
 fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, retries: u32) -> Response<Body> {
-    let Sent { mut response, endpoint: _, tunnel } = sent;
+    let Sent { mut response, kinds, endpoint: _, tunnel } = sent;
     x.record.details = Some("via_upstream".into());
     if let Some(upstream) = tunnel.filter(|_| x.head.upgrade.is_some()) {
         x.tunnel = Some(Tunnel { upstream: Upstream::Upgraded(upstream), idle: forward.idle_timeout });
@@ -342,7 +363,9 @@ fn answer(x: &mut Exchange, forward: &ForwardTo, sent: Sent, hashed: Hashed, ret
         headers.insert(UPGRADE, upgrade);
     }
     // Between sidecars only: an application neither sees it nor may say it.
-    headers.remove(&names::LOCAL_REPLY);
+    if kinds.pillion {
+        headers.remove(&names::LOCAL_REPLY);
+    }
     // HTTP/1.0 is the upstream's own affair.
     *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();

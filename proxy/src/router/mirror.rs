@@ -60,7 +60,7 @@ pub(super) fn send(
         let task = async move {
             let mut attempt = Attempt::default();
             let exchange = async {
-                let sent = worker.pools.send(&cluster, &mut attempt, request).await.ok()?;
+                let sent = worker.pools.send(&cluster, &mut attempt, &mut request).await.ok()?;
                 let mut body = sent.response.into_body();
                 while let Some(frame) = body.frame().await {
                     frame.ok()?;

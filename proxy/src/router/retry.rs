@@ -77,7 +77,7 @@ impl<'a> Retries<'a> {
     }
 
     /// Judges a response.
-    pub(crate) fn response(&self, response: &Response<Body>) -> Verdict {
+    pub(crate) fn response(&self, response: &Response<Body>, kinds: names::Kinds) -> Verdict {
         let Some(policy) = &self.policy else { return Verdict::Keep };
         let headers = response.headers();
         let view = ResponseHeaders(headers);
@@ -85,9 +85,9 @@ impl<'a> Retries<'a> {
         self.verdict(policy.allows(
             Outcome::Response {
                 status: response.status().as_u16(),
-                grpc_status: parse_grpc_status(headers),
-                rate_limited: headers.contains_key(&names::RATE_LIMITED),
-                local_reply: headers.contains_key(&names::LOCAL_REPLY),
+                grpc_status: if kinds.grpc { parse_grpc_status(headers) } else { None },
+                rate_limited: kinds.envoy && headers.contains_key(&names::RATE_LIMITED),
+                local_reply: kinds.pillion && headers.contains_key(&names::LOCAL_REPLY),
                 headers: &look,
             },
             self.idempotent,
@@ -177,7 +177,9 @@ mod tests {
                 .map(|&(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
                 .collect();
             let retries = Retries::new(policy, &map, "GET");
-            assert_eq!(retries.response(&response(status)), want, "{headers:?} {status}");
+            let response = response(status);
+            let kinds = names::Kinds::of(response.headers());
+            assert_eq!(retries.response(&response, kinds), want, "{headers:?} {status}");
         }
     }
 

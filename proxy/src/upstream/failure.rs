@@ -5,12 +5,13 @@ use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::Response;
 use pillion_model::retry::Reset;
 
 use super::http1::Http1Error;
 use super::state::EndpointState;
-use crate::body::Body;
+use crate::headers::names::Kinds;
+use crate::response::parse_grpc_status;
 
 /// A try without response headers.
 #[derive(Debug)]
@@ -23,8 +24,6 @@ pub struct Failure {
     /// the request: one more try on a fresh connection does not count as a retry if it is safe to
     /// repeat the request.
     pub stale_connection: bool,
-    /// The request, if it was never handed to a connection.
-    pub request: Option<Box<Request<Body>>>,
     /// Transport failure reason: the text of the socket's or the TLS layer's error; may be empty.
     pub detail: Cow<'static, str>,
     /// The endpoint tried, if one was chosen.
@@ -58,7 +57,6 @@ impl Failure {
             cause,
             request_sent: false,
             stale_connection: false,
-            request: None,
             detail: Cow::Borrowed(""),
             endpoint: None,
         }
@@ -66,11 +64,6 @@ impl Failure {
 
     pub(super) fn reset(reset: Reset) -> Self {
         Self::new(Cause::Reset(reset))
-    }
-
-    pub(super) fn hand_back(mut self, request: Request<Body>) -> Self {
-        self.request = Some(Box::new(request));
-        self
     }
 
     pub(super) fn at(mut self, endpoint: &Arc<EndpointState>) -> Self {
@@ -159,9 +152,8 @@ fn classify_h2(error: &h2::Error) -> Reset {
 }
 
 /// The status passive health counts: a gRPC status in the headers is one of HTTP's in disguise.
-pub(super) fn passive_status<B>(response: &Response<B>) -> u16 {
-    let grpc =
-        response.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+pub(super) fn passive_status<B>(response: &Response<B>, kinds: Kinds) -> u16 {
+    let grpc = if kinds.grpc { parse_grpc_status(response.headers()) } else { None };
     grpc.map_or_else(|| response.status().as_u16(), grpc_to_http)
 }
 

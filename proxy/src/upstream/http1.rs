@@ -93,8 +93,8 @@ pub enum Http1Error {
 /// A request without an answer.
 pub(super) struct Unanswered {
     pub(super) error: Http1Error,
-    /// The request, if not a byte of it went out.
-    pub(super) unsent: Option<Request<Body>>,
+    /// Not a byte of the request went out: it has its body again.
+    pub(super) unsent: bool,
 }
 
 impl Http1 {
@@ -123,21 +123,19 @@ impl Http1 {
         wired.keep_alive && Pin::new(&mut wired.wire.io).poll_read(&mut context, &mut buffer).is_pending()
     }
 
-    /// Sends `request` and waits for the head of the response.
-    pub(super) async fn send(&mut self, mut request: Request<Body>) -> Result<Response<()>, Unanswered> {
-        let method = request.method().clone();
-        self.wired.borrow_mut().start(&mut request);
-        let answered = poll_fn(|cx| self.wired.borrow_mut().poll_answer(cx, &method)).await;
+    /// Sends `request` and waits for the head of the response. Takes the body, and leaves the head.
+    pub(super) async fn send(&mut self, request: &mut Request<Body>) -> Result<Response<()>, Unanswered> {
+        self.wired.borrow_mut().start(request);
+        let answered = poll_fn(|cx| self.wired.borrow_mut().poll_answer(cx, request.method())).await;
         let error = match answered {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
         let wired = &mut *self.wired.borrow_mut();
-        let untouched = !wired.begun && matches!(error, Http1Error::Closed | Http1Error::Io(_));
-        let unsent = untouched.then(|| wired.body.take().unwrap_or_default()).map(|body| {
-            *request.body_mut() = body;
-            request
-        });
+        let unsent = !wired.begun && matches!(error, Http1Error::Closed | Http1Error::Io(_));
+        if unsent {
+            *request.body_mut() = wired.body.take().unwrap_or_default();
+        }
         Err(Unanswered { error, unsent })
     }
 

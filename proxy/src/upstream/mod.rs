@@ -48,7 +48,7 @@ pub use io::Io;
 pub use lease::{UpstreamBody, UpstreamTunnel};
 pub use outlier::OutlierStats;
 pub use relay::{RelayEnd, Relayed, relay};
-pub use send::{Attempt, Sent, StaleReplay};
+pub use send::{Attempt, Sent};
 pub use state::{
     Address, ClusterState, ClusterStats, EndpointState, EndpointStats, Outcome, Priority, Usage,
 };

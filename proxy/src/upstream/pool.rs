@@ -144,6 +144,8 @@ impl EndpointPool {
             self.open_one(Priority::Default);
         }
         connection.streams.set(connection.streams.get() + 1);
+        // Here, for several requests may be waiting that are served one after the other.
+        connection.served.set(connection.served.get() + 1);
         Some(Stream { pool: Rc::clone(self), connection })
     }
 
@@ -159,8 +161,12 @@ impl EndpointPool {
     fn open_for_waiting(self: &Rc<Self>, priority: Priority) {
         let waiting = self.waiting.borrow().len();
         let connecting = self.connecting.get();
-        let expected = if self.speaks_http2() { connecting * STREAMS_PRESSURE } else { connecting };
-        if expected < waiting {
+        let most = match self.cluster.config.requests_per_connection_max {
+            0 => STREAMS_PRESSURE,
+            most => STREAMS_PRESSURE.min(most as usize),
+        };
+        let each = if self.speaks_http2() { most } else { 1 };
+        if connecting * each < waiting {
             self.open_one(priority);
         }
     }

@@ -25,6 +25,7 @@ use super::state::{EndpointState, Outcome, Priority};
 use super::subset::Selection;
 use super::worker::{Pools, View};
 use crate::body::Body;
+use crate::headers::names::Kinds;
 
 /// What one request brings to its tries; kept from one try to the next.
 #[derive(Debug)]
@@ -45,23 +46,13 @@ pub struct Attempt {
     pub auto_host: Option<HostRewritten>,
     /// The host that the last try was told instead of the request's own.
     pub told_host: Option<HeaderValue>,
-    /// Who repeats a request that met a stale connection.
-    pub stale: StaleReplay,
+    /// The request's head is wanted again after a try that failed.
+    pub keep_head: bool,
     /// The endpoint of the present or last try.
     pub endpoint: Option<Arc<EndpointState>>,
     tried: Tried,
     /// When the present try began, or had waited for a connection.
     started: Option<Instant>,
-}
-
-/// Who repeats a request that died on a kept-alive connection the peer had closed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StaleReplay {
-    /// `send`, which keeps a copy of an idempotent request's head for it.
-    #[default]
-    Pool,
-    /// The caller, who has a copy anyway: [`Failure::stale_connection`] tells.
-    Caller,
 }
 
 /// Endpoints tried before, by id; the latest few.
@@ -77,6 +68,8 @@ pub struct Sent {
     /// The response; its body holds connection and counters until its end. The answer to an upgrade
     /// is in HTTP/1 form (101 with `upgrade`) whatever the upstream speaks.
     pub response: Response<Body>,
+    /// Which kinds of headers the response has.
+    pub(crate) kinds: Kinds,
     /// Who answered.
     pub endpoint: Arc<EndpointState>,
     /// Of a tunnel (CONNECT, upgrade): the upstream's side.
@@ -94,7 +87,7 @@ impl Default for Attempt {
             destination: None,
             auto_host: None,
             told_host: None,
-            stale: StaleReplay::Pool,
+            keep_head: false,
             endpoint: None,
             tried: Tried::default(),
             started: None,
@@ -148,6 +141,9 @@ impl Pools {
     /// reported to the endpoint's passive health; a timeout is the caller's to find and report, by
     /// dropping this future and [`Attempt::timed_out`].
     ///
+    /// The request is lent, for it is large: a connection takes its body. Its head is left as it is
+    /// where [`Attempt::keep_head`] says so, but for what belongs to a connection.
+    ///
     /// # Errors
     ///
     /// [`Failure`] tells why there are no response headers.
@@ -155,7 +151,7 @@ impl Pools {
         &self,
         cluster: &Arc<Cluster>,
         attempt: &mut Attempt,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Sent, Failure> {
         let now = self.tick();
         attempt.endpoint = None;
@@ -164,17 +160,20 @@ impl Pools {
             Ok(at) => {
                 if let Some(auto) = attempt.auto_host {
                     let hosts = view.hosts();
-                    attempt.told_host = auto.rewrite(&mut request, &hosts.hosts[at].hostname);
+                    attempt.told_host = auto.rewrite(request, &hosts.hosts[at].hostname);
                 }
                 view.pool(&self.worker, at, wanted(cluster, attempt))
             }
-            Err(cause) => return Err(Failure::new(cause).hand_back(request)),
+            Err(cause) => return Err(Failure::new(cause)),
         };
         attempt.begin(&pool.endpoint, now);
         let sent = try_pool(&pool, attempt, request).await;
         let since = attempt.end().unwrap_or(now);
         match &sent {
-            Ok(sent) => pool.endpoint.report(Outcome::Response(passive_status(&sent.response)), since),
+            Ok(sent) => {
+                let status = passive_status(&sent.response, sent.kinds);
+                pool.endpoint.report(Outcome::Response(status), since);
+            }
             Err(failure) => match failure.cause.reset() {
                 Some(Reset::Overflow) => {}
                 Some(Reset::ConnectFailure | Reset::ConnectTimeout) => {
@@ -211,7 +210,7 @@ fn wanted(cluster: &Cluster, attempt: &Attempt) -> Wanted {
 async fn try_pool(
     pool: &Rc<EndpointPool>,
     attempt: &mut Attempt,
-    mut request: Request<Body>,
+    request: &mut Request<Body>,
 ) -> Result<Sent, Failure> {
     let mut repeats = REPEATS_MAX;
     // With TLS a new connection costs round trips, and is kept for longer.
@@ -235,7 +234,7 @@ async fn try_pool(
                         attempt.started = Some(Instant::now());
                         connection
                     }
-                    Err(refusal) => return Err(refused(refusal, pool).hand_back(request)),
+                    Err(refusal) => return Err(refused(refusal, pool)),
                 }
             }
         };
@@ -244,31 +243,27 @@ async fn try_pool(
             if let Connection::Http1(connection) = connection {
                 pool.put_back(connection);
             }
-            return Err(Failure::reset(Reset::Overflow).at(&pool.endpoint).hand_back(request));
+            return Err(Failure::reset(Reset::Overflow).at(&pool.endpoint));
         };
         let failed = match connection {
             Connection::Http1(connection) => send_http1(connection, guard, attempt, request).await,
-            Connection::Http2(stream) => send_http2(stream, guard, request).await,
+            Connection::Http2(stream) => send_http2(stream, guard, attempt, request).await,
         };
         let (failure, again) = match failed {
             Ok(sent) => return Ok(sent),
             Err(failed) => failed,
         };
-        match again {
-            Some(again) if !last => {
-                // What was never sent may go on some more kept connections. What the peer may have seen
-                // is sent only once more, and on a new one.
-                last = failure.request_sent || repeats == 0;
-                repeats = repeats.saturating_sub(1);
-                if failure.stale_connection {
-                    pool.forget_idle();
-                }
-                pool.endpoint.cluster.stats.upstream_rq_stale_replay.fetch_add(1, Relaxed);
-                request = again;
-            }
-            Some(again) => return Err(failure.at(&pool.endpoint).hand_back(again)),
-            None => return Err(failure.at(&pool.endpoint)),
+        if !again || last {
+            return Err(failure.at(&pool.endpoint));
         }
+        // What was never sent may go on some more kept connections. What the peer may have seen is sent
+        // only once more, and on a new one.
+        last = failure.request_sent || repeats == 0;
+        repeats = repeats.saturating_sub(1);
+        if failure.stale_connection {
+            pool.forget_idle();
+        }
+        pool.endpoint.cluster.stats.upstream_rq_stale_replay.fetch_add(1, Relaxed);
     }
 }
 
@@ -280,49 +275,53 @@ fn refused(refusal: Refusal, pool: &EndpointPool) -> Failure {
     }
 }
 
-/// What failed, and the request if it may be sent once more.
-type Failed = (Failure, Option<Request<Body>>);
+/// What failed, and whether the request is whole and may be sent once more.
+type Failed = (Failure, bool);
 
 async fn send_http1(
     mut connection: Http1,
     guard: RequestGuard,
     attempt: &Attempt,
-    mut request: Request<Body>,
+    request: &mut Request<Body>,
 ) -> Result<Sent, Failed> {
-    message::to_http1(&mut request, attempt.downstream);
+    message::to_http1(request, attempt.downstream);
     let reused = connection.served > 0;
-    let tunnel = message::is_tunnel(&request);
+    let tunnel = message::is_tunnel(request);
     let safe = reused && is_idempotent(request.method().as_str());
-    let copy = (safe && attempt.stale == StaleReplay::Pool).then(|| repeat(&request)).flatten();
+    let copy = if safe { request.body().try_clone() } else { None };
     match connection.send(request).await {
         Ok(head) => {
             let worker = Rc::clone(&guard.pool.worker);
             connection.send_rest(|rest| worker.spawn(rest));
             Ok(answered_http1(head, connection, guard, tunnel))
         }
-        Err(Unanswered { error, unsent: Some(unsent) }) => {
-            Err((Failure::reset(Reset::ConnectionTermination).detail(error.to_string()), Some(unsent)))
+        Err(Unanswered { error, unsent: true }) => {
+            Err((Failure::reset(Reset::ConnectionTermination).detail(error.to_string()), true))
         }
-        Err(Unanswered { error, unsent: None }) => {
+        Err(Unanswered { error, unsent: false }) => {
             let reset = classify_http1(&error);
             let stale = reused && reset == Reset::ConnectionTermination;
             let mut failure = Failure::reset(reset).detail(error.to_string());
             failure.request_sent = true;
             failure.stale_connection = stale;
             // Meanwhile the body may have become larger than what is kept of it.
-            Err((failure, copy.filter(|copy| stale && copy.body().try_clone().is_some())))
+            let copy = copy.filter(|copy| stale && copy.try_clone().is_some());
+            let again = copy.is_some();
+            *request.body_mut() = copy.unwrap_or_default();
+            Err((failure, again))
         }
     }
 }
 
 fn answered_http1(head: Response<()>, connection: Http1, guard: RequestGuard, tunnel: bool) -> Sent {
+    let kinds = Kinds::of(head.headers());
     let endpoint = Arc::clone(&guard.pool.endpoint);
     let opened = tunnel && connection.is_tunnel();
     let whole = if connection.is_answered() { Some(Bytes::new()) } else { connection.whole_body() };
     let lease = Lease::new(Connection::Http1(connection), guard);
     if opened {
         let response = head.map(|()| Body::Empty);
-        return Sent { response, endpoint, tunnel: Some(UpstreamTunnel::new(lease, None)) };
+        return Sent { response, kinds, endpoint, tunnel: Some(UpstreamTunnel::new(lease, None)) };
     }
     let body = match whole {
         Some(bytes) => {
@@ -331,34 +330,35 @@ fn answered_http1(head: Response<()>, connection: Http1, guard: RequestGuard, tu
         }
         None => Body::Upstream(UpstreamBody::http1(lease)),
     };
-    Sent { response: head.map(|()| body), endpoint, tunnel: None }
+    Sent { response: head.map(|()| body), kinds, endpoint, tunnel: None }
 }
 
 async fn send_http2(
     stream: super::pool::Stream,
     guard: RequestGuard,
-    mut request: Request<Body>,
+    attempt: &Attempt,
+    request: &mut Request<Body>,
 ) -> Result<Sent, Failed> {
+    let kept = if attempt.keep_head { Some(head_of(request)) } else { None };
     let protocol = request.headers().get(UPGRADE).cloned();
-    let extended = message::to_http2(&mut request);
-    let tunnel = message::is_tunnel(&request);
+    let extended = message::to_http2(request);
+    let tunnel = message::is_tunnel(request);
     let protocol = extended.then(|| {
         let of_connect = request.extensions().get::<hyper::ext::Protocol>();
         protocol.or_else(|| of_connect.and_then(|it| HeaderValue::from_str(it.as_str()).ok()))
     });
-    if extended && !stream.connection.wait_extended_connect().await {
+    if extended && !Box::pin(stream.connection.wait_extended_connect()).await {
         let failure = Failure::reset(Reset::RefusedStream)
             .detail("the upstream does not take extended CONNECT (RFC 8441)");
-        return Err((failure, None));
+        return Err((failure, false));
     }
-    let served = &stream.connection.served;
-    served.set(served.get() + 1);
-    let sent = stream.connection.send.borrow_mut().try_send_request(request);
+    let going = std::mem::replace(request, kept.unwrap_or_default());
+    let sent = stream.connection.send.borrow_mut().try_send_request(going);
     match sent.await {
         Ok(response) if response.headers().get_all(CONTENT_LENGTH).iter().nth(1).is_some() => {
             let mut failure = Failure::reset(Reset::ProtocolError).detail("two lengths");
             failure.request_sent = true;
-            Err((failure, None))
+            Err((failure, false))
         }
         Ok(response) => {
             let lease = Lease::new(Connection::Http2(stream), guard);
@@ -366,7 +366,8 @@ async fn send_http2(
         }
         Err(mut error) => {
             if let Some(unsent) = error.take_message() {
-                return Err((unsent_failure(&error.into_error()), Some(unsent)));
+                *request = unsent;
+                return Err((unsent_failure(&error.into_error()), true));
             }
             let error = error.into_error();
             // It waited for a place among the streams, and the connection was told to go away.
@@ -374,7 +375,7 @@ async fn send_http2(
             let reset = if waited { Reset::RefusedStream } else { classify(&error) };
             let mut failure = Failure::reset(reset).detail(detail(&error));
             failure.request_sent = failure.cause != Cause::Reset(Reset::RefusedStream);
-            Err((failure, None))
+            Err((failure, false))
         }
     }
 }
@@ -386,6 +387,7 @@ fn answered_http2(
     tunnel: bool,
     protocol: Option<&HeaderValue>,
 ) -> Sent {
+    let kinds = Kinds::of(response.headers());
     let endpoint = Arc::clone(lease.endpoint());
     let upgrade = response.extensions_mut().remove::<OnUpgrade>();
     if tunnel && upgrade.is_some() && response.status().is_success() {
@@ -393,7 +395,7 @@ fn answered_http2(
         if let Some(protocol) = protocol {
             message::tunnel_response(&mut response, protocol);
         }
-        return Sent { response, endpoint, tunnel: Some(UpstreamTunnel::new(lease, upgrade)) };
+        return Sent { response, kinds, endpoint, tunnel: Some(UpstreamTunnel::new(lease, upgrade)) };
     }
     let response = response.map(|incoming| {
         if http_body::Body::is_end_stream(&incoming) {
@@ -403,17 +405,18 @@ fn answered_http2(
             Body::Upstream(UpstreamBody::http2(incoming, lease))
         }
     });
-    Sent { response, endpoint, tunnel: None }
+    Sent { response, kinds, endpoint, tunnel: None }
 }
 
-/// A second request like this one, if its body can be had again.
-fn repeat(request: &Request<Body>) -> Option<Request<Body>> {
-    let mut copy = Request::new(request.body().try_clone()?);
+/// A second request like this one, without its body.
+fn head_of(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::new(Body::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+    *copy.extensions_mut() = request.extensions().clone();
+    copy
 }
 
 fn unsent_failure(error: &hyper::Error) -> Failure {

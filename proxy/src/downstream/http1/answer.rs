@@ -1,6 +1,6 @@
 //! Heads of responses, and the answer to a head that was refused.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes};
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, SERVER, TRAILER, TRANSFER_ENCODING};
 use http::{Method, Response, StatusCode, response};
 use pillion_model::http::ServerHeader;
@@ -19,7 +19,7 @@ pub(super) fn is_tunnel(method: &Method, status: StatusCode) -> bool {
 
 /// Puts the head of a response, and tells how its body is to be sent; `close`: no other follows it.
 pub(super) fn put_head(
-    out: &mut BytesMut,
+    out: &mut Vec<u8>,
     method: &Method,
     parts: &mut response::Parts,
     body: &impl http_body::Body,
@@ -81,7 +81,7 @@ pub(super) fn bytes(refused: &Refused, hcm: &Hcm) -> Bytes {
     if hcm.config.server_header != ServerHeader::PassThrough {
         parts.headers.insert(SERVER, hcm.server_name.clone());
     }
-    let mut out = BytesMut::new();
+    let mut out = Vec::new();
     put_head(&mut out, &refused.method, &mut parts, &body, true);
     if refused.version == http::Version::HTTP_10 {
         out[b"HTTP/1.".len()] = b'0';
@@ -89,5 +89,5 @@ pub(super) fn bytes(refused: &Refused, hcm: &Hcm) -> Bytes {
     if let Body::Full(body) = body {
         out.put_slice(&body);
     }
-    out.freeze()
+    out.into()
 }

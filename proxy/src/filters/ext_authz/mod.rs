@@ -143,10 +143,10 @@ async fn ask(
         AuthzService::Http(http) => &http.cluster,
     };
     let cluster = x.snapshot.clusters.get(cluster).ok_or(Failed)?;
-    let request = request.ok_or(Failed)?;
+    let mut request = request.ok_or(Failed)?;
     let exchange = async {
         let mut attempt = Attempt::default();
-        let sent = x.connection.worker.pools.send(cluster, &mut attempt, request).await.ok();
+        let sent = x.connection.worker.pools.send(cluster, &mut attempt, &mut request).await.ok();
         let (head, body) = sent.ok_or(Failed)?.response.into_parts();
         match &authz.settings.service {
             AuthzService::Grpc { .. } => grpc::answer(Response::from_parts(head, body)).await,

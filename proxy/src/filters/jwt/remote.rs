@@ -106,7 +106,7 @@ impl Remote {
         let mut request = Request::new(Body::Empty);
         *request.uri_mut() = self.path.clone();
         request.headers_mut().insert(HOST, self.host.clone());
-        let sent = worker.pools.send(cluster, &mut Attempt::default(), request).await.ok()?;
+        let sent = worker.pools.send(cluster, &mut Attempt::default(), &mut request).await.ok()?;
         if sent.response.status() != StatusCode::OK {
             return None;
         }

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::support::*;
 use crate::body::Body;
-use crate::upstream::{Attempt, Cause, Priority, StaleReplay};
+use crate::upstream::{Attempt, Cause, Priority};
 
 #[test]
 fn a_connection_is_used_again() {
@@ -89,8 +89,10 @@ fn a_post_goes_on_no_connection_that_was_idle_for_long() {
         config.limits.connections_max = 1;
         let cluster = proxy.cluster(config, &[address]);
         let post = async || {
-            let post = Request::post("/").header("host", "test").body(Body::full("pay")).expect("a request");
-            read(proxy.pools.send(&cluster, &mut Attempt::default(), post).await.expect("an answer")).await
+            let mut post =
+                Request::post("/").header("host", "test").body(Body::full("pay")).expect("a request");
+            read(proxy.pools.send(&cluster, &mut Attempt::default(), &mut post).await.expect("an answer"))
+                .await
         };
         for (idle, what, connections) in
             [(0, "GET", 1), (100, "POST", 1), (600, "GET", 1), (600, "POST", 2), (100, "POST", 2)]
@@ -106,38 +108,34 @@ fn a_post_goes_on_no_connection_that_was_idle_for_long() {
 }
 
 #[test]
-fn a_stale_connection_is_told_where_repeating_is_the_callers() {
+fn a_stale_connection_is_told_where_repeating_is_not_safe() {
     on_worker(async {
         let address = origin(once).await;
         let proxy = Proxy::new();
         let cluster = proxy.cluster(config("web"), &[address]);
         proxy.text(&cluster).await;
-        let post = Request::post("/").header("host", "test").body(Body::full("pay")).expect("a request");
+        let mut post = Request::post("/").header("host", "test").body(Body::full("pay")).expect("a request");
         let failure =
-            proxy.pools.send(&cluster, &mut Attempt::default(), post).await.expect_err("not repeated");
+            proxy.pools.send(&cluster, &mut Attempt::default(), &mut post).await.expect_err("not repeated");
         assert_eq!(failure.cause, Cause::Reset(Reset::ConnectionTermination));
-        assert!(failure.stale_connection && failure.request_sent && failure.request.is_none());
-
-        proxy.text(&cluster).await;
-        let mut attempt = Attempt::default();
-        attempt.stale = StaleReplay::Caller;
-        let failure = proxy.pools.send(&cluster, &mut attempt, get("/")).await.expect_err("not repeated");
-        assert!(failure.stale_connection && failure.request.is_none());
+        assert!(failure.stale_connection && failure.request_sent && matches!(post.body(), Body::Empty));
     });
 }
 
 #[test]
-fn a_refused_connection_says_so_and_hands_the_request_back() {
+fn a_refused_connection_says_so_and_leaves_the_request_whole() {
     on_worker(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound above");
         drop(listener);
         let proxy = Proxy::new();
         let cluster = proxy.cluster(config("web"), &[address]);
-        let failure = proxy.get(&cluster).await.expect_err("nobody listens");
+        let mut request = Request::post("/").body(Body::full("pay")).expect("a request");
+        let sent = proxy.pools.send(&cluster, &mut Attempt::default(), &mut request).await;
+        let failure = sent.expect_err("nobody listens");
         assert_eq!(failure.cause, Cause::Reset(Reset::ConnectFailure));
         assert_eq!(failure.detail, "delayed connect error: Connection refused");
-        assert!(!failure.request_sent && failure.request.is_some());
+        assert!(!failure.request_sent && matches!(request.body(), Body::Full(_)));
         let endpoint = failure.endpoint.expect("one was chosen");
         assert_eq!(endpoint.stats.cx_connect_fail.load(Relaxed), 1);
         assert_eq!(endpoint.stats.cx_active.load(Relaxed), 0);
@@ -160,7 +158,7 @@ fn a_retry_finds_who_answers_among_many_who_do_not() {
         let answered = async |tries: usize| {
             let mut attempt = Attempt::default();
             for _ in 0..tries {
-                if let Ok(sent) = proxy.pools.send(&cluster, &mut attempt, get("/")).await {
+                if let Ok(sent) = proxy.pools.send(&cluster, &mut attempt, &mut get("/")).await {
                     read(sent).await;
                     return true;
                 }
@@ -188,7 +186,6 @@ fn limits_are_kept_and_told() {
         let none = proxy.cluster(none, &[address]);
         let failure = proxy.get(&none).await.expect_err("no place to wait");
         assert_eq!(failure.cause, Cause::Reset(Reset::Overflow));
-        assert!(failure.request.is_some());
         assert_eq!(none.state.stats.upstream_rq_pending_overflow.load(Relaxed), 1);
 
         let mut one = config("one");
@@ -291,10 +288,10 @@ fn a_timeout_is_the_callers_to_report() {
         let (address, _seen) = http1_origin(async |_| std::future::pending().await).await;
         let proxy = Proxy::new();
         let cluster = proxy.cluster(config("web"), &[address]);
-        let mut attempt = Attempt::default();
+        let (mut attempt, mut request) = (Attempt::default(), get("/"));
         let sent = tokio::time::timeout(
             Duration::from_millis(5),
-            proxy.pools.send(&cluster, &mut attempt, get("/")),
+            proxy.pools.send(&cluster, &mut attempt, &mut request),
         );
         assert!(sent.await.is_err());
         attempt.timed_out();

@@ -66,6 +66,20 @@ fn the_peers_stream_limit_opens_further_connections() {
     });
 }
 
+/// Also those that waited for the same connection.
+#[test]
+fn a_connection_takes_no_more_requests_than_it_may() {
+    on_worker(async {
+        let (address, seen) = http2_origin(|_| {}, async |_| ok("hello")).await;
+        let proxy = Proxy::new();
+        let mut config = http2("web");
+        config.requests_per_connection_max = 1;
+        let cluster = proxy.cluster(config, &[address]);
+        tokio::join!(proxy.text(&cluster), proxy.text(&cluster), proxy.text(&cluster));
+        assert_eq!(seen.connections.get(), 3);
+    });
+}
+
 #[test]
 fn after_goaway_streams_end_and_new_ones_go_elsewhere() {
     on_worker(async {
@@ -87,7 +101,7 @@ fn after_goaway_streams_end_and_new_ones_go_elsewhere() {
         let proxy = Proxy::new();
         let cluster = proxy.cluster(http2("web"), &[address]);
         let slow = async {
-            let sent = proxy.pools.send(&cluster, &mut Attempt::default(), get("/slow")).await;
+            let sent = proxy.pools.send(&cluster, &mut Attempt::default(), &mut get("/slow")).await;
             read(sent.expect("an answer")).await
         };
         let mut slow = std::pin::pin!(slow);
@@ -128,7 +142,8 @@ fn a_request_given_up_resets_its_stream_only() {
         assert_eq!(proxy.text(&cluster).await, "hello");
         let mut attempt = Attempt::default();
         {
-            let mut never = std::pin::pin!(proxy.pools.send(&cluster, &mut attempt, get("/never")));
+            let mut request = get("/never");
+            let mut never = std::pin::pin!(proxy.pools.send(&cluster, &mut attempt, &mut request));
             tokio::select! {
                 _ = &mut never => panic!("it never answers"),
                 () = until("it is there", || seen.requests.borrow().len() == 2) => {}

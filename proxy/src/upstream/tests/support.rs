@@ -121,7 +121,7 @@ impl Proxy {
     }
 
     pub(in crate::upstream) async fn get(&self, cluster: &Arc<Cluster>) -> Result<Sent, Failure> {
-        self.pools.send(cluster, &mut Attempt::default(), get("/")).await
+        self.pools.send(cluster, &mut Attempt::default(), &mut get("/")).await
     }
 
     /// Sends a GET and reads the answer to its end.

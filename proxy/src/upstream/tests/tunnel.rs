@@ -41,10 +41,10 @@ fn websocket() -> Request<Body> {
 async fn check(
     proxy: &Proxy,
     cluster: &std::sync::Arc<crate::upstream::Cluster>,
-    request: Request<Body>,
+    mut request: Request<Body>,
     status: StatusCode,
 ) {
-    let mut sent = proxy.pools.send(cluster, &mut Attempt::default(), request).await.expect("an answer");
+    let mut sent = proxy.pools.send(cluster, &mut Attempt::default(), &mut request).await.expect("an answer");
     assert_eq!(sent.response.status(), status);
     let endpoint = std::sync::Arc::clone(&sent.endpoint);
     assert_eq!(endpoint.active(), 1, "a tunnel is an active request");
