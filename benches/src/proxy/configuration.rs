@@ -1,6 +1,6 @@
 //! The same task in each proxy's own words.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -8,6 +8,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
 /// The identity that both ends of a pair have.
@@ -22,6 +24,23 @@ pub struct Hop {
     pub to: SocketAddr,
     /// What is mutual TLS.
     pub role: Role,
+    /// What is carried.
+    pub carried: Carried,
+    /// Each connection to the upstream is for one request.
+    pub once: bool,
+    /// Further clusters, each with a host of its own, which nobody asks for.
+    pub clusters: usize,
+}
+
+/// What goes through the proxies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// HTTP/1.1 between client, proxies and application.
+    Http1,
+    /// gRPC, over HTTP/2 all the way.
+    Grpc,
+    /// Bytes that nobody looks at.
+    Bytes,
 }
 
 /// Which side of a proxy is mutual TLS.
@@ -62,7 +81,8 @@ impl Tls {
         let issuer = Issuer::new(root, key);
         let leaf_key = KeyPair::generate()?;
         let mut leaf = CertificateParams::new(Vec::<String>::new())?;
-        leaf.subject_alt_names = vec![SanType::URI(IDENTITY.try_into()?)];
+        let address = SanType::IpAddress(Ipv4Addr::LOCALHOST.into());
+        leaf.subject_alt_names = vec![SanType::URI(IDENTITY.try_into()?), address];
         leaf.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = leaf.signed_by(&leaf_key, &issuer)?;
@@ -77,6 +97,17 @@ impl Tls {
             certificate: write("certificate.pem", leaf.pem())?,
             key: write("key.pem", leaf_key.serialize_pem())?,
         })
+    }
+
+    /// The authority's certificate.
+    pub(super) fn read_roots(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        Ok(CertificateDer::pem_file_iter(&self.roots)?.collect::<Result<_, _>>()?)
+    }
+
+    /// The certificate of both ends, and its key.
+    pub(super) fn read_leaf(&self) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let chain = CertificateDer::pem_file_iter(&self.certificate)?.collect::<Result<_, _>>()?;
+        Ok((chain, PrivateKeyDer::from_pem_file(&self.key)?))
     }
 
     /// Envoy's `CommonTlsContext`.
@@ -115,6 +146,19 @@ pub(super) fn envoy(hop: &Hop, tls: Option<&Tls>) -> String {
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(hop.to)}}]}],
         },
     });
+    let mut options = json!({});
+    if hop.carried == Carried::Grpc || hop.role == Role::Caller {
+        options["explicit_http_config"] = json!({"http2_protocol_options": {}});
+    } else {
+        options["explicit_http_config"] = json!({"http_protocol_options": {}});
+    }
+    if hop.once {
+        options["common_http_protocol_options"] = json!({"max_requests_per_connection": 1});
+    }
+    if hop.carried != Carried::Bytes {
+        let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        cluster["typed_extension_protocol_options"] = json!({kind: typed(kind, options)});
+    }
     let mut chain = json!({});
     let mut filters = Vec::new();
     let mut manager = json!({
@@ -134,9 +178,6 @@ pub(super) fn envoy(hop: &Hop, tls: Option<&Tls>) -> String {
             let context = json!({"common_tls_context": tls.common(), "sni": "bench"});
             let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
             cluster["transport_socket"] = json!({"name": "tls", "typed_config": typed(kind, context)});
-            let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-            let options = json!({"explicit_http_config": {"http2_protocol_options": {}}});
-            cluster["typed_extension_protocol_options"] = json!({kind: typed(kind, options)});
         }
         (Role::Receiver, Some(tls)) => {
             let context = json!({"common_tls_context": tls.common(), "require_client_certificate": true});
@@ -155,13 +196,31 @@ pub(super) fn envoy(hop: &Hop, tls: Option<&Tls>) -> String {
     let router = typed("envoy.extensions.filters.http.router.v3.Router", json!({}));
     filters.push(json!({"name": "router", "typed_config": router}));
     manager["http_filters"] = filters.into();
-    let kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
-    chain["filters"] = json!([{"name": "http", "typed_config": typed(kind, manager)}]);
+    let mut clusters = vec![cluster];
+    let hosts = manager["route_config"]["virtual_hosts"].as_array_mut();
+    if let Some(hosts) = hosts {
+        for number in 0..hop.clusters {
+            let (name, mut further) = (format!("further-{number}"), clusters[0].clone());
+            further["name"] = name.clone().into();
+            further["load_assignment"]["cluster_name"] = name.clone().into();
+            let route = json!({"match": {"prefix": "/"}, "route": {"cluster": name}});
+            hosts.push(json!({"name": name, "domains": [name], "routes": [route]}));
+            clusters.push(further);
+        }
+    }
+    chain["filters"] = if hop.carried == Carried::Bytes {
+        let kind = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+        let bytes = json!({"stat_prefix": "bench", "cluster": "app"});
+        json!([{"name": "tcp", "typed_config": typed(kind, bytes)}])
+    } else {
+        let kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+        json!([{"name": "http", "typed_config": typed(kind, manager)}])
+    };
     let listener = json!({"name": "in", "address": address(hop.listen), "filter_chains": [chain]});
-    json!({"static_resources": {"listeners": [listener], "clusters": [cluster]}}).to_string()
+    json!({"static_resources": {"listeners": [listener], "clusters": clusters}}).to_string()
 }
 
-/// HAProxy speaks HTTP/1.1 to its upstream.
+/// HAProxy speaks HTTP/1.1 to its upstream, but of gRPC.
 pub(super) fn haproxy(hop: &Hop, tls: Option<&Tls>) -> String {
     let (mut bind, mut server, mut rule) = (String::new(), String::new(), String::new());
     if let Some(tls) = tls {
@@ -180,6 +239,29 @@ pub(super) fn haproxy(hop: &Hop, tls: Option<&Tls>) -> String {
         }
     }
     let Hop { listen, to, .. } = hop;
+    if hop.carried == Carried::Bytes {
+        return format!(
+            "global
+  nbthread 1
+  maxconn 8000
+defaults
+  mode tcp
+  timeout connect 1s
+  timeout client 60s
+  timeout server 60s
+frontend in
+  bind {listen} {bind}
+  default_backend out
+backend out
+  server app {to} {server}
+"
+        );
+    }
+    if hop.carried == Carried::Grpc {
+        bind.push_str(if bind.is_empty() { "proto h2" } else { " alpn h2" });
+        server.push_str(if server.is_empty() { "proto h2" } else { " alpn h2" });
+    }
+    let (keep, reuse) = if hop.once { ("http-server-close", "never") } else { ("http-keep-alive", "always") };
     format!(
         "global
   nbthread 1
@@ -190,8 +272,8 @@ defaults
   timeout client 60s
   timeout server 15s
   retries 2
-  option http-keep-alive
-  http-reuse always
+  option {keep}
+  http-reuse {reuse}
 frontend in
   bind {listen} {bind}
   option forwardfor

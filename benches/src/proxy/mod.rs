@@ -6,3 +6,4 @@ pub mod load;
 pub mod origin;
 pub mod run;
 pub mod server;
+mod standing;

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::configuration::{Hop, Role, Tls};
-use super::load::{Load, run};
+use super::configuration::{Carried, Hop, Role, Tls};
+use super::load::{Load, Work, run};
 use super::server::{Kind, Programs, Server};
+use super::standing;
 use crate::report::{Budget, Report};
 
 /// What is measured.
@@ -17,61 +18,82 @@ use crate::report::{Budget, Report};
 pub struct Scenario {
     /// For the report.
     pub name: &'static str,
-    /// Two proxies with mutual TLS between them, instead of one.
-    pub pair: bool,
-    /// Connections of the client.
-    pub connections: u32,
-    /// Length of answers.
-    pub bytes: usize,
-    /// Most that a request may cost, as a share of what it costs with another proxy.
-    pub budgets: &'static [(Kind, f64)],
+    /// How many proxies, and what is between them.
+    pub way: Shape,
+    /// What the client does.
+    pub work: Work,
+    /// Most that a request may cost.
+    pub budgets: &'static [Most],
 }
 
+/// The way from client to application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One proxy, without TLS.
+    Hop(Carried),
+    /// Two proxies with mutual TLS between them.
+    Pair(Carried),
+    /// The same, with a new connection between them for each request.
+    PairOnce,
+}
+
+/// The most that a request may cost.
+#[derive(Clone, Copy, Debug)]
+pub enum Most {
+    /// As a share of what it costs with another proxy.
+    Share(Kind, f64),
+    /// In microseconds.
+    Micros(f64),
+}
+
+const fn kept(connections: u32, bytes: usize) -> Work {
+    Work::Kept { connections, bytes }
+}
+
+const fn scenario(name: &'static str, way: Shape, work: Work, budgets: &'static [Most]) -> Scenario {
+    Scenario { name, way, work, budgets }
+}
+
+const HOP: Shape = Shape::Hop(Carried::Http1);
+const PAIR: Shape = Shape::Pair(Carried::Http1);
+use Most::{Micros, Share};
+
 /// All of them. The budgets are those of `docs/performance.md`.
-pub const SCENARIOS: [Scenario; 7] = [
-    Scenario {
-        name: "one plaintext hop, 32 connections",
-        pair: false,
-        connections: 32,
-        bytes: 0,
-        budgets: &[(Kind::HaProxy, 1.3), (Kind::Envoy, 0.45)],
-    },
-    Scenario {
-        name: "one plaintext hop, 1 connection",
-        pair: false,
-        connections: 1,
-        bytes: 0,
-        budgets: &[(Kind::HaProxy, 1.1)],
-    },
-    Scenario {
-        name: "one plaintext hop, 256 connections",
-        pair: false,
-        connections: 256,
-        bytes: 0,
-        budgets: &[],
-    },
-    Scenario {
-        name: "one plaintext hop, 64 KiB",
-        pair: false,
-        connections: 32,
-        bytes: 64 << 10,
-        budgets: &[],
-    },
-    Scenario {
-        name: "mutual-TLS pair, 32 connections",
-        pair: true,
-        connections: 32,
-        bytes: 0,
-        budgets: &[(Kind::HaProxy, 0.85), (Kind::Envoy, 0.4)],
-    },
-    Scenario { name: "mutual-TLS pair, 64 KiB", pair: true, connections: 32, bytes: 64 << 10, budgets: &[] },
-    Scenario {
-        name: "mutual-TLS pair, 1 MiB",
-        pair: true,
-        connections: 8,
-        bytes: 1 << 20,
-        budgets: &[(Kind::HaProxy, 1.0 / 0.9)],
-    },
+pub const SCENARIOS: [Scenario; 14] = [
+    scenario(
+        "one plaintext hop, 32 connections",
+        HOP,
+        kept(32, 0),
+        &[Share(Kind::HaProxy, 1.3), Share(Kind::Envoy, 0.45)],
+    ),
+    scenario("one plaintext hop, 1 connection", HOP, kept(1, 0), &[Share(Kind::HaProxy, 1.1)]),
+    scenario("one plaintext hop, 256 connections", HOP, kept(256, 0), &[]),
+    scenario("one plaintext hop, 4096 connections", HOP, kept(4096, 0), &[]),
+    scenario("one plaintext hop, 1 KiB", HOP, kept(32, 1 << 10), &[]),
+    scenario("one plaintext hop, 64 KiB", HOP, kept(32, 64 << 10), &[]),
+    scenario("one plaintext hop, a new connection per request", HOP, Work::Fresh { connections: 32 }, &[]),
+    scenario(
+        "mutual-TLS pair, 32 connections",
+        PAIR,
+        kept(32, 0),
+        &[Share(Kind::HaProxy, 0.85), Share(Kind::Envoy, 0.4)],
+    ),
+    scenario("mutual-TLS pair, 64 KiB", PAIR, kept(32, 64 << 10), &[]),
+    scenario("mutual-TLS pair, 1 MiB", PAIR, kept(8, 1 << 20), &[Share(Kind::HaProxy, 1.0 / 0.9)]),
+    scenario(
+        "mutual-TLS pair, a new mutual-TLS connection per request",
+        Shape::PairOnce,
+        kept(32, 0),
+        &[Micros(800.0)],
+    ),
+    scenario(
+        "gRPC pair, 32 calls at once",
+        Shape::Pair(Carried::Grpc),
+        Work::Calls { connections: 8, streams: 4 },
+        &[Share(Kind::Envoy, 0.45)],
+    ),
+    scenario("TCP, 1 MiB", Shape::Hop(Carried::Bytes), kept(8, 1 << 20), &[]),
+    scenario("TCP, 32 connections", Shape::Hop(Carried::Bytes), kept(32, 0), &[]),
 ];
 
 /// One run of one proxy.
@@ -94,18 +116,14 @@ struct Way {
 impl Way {
     fn start(
         kind: Kind,
-        pair: bool,
+        shape: Shape,
         programs: &Programs,
         origin: SocketAddr,
         tls: &Tls,
         folder: &Path,
     ) -> anyhow::Result<Self> {
         let (entry, between) = (free()?, free()?);
-        let hop = |listen, to, role| Hop { listen, to, role };
-        let hops = match pair {
-            false => vec![hop(entry, origin, Role::Plain)],
-            true => vec![hop(between, origin, Role::Receiver), hop(entry, between, Role::Caller)],
-        };
+        let hops = hops(shape, entry, between, origin);
         let mut servers = Vec::new();
         for hop in &hops {
             let folder = folder.join(format!("{}-{:?}", kind.name(), hop.role));
@@ -118,13 +136,28 @@ impl Way {
         self.servers.iter().map(|server| Ok(server.cpu()?.as_secs_f64())).sum()
     }
 
-    fn measure(&self, scenario: &Scenario, length: Duration) -> anyhow::Result<Found> {
+    fn measure(&self, work: Work, length: Duration, folder: &Path) -> anyhow::Result<Found> {
         let before = self.cpu()?;
-        let load = run(self.entry, scenario.bytes, scenario.connections, length)?;
+        let load = run(self.entry, work, length, folder)?;
         let cpu = self.cpu()? - before;
         let memory =
             self.servers.iter().map(|server| Ok(server.memory()? as f64)).sum::<anyhow::Result<f64>>()?;
         Ok(Found { load, cpu, memory })
+    }
+}
+
+fn hops(shape: Shape, entry: SocketAddr, between: SocketAddr, origin: SocketAddr) -> Vec<Hop> {
+    let hop = |listen, to, role, carried, once| Hop { listen, to, role, carried, once, clusters: 0 };
+    match shape {
+        Shape::Hop(carried) => vec![hop(entry, origin, Role::Plain, carried, false)],
+        Shape::Pair(carried) => vec![
+            hop(between, origin, Role::Receiver, carried, false),
+            hop(entry, between, Role::Caller, carried, false),
+        ],
+        Shape::PairOnce => vec![
+            hop(between, origin, Role::Receiver, Carried::Http1, false),
+            hop(entry, between, Role::Caller, Carried::Http1, true),
+        ],
     }
 }
 
@@ -145,22 +178,12 @@ pub fn all(
     let mut report = Report::new("proxy");
     for (at, scenario) in SCENARIOS.iter().enumerate().filter(|(_, one)| one.name.contains(filter)) {
         let folder = folder.join(at.to_string());
-        let mut ways = Vec::new();
-        for kind in Kind::ALL.into_iter().filter(|kind| !scenario.pair || *kind != Kind::Nginx) {
-            match Way::start(kind, scenario.pair, programs, origin, &tls, &folder) {
-                Ok(way) => ways.push(way),
-                Err(error) if kind != Kind::Pillion => {
-                    let name = kind.name();
-                    eprintln!("\n*** {name} IS MISSING: nothing is held against it: {error:#}\n");
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let ways = ways(scenario.way, programs, origin, &tls, &folder)?;
         let mut found: BTreeMap<Kind, Vec<Found>> = BTreeMap::new();
         for round in 0..=rounds {
             eprintln!("{}: round {round} of {rounds}", scenario.name);
             for way in &ways {
-                let one = way.measure(scenario, length).with_context(|| way.kind.name())?;
+                let one = way.measure(scenario.work, length, &folder).with_context(|| way.kind.name())?;
                 // The first round warms up.
                 if round > 0 {
                     found.entry(way.kind).or_default().push(one);
@@ -169,13 +192,48 @@ pub fn all(
         }
         tell(&mut report, scenario, &found);
     }
+    if LATENCY.contains(filter) {
+        let folder = folder.join("latency");
+        std::fs::create_dir_all(&folder)?;
+        let ways = ways(PAIR, programs, origin, &tls, &folder)?;
+        latency(&mut report, &ways, origin, (rounds, length), &folder)?;
+    }
+    standing::all(&mut report, programs, origin, &tls, folder, filter)?;
     Ok(report)
+}
+
+/// For the report.
+const LATENCY: &str = "latency that a mutual-TLS pair adds at half of saturation";
+
+/// One way for each proxy that is there; nginx has plaintext HTTP only.
+fn ways(
+    shape: Shape,
+    programs: &Programs,
+    origin: SocketAddr,
+    tls: &Tls,
+    folder: &Path,
+) -> anyhow::Result<Vec<Way>> {
+    let mut ways = Vec::new();
+    for kind in Kind::ALL.into_iter().filter(|kind| shape == HOP || *kind != Kind::Nginx) {
+        match Way::start(kind, shape, programs, origin, tls, folder) {
+            Ok(way) => ways.push(way),
+            Err(error) if kind != Kind::Pillion => {
+                let name = kind.name();
+                eprintln!("\n*** {name} IS MISSING: nothing is held against it: {error:#}\n");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ways)
 }
 
 fn tell(report: &mut Report, scenario: &Scenario, found: &BTreeMap<Kind, Vec<Found>>) {
     let cost = |kind: &Kind| median(found.get(kind)?, |one| 1e6 * one.cpu / one.load.requests);
-    let peer = |(kind, share): &(Kind, f64)| Some(cost(kind)? * share);
-    let budget = scenario.budgets.iter().filter_map(peer).min_by(f64::total_cmp);
+    let most = |most: &Most| match most {
+        Share(kind, share) => Some(cost(kind)? * share),
+        Micros(micros) => Some(*micros),
+    };
+    let budget = scenario.budgets.iter().filter_map(most).min_by(f64::total_cmp);
     for (kind, runs) in found {
         let what = |what: &str| format!("{}: {}: {what}", scenario.name, kind.name());
         let budget = budget.filter(|_| *kind == Kind::Pillion).map(Budget::AtMost);
@@ -192,12 +250,54 @@ fn tell(report: &mut Report, scenario: &Scenario, found: &BTreeMap<Kind, Vec<Fou
     }
 }
 
-fn median(found: &[Found], of: impl Fn(&Found) -> f64) -> Option<f64> {
-    let mut values: Vec<f64> = found.iter().map(of).collect();
+/// What a pair adds to the time of an answer at half of what the slowest can do, each at that rate.
+fn latency(
+    report: &mut Report,
+    ways: &[Way],
+    origin: SocketAddr,
+    (rounds, length): (usize, Duration),
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let mut most = f64::INFINITY;
+    for way in ways {
+        let load = way.measure(kept(32, 0), length, folder)?.load;
+        most = most.min(load.requests / load.seconds);
+    }
+    let work = Work::Rate { connections: 32, rate: most / 2.0 };
+    let mut found: BTreeMap<Option<Kind>, Vec<Load>> = BTreeMap::new();
+    for round in 0..rounds {
+        eprintln!("{LATENCY}: round {} of {rounds}, {:.0} requests/s", round + 1, most / 2.0);
+        found.entry(None).or_default().push(run(origin, work, length, folder)?);
+        for way in ways {
+            let one = way.measure(work, length, folder).with_context(|| way.kind.name())?;
+            found.entry(Some(way.kind)).or_default().push(one.load);
+        }
+    }
+    for (name, of) in [("p50", (|load| load.p50) as fn(&Load) -> f64), ("p99", |load| load.p99)] {
+        let value = |kind: Option<Kind>| middle(found.get(&kind)?.iter().map(of).collect());
+        let direct = value(None).unwrap_or_default();
+        let added = |kind| Some(1e6 * (value(Some(kind))? - direct));
+        let shares = [(Kind::HaProxy, 1.0), (Kind::Envoy, 0.6)];
+        let budget = shares.into_iter().filter_map(|(kind, share)| Some(added(kind)? * share));
+        let budget = budget.min_by(f64::total_cmp).map(Budget::AtMost);
+        for way in ways {
+            let Some(added) = added(way.kind) else { continue };
+            let budget = budget.filter(|_| way.kind == Kind::Pillion);
+            report.row(format!("{LATENCY}: {}: {name}", way.kind.name()), added, "µs", budget);
+        }
+    }
+    Ok(())
+}
+
+fn middle(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }
 
-fn free() -> anyhow::Result<SocketAddr> {
+fn median(found: &[Found], of: impl Fn(&Found) -> f64) -> Option<f64> {
+    middle(found.iter().map(of).collect())
+}
+
+pub(super) fn free() -> anyhow::Result<SocketAddr> {
     Ok(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

@@ -57,6 +57,8 @@ impl Kind {
 pub struct Server {
     /// Where it accepts.
     pub address: SocketAddr,
+    /// From its start until it accepted.
+    pub start: Duration,
     process: Peer,
 }
 
@@ -101,15 +103,17 @@ impl Server {
         std::fs::write(&file, text)?;
         let log = std::fs::File::create(folder.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let begun = Instant::now();
         let process = command.spawn().with_context(|| format!("start {}", kind.name()))?;
-        let mut server = Self { address: hop.listen, process: Peer(process) };
-        let end = Instant::now() + START;
+        let mut server = Self { address: hop.listen, start: Duration::ZERO, process: Peer(process) };
+        let end = begun + START;
         while TcpStream::connect(hop.listen).is_err() {
             let said = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
             ensure!(server.process.0.try_wait()?.is_none(), "{} ended: {}", kind.name(), said());
             ensure!(Instant::now() < end, "{} does not accept within {START:?}: {}", kind.name(), said());
-            std::thread::park_timeout(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(1));
         }
+        server.start = begun.elapsed();
         Ok(server)
     }
 

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Arguments;
+use super::bare::Bare;
 use super::door::Door;
 use super::http::{Client, find};
 use super::latency::Latencies;
@@ -23,8 +24,10 @@ const CONNECTING: usize = 64;
 pub(super) const WATCHED: &str = "s";
 /// Names of services that nobody watches begin with this.
 pub(super) const QUIET: &str = "q";
-/// Times that changes of the one kind and of the other are measured.
-const TURNS: u32 = 4;
+/// Changes of one kind go on for this long at most before the other kind has its turn.
+const TURN: Duration = Duration::from_secs(1);
+/// Connections of the bare writer, both ends of which are ours.
+const BARE_MAX: usize = 4000;
 /// The service that everybody watches.
 const HOT: &str = "hot";
 /// Changes of it.
@@ -131,18 +134,28 @@ impl<'a> Ground<'a> {
         ensure!(delivered > 0, "no change was delivered");
         row("isolated change to its subscribers, p99", isolated.quantile_ms(0.99), "ms", budget(100.0));
 
-        // In turns: changes that somebody watches, and others. The difference is what delivery costs.
-        let (mut watched, mut quiet) = (Cost::default(), Cost::default());
-        let turn = arguments.window.min(WINDOW_MAX) / TURNS;
-        for _ in 0..TURNS {
-            quiet.add(self.churn(QUIET, turn).await?);
-            watched.add(self.churn(WATCHED, turn).await?);
+        // In pairs: changes that nobody watches, and others. The difference is what delivery costs.
+        let mut bare = Bare::connect(arguments.subscribers.min(BARE_MAX)).await?;
+        let (mut watched, mut quiet, mut floor) = (Cost::default(), Cost::default(), Cost::default());
+        let mut pairs = Vec::new();
+        let turn = (arguments.window / 8).min(TURN);
+        for _ in 0..arguments.window.as_millis().div_ceil(turn.as_millis()) {
+            let (alone, seen) = (self.churn(QUIET, turn).await?, self.churn(WATCHED, turn).await?);
+            let (cpu, changes) = bare.turn(arguments.changes, turn).await?;
+            floor.add(Cost { cpu, changes });
+            pairs.push(seen.each() - alone.each());
+            quiet.add(alone);
+            watched.add(seen);
         }
         sleep(self.settle()).await;
         let (mut churn, delivered) = board.take();
         let events = delivered as f64 / watched.changes as f64;
         let most = Some(15.0).filter(|_| version == Version::Http2 && !self.door.is_secure());
-        row("CPU of one delivered event", (watched.each() - quiet.each()) / events, "µs", most);
+        let [low, median, high] = quartiles(pairs);
+        row("CPU of one delivered event", median / events, "µs", most);
+        row("CPU of one bare write, as often", floor.each(), "µs", None);
+        row("CPU of one delivered event, lower quartile", low / events, "µs", None);
+        row("CPU of one delivered event, upper quartile", high / events, "µs", None);
         row("CPU of a change that nobody watches", quiet.each(), "µs", None);
         row("events delivered per change", events, "events", None);
         row("change under churn to its subscribers, p99", churn.quantile_ms(0.99), "ms", budget(250.0));
@@ -164,6 +177,12 @@ impl<'a> Ground<'a> {
         subscribers.tasks.shutdown().await;
         Ok(())
     }
+}
+
+/// Lower quartile, median and upper quartile.
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| values[(values.len() - 1) * quarter / 4])
 }
 
 fn micros(cpu: Duration, count: usize) -> f64 {

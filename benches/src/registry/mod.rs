@@ -10,6 +10,7 @@ use anyhow::ensure;
 
 use crate::report::Report;
 
+mod bare;
 mod dns;
 mod door;
 mod etcd;

@@ -46,7 +46,7 @@ pub(super) struct Usage {
 impl Usage {
     /// Cores used since.
     pub(super) fn cores_since(self, then: Self) -> f64 {
-        (self.cpu - then.cpu).as_secs_f64() / (self.at - then.at).as_secs_f64()
+        self.cpu_since(then).as_secs_f64() / (self.at - then.at).as_secs_f64()
     }
 
     /// Time since.
@@ -56,7 +56,8 @@ impl Usage {
 
     /// CPU time used since.
     pub(super) fn cpu_since(self, then: Self) -> Duration {
-        self.cpu - then.cpu
+        // A thread that has ended takes its time along.
+        self.cpu.saturating_sub(then.cpu)
     }
 }
 
@@ -121,7 +122,7 @@ impl Registry {
     }
 
     pub(super) fn usage(&self) -> anyhow::Result<Usage> {
-        Ok(Usage { at: Instant::now(), cpu: usage::cpu(self.process)? })
+        Ok(Usage { at: Instant::now(), cpu: usage::cpu_exact(self.process, |_| true)? })
     }
 
     /// Waits until it does next to nothing, or for long enough.
