@@ -51,7 +51,7 @@ async fn roots_rotate_under_load_and_no_request_fails() {
     let mut away = plan.start().await;
     web.get_until(NAME, "/", 200).await;
     let load = Load::start(web.outbound, NAME, RATE);
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     let mut rotations = 0;
     while rotations == 0 || begun.elapsed() < time {
         // It misses a whole rotation, and joins again as its certificate is over by then.

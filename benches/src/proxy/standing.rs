@@ -60,10 +60,10 @@ pub(super) fn all(
                 };
                 // The first connections bring memory that the others share.
                 let first = runtime.block_on(connect(hop.listen, tls, protocol, CONNECTIONS / 10))?;
-                std::thread::sleep(SETTLE);
+                std::thread::park_timeout(SETTLE);
                 let before = server.memory()?;
                 let rest = runtime.block_on(connect(hop.listen, tls, protocol, CONNECTIONS))?;
-                std::thread::sleep(SETTLE);
+                std::thread::park_timeout(SETTLE);
                 let each = server.memory()?.saturating_sub(before) as f64 / CONNECTIONS as f64 / 1024.0;
                 drop((first, rest));
                 let budget = (kind == Kind::Pillion).then_some(Budget::AtMost(most));
@@ -102,7 +102,7 @@ fn clusters(
                 }
                 server => server?,
             };
-            std::thread::sleep(SETTLE);
+            std::thread::park_timeout(SETTLE);
             let memory = server.memory()?;
             let what = |what: &str| format!("{CLUSTERS}: {}: {count}: {what}", kind.name());
             let start = server.start.as_secs_f64() * 1e3;

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::usage;
 
@@ -85,7 +86,9 @@ fn write(streams: &[TcpStream], next: &mut usize, changes: usize, time: Duration
         if due >= start + time {
             break;
         }
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        while Instant::now() < due {
+            std::thread::park_timeout(due - Instant::now());
+        }
         for _ in 0..AT_ONCE.min(streams.len()) {
             *next = (*next + 1) % streams.len();
             writes += usize::from((&streams[*next]).write_all(&[b'x'; BYTES]).is_ok());

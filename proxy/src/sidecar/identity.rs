@@ -114,7 +114,7 @@ impl Keeper {
         let node = self.node.to_string();
         let follow = Follow { dialer: dialer.clone(), identity: watch, node, told, in_force: version };
         let renew = self.renewing(&publisher, &dialer, trust, in_force);
-        stop.run_until_cancelled(async { tokio::join!(renew, follow.run()) }).await;
+        stop.run_until_cancelled(Box::pin(async { tokio::join!(renew, follow.run()) })).await;
     }
 
     /// Puts renewed certificates and what is told of the trust into force.

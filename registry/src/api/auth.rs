@@ -133,14 +133,13 @@ pub(super) struct Caller {
 
 impl Caller {
     /// Whether the role suffices.
-    pub(super) fn may(self, required: Role) -> Result<Self, (Self, Problem)> {
+    pub(super) fn may(&self, required: Role) -> Result<(), Problem> {
         if self.role >= required {
-            return Ok(self);
+            return Ok(());
         }
-        let Self { name, role } = &self;
+        let Self { name, role } = self;
         let detail = format!("the token `{name}` has the role {role}; this needs {required}");
-        let problem = Problem::new(StatusCode::FORBIDDEN, detail);
-        Err((self, problem))
+        Err(Problem::new(StatusCode::FORBIDDEN, detail))
     }
 }
 
@@ -154,12 +153,15 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// What an operation needs. One that is not in the table does nothing.
+    /// What an operation needs. What is none is answered 404 or 405 to anybody.
     fn required(&self, request: &Request) -> Role {
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-        let found = self.roles.iter().find(|((of, at), _)| of == method && *at == path);
-        found.map_or(Role::Read, |(_, role)| *role)
+        let Some(path) = request.extensions().get::<MatchedPath>() else { return Role::Read };
+        let mut of_path = self.roles.iter().filter(|((_, at), _)| *at == path.as_str()).peekable();
+        let is_known = of_path.peek().is_some();
+        let found = of_path.find(|((of, _), _)| of == method);
+        // A path that the table has forgotten is not for everybody.
+        found.map_or(if is_known { Role::Read } else { Role::Admin }, |(_, role)| *role)
     }
 }
 
@@ -167,24 +169,25 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
     let required = guard.required(&request);
     let tokens = guard.api.authority.tokens();
     let admitted = guard.auth.admits(request.headers(), |hash| tokens.operator(hash));
-    let admitted = admitted.map_err(|problem| (None, problem));
-    let admitted = admitted
-        .and_then(|caller| caller.may(required).map_err(|(caller, problem)| (Some(caller.name), problem)));
+    let (who, admitted) = match admitted {
+        Ok(caller) => (caller.name.clone(), caller.may(required)),
+        Err(problem) => (String::new(), Err(problem)),
+    };
     let path = request.uri().path().to_owned();
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let from = from.map(|from| from.0.to_string()).unwrap_or_default();
     let what = format!("{} {path}", request.method());
     match admitted {
         // A heartbeat changes nothing.
-        Ok(_) if required == Role::Read || path.contains("/heartbeat") => next.run(request).await,
-        Ok(caller) => {
+        Ok(()) if required == Role::Read || path.contains("/heartbeat") => next.run(request).await,
+        Ok(()) => {
             let response = next.run(request).await;
-            guard.api.audit.note(&caller.name, from, what, response.status().as_u16().to_string(), false);
+            guard.api.audit.note(&who, from, what, response.status().as_u16().to_string(), false);
             response
         }
-        Err((who, problem)) => {
+        Err(problem) => {
             let outcome = problem.status.to_string();
-            guard.api.audit.note(&who.unwrap_or_default(), from, what, outcome, true);
+            guard.api.audit.note(&who, from, what, outcome, true);
             let unauthorized = problem.status == StatusCode::UNAUTHORIZED.as_u16();
             let mut response = problem.into_response();
             if unauthorized {

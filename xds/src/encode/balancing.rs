@@ -103,7 +103,6 @@ fn grpc_balancing(balancing: &LoadBalancing) -> pb::cluster::LoadBalancingPolicy
     };
     let config = pb::lb::wrr_locality::v3::WrrLocality {
         endpoint_picking_policy: Some(pb::cluster::LoadBalancingPolicy { policies: within }),
-        ..Default::default()
     };
     let policies = vec![policy("envoy.load_balancing_policies.wrr_locality", &config)];
     pb::cluster::LoadBalancingPolicy { policies }

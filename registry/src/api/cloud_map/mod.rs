@@ -95,9 +95,8 @@ fn admit(api: &Api, auth: &Auth, uri: &Uri, headers: &HeaderMap, body: &[u8]) ->
         )),
         _ => {
             let admitted = auth.admits(headers, |hash| api.authority.tokens().operator(hash));
-            let admitted =
-                admitted.and_then(|caller| caller.may(Role::Write).map_err(|(_, problem)| problem));
-            admitted.map(drop).map_err(|Problem { detail, .. }| Fault::denied(detail))
+            let admitted = admitted.and_then(|caller| caller.may(Role::Write));
+            admitted.map_err(|Problem { detail, .. }| Fault::denied(detail))
         }
     }
 }
