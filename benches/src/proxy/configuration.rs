@@ -141,6 +141,9 @@ pub(super) fn envoy(hop: &Hop, tls: Option<&Tls>) -> String {
         "name": "app",
         "type": "STATIC",
         "connect_timeout": "1s",
+        "circuit_breakers": {"thresholds": [{
+            "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000,
+        }]},
         "load_assignment": {
             "cluster_name": "app",
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(hop.to)}}]}],
