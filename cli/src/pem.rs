@@ -78,6 +78,19 @@ impl PemFolder {
         Ok(())
     }
 
+    /// The certificate in the folder, expired or not; `None` where there is none.
+    pub(crate) fn leaf(&self) -> anyhow::Result<Option<PeerCertificate>> {
+        let file = self.chain();
+        if !file.exists() {
+            return Ok(None);
+        }
+        let read = || -> anyhow::Result<PeerCertificate> {
+            let certificates = CertificateDer::pem_file_iter(&file)?.collect::<Result<Vec<_>, _>>()?;
+            Ok(PeerCertificate::parse(&certificates)?)
+        };
+        read().map(Some).with_context(|| format!("the certificate in {} cannot be used", file.display()))
+    }
+
     /// The identity in the folder, expired or not; `None` where a file is missing.
     pub(crate) fn read(&self) -> anyhow::Result<Option<Identity>> {
         let files = [self.chain(), self.key(), self.roots()];

@@ -52,6 +52,7 @@ impl FromStr for Revocation {
             return text.parse().map(Self::Instance).map_err(|_| RevocationError::Form(text.to_owned()));
         }
         // As openssl prints it, too.
+        let text = text.strip_prefix("serial=").unwrap_or(text);
         let serial: String = text.chars().filter(|&c| c != ':').map(|c| c.to_ascii_lowercase()).collect();
         match (16..=40).contains(&serial.len()) && serial.bytes().all(|b| b.is_ascii_hexdigit()) {
             true => Ok(Self::Serial(serial)),

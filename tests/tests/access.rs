@@ -73,6 +73,13 @@ async fn a_role_may_do_what_it_says_and_everything_is_written_down() {
     assert_eq!(registry.cli(&["token", "delete", "read"]).await.code, 0);
     assert_eq!(services(&again).await.status, 401);
 
+    // A whole token where its id belongs, a name that is taken, and an identity of somebody else's mesh.
+    let mistaken = registry.cli(&["token", "create"]).await.stdout.trim().to_owned();
+    assert_eq!(registry.cli(&["token", "delete", &mistaken]).await.code, 1);
+    let posing = serde_json::json!({"role": "admin", "name": "operator", "ttl": "1h"});
+    assert_eq!(ask(&registry, &admin, Method::POST, "/v1/tokens", &posing).await.status, 422);
+    assert_eq!(registry.cli(&["ca", "revoke", "spiffe://other.domain/ns/shop/svc/web"]).await.code, 1);
+
     // A sidecar joins, and a second one tries with the same token.
     let join = registry.cli(&["token", "create"]).await.stdout.trim().to_owned();
     let plan = Plan::caller(registry.mesh, "web.default").with(&["--join-token", &join]);
@@ -107,7 +114,8 @@ async fn a_role_may_do_what_it_says_and_everything_is_written_down() {
     let key = std::fs::read_to_string(state.path().join("identity.json")).expect("an identity");
     let key: Value = serde_json::from_str(&key).expect("JSON");
     let key = key["key"].as_str().and_then(|pem| pem.lines().nth(1)).expect("a key").to_owned();
-    let join_secret = join.split('.').nth(1).expect("a secret").to_owned();
+    let secret = |token: &str| token.split('.').nth(1).expect("a secret").to_owned();
+    let (join_secret, mistaken_secret) = (secret(&join), secret(&mistaken));
     let dump = pillion_tests::support::http::get(web.admin, "localhost", "/config_dump").await;
     let places = [
         ("the registry's log", registry.process.output()),
@@ -119,7 +127,7 @@ async fn a_role_may_do_what_it_says_and_everything_is_written_down() {
         ("the store's status", ask(&registry, &admin, Method::GET, "/v1/store", &Value::Null).await.body),
     ];
     for (place, text) in &places {
-        for secret in [bootstrap, &read, &write, &admin, &again, &join_secret, &key] {
+        for secret in [bootstrap, &read, &write, &admin, &again, &join_secret, &mistaken_secret, &key] {
             assert!(!text.contains(secret), "a secret is in {place}");
         }
     }

@@ -31,13 +31,15 @@ async fn pem_files_are_renewed_and_always_belong_together() {
     let registry = Registry::start_with(data.path(), &SHORT).await;
     let folder = files.path().join("web");
     let file = |name: &str| folder.join(name).display().to_string();
-    let first = watch(&registry, &folder, &["--service", "web", "--namespace", "shop"]);
+    let named = ["--service", "web", "--namespace", "shop", "--instance-id", "web-7"];
+    let first = watch(&registry, &folder, &named);
     let told = "spiffe://mesh.internal/ns/shop/svc/web";
     first.line("the identity", |line| line.ends_with(told).then_some(())).await;
     let chain = std::fs::read(file("chain.pem")).expect("written");
     end(first).await;
 
-    // Again, without a word on the service: the files know it, and are good until they are renewed.
+    // Again, without a word on the service and the instance: the files know them, and are good until they
+    // are renewed.
     let second = watch(&registry, &folder, &[]);
     second.line("the identity", |line| line.ends_with(told).then_some(())).await;
     assert_eq!(std::fs::read(file("chain.pem")).expect("there"), chain, "still good");
@@ -53,6 +55,8 @@ async fn pem_files_are_renewed_and_always_belong_together() {
         finish(&openssl, ["verify", "-x509_strict", "-CAfile", &roots, "-untrusted", &chain, &chain]);
     let verified = verified.await;
     assert_eq!(verified.code, 0, "{verified:?}");
+    let subject = finish(&openssl, ["x509", "-in", &chain, "-noout", "-subject"]).await;
+    assert!(subject.stdout.contains("web-7"), "{subject:?}");
     let of_chain = finish(&openssl, ["x509", "-in", &chain, "-noout", "-pubkey"]).await;
     let of_key = finish(&openssl, ["pkey", "-in", &key, "-pubout"]).await;
     assert_eq!(of_chain.stdout, of_key.stdout, "{of_chain:?} {of_key:?}");

@@ -136,7 +136,7 @@ async fn a_token_is_good_once_and_for_whom_it_was_made() {
         ("orders", Some(&for_web), Some("is for web.default, not for orders.default")),
         ("web", Some(&for_web), None),
     ] {
-        let joined = join(&registry, service, token, files.path()).await;
+        let joined = join(&registry, service, token, &files.path().join(service)).await;
         match want {
             None => assert_eq!(joined.code, 0, "{service} by {token:?}: {joined:?}"),
             Some(want) => {

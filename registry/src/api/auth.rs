@@ -173,7 +173,7 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
         Ok(caller) => (caller.name.clone(), caller.may(required)),
         Err(problem) => (String::new(), Err(problem)),
     };
-    let path = request.uri().path().to_owned();
+    let path = super::tokens::told(request.uri().path(), tokens);
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let from = from.map(|from| from.0.to_string()).unwrap_or_default();
     let what = format!("{} {path}", request.method());

@@ -182,7 +182,7 @@ impl From<RevokeError> for Problem {
             RevokeError::Ca(error) => error.into(),
             RevokeError::TooMany => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
             RevokeError::Reason => Self::field("reason", error.to_string()),
-            RevokeError::What(error) => Self::field("what", error.to_string()),
+            RevokeError::What(_) | RevokeError::Foreign(..) => Self::field("what", error.to_string()),
         }
     }
 }

@@ -13,7 +13,9 @@ use super::operate::unix_seconds;
 use super::problem::ProblemField;
 use super::request::{Query, json};
 use super::{Api, Problem};
-use crate::ca::{Binding, NewOperator, NewToken, OperatorInfo, Role, TTL_WANT, TokenError, TokenInfo};
+use crate::ca::{
+    Binding, NewOperator, NewToken, OperatorInfo, Role, TTL_WANT, TokenError, TokenInfo, Tokens,
+};
 use crate::catalog::{duration_text, parse_duration};
 
 /// A join token to make; all of it may be left out.
@@ -136,8 +138,20 @@ pub(super) async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Re
     if tokens.delete(&id).await? || tokens.delete_operator(&id).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    Err(Problem::not_found(format_args!("token {id}")))
+    // It may be the secret itself that was given.
+    Err(Problem::not_found("token of this id or name (an id is what stands before the first dot)"))
 }
+
+/// The path as it may be written down: somebody may have put a token's secret where its id belongs.
+pub(super) fn told(path: &str, tokens: &Tokens) -> String {
+    let Some(id) = path.strip_prefix(PATH) else { return path.to_owned() };
+    let known = tokens.list().iter().any(|token| token.id == id)
+        || tokens.operators().iter().any(|operator| operator.name == id);
+    format!("{PATH}{}", if known { id } else { "(unknown)" })
+}
+
+/// Before the id of a token.
+const PATH: &str = "/v1/tokens/";
 
 pub(super) async fn authority(State(api): State<Api>, headers: HeaderMap) -> Response {
     let info = api.authority.info();
@@ -162,6 +176,9 @@ pub(super) async fn authority(State(api): State<Api>, headers: HeaderMap) -> Res
     response
 }
 
+/// Who is called so in the audit log has no token that was made.
+const RESERVED: [&str; 3] = ["operator", "local", "loopback"];
+
 /// An operator's token to make.
 fn operator(body: &Value) -> Result<NewOperator, Problem> {
     const FIELDS: [&str; 3] = ["role", "name", "ttl"];
@@ -171,6 +188,10 @@ fn operator(body: &Value) -> Result<NewOperator, Problem> {
         match (field.as_str(), value) {
             ("role", Value::String(text)) => {
                 role = Some(text.parse().map_err(|error: String| Problem::field("role", error))?);
+            }
+            ("name", Value::String(text)) if RESERVED.contains(&text.as_str()) => {
+                let detail = format!("`{text}` stands for others in the audit log; want another name");
+                return Err(Problem::field("name", detail));
             }
             ("name", Value::String(text)) => name = Some(text.clone()),
             ("ttl", Value::String(text)) if parse_duration(text).is_some() => ttl = parse_duration(text),

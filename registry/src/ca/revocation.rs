@@ -35,6 +35,9 @@ pub enum RevokeError {
     /// It names nothing that could be.
     #[error(transparent)]
     What(#[from] RevocationError),
+    /// No certificate of this authority can bear it.
+    #[error("`{0}` is of another trust domain; this registry signs for `{1}`")]
+    Foreign(String, String),
     /// Too many.
     #[error("{REVOCATIONS_MAX} revocations are kept at most; take some back, or change the root")]
     TooMany,
@@ -91,7 +94,14 @@ impl Authority {
     ///
     /// [`RevokeError`]: nothing was changed.
     pub async fn revoke(&self, what: &str, reason: &str) -> Result<Revoking, RevokeError> {
-        let what = what.parse::<Revocation>()?.to_string();
+        let revocation = what.parse::<Revocation>()?;
+        let own = self.info().trust_domain;
+        if let Revocation::Id(id) = &revocation
+            && *id.trust_domain() != own
+        {
+            return Err(RevokeError::Foreign(what.to_owned(), own.to_string()));
+        }
+        let what = revocation.to_string();
         if reason.len() > REASON_BYTES_MAX {
             return Err(RevokeError::Reason);
         }

@@ -2,6 +2,8 @@
 //! sealing key, which is in a file of its own.
 
 use std::fmt;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -25,7 +27,7 @@ impl Seal {
     /// [`SealError`] if it cannot be read or holds no key.
     pub fn open_file(path: &Path) -> Result<Self, SealError> {
         let failed = |reason: String| SealError { path: path.display().to_string(), reason };
-        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let text = read(path).map_err(|error| failed(error.to_string()))?;
         let digits = text.trim().as_bytes();
         if digits.len() != 2 * KEY_LEN || !digits.iter().all(u8::is_ascii_hexdigit) {
             return Err(failed(format!("it holds {} characters that are no such key", digits.len())));
@@ -62,3 +64,16 @@ impl fmt::Debug for Seal {
 
 /// Bytes of a key.
 const KEY_LEN: usize = 32;
+/// Reads a little more than a key has.
+fn read(path: &Path) -> std::io::Result<String> {
+    let file = std::fs::File::open(path)?;
+    if file.metadata()?.permissions().mode() & OTHERS_MAY_WRITE != 0 {
+        return Err(std::io::Error::other("others than its owner may write it; want chmod 600"));
+    }
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+const OTHERS_MAY_WRITE: u32 = 0o022;
+const FILE_BYTES_MAX: u64 = 4096;

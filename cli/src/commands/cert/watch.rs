@@ -30,9 +30,10 @@ pub(crate) struct Arguments {
     /// The service's namespace.
     #[arg(long, env = "PILLION_NAMESPACE", value_name = "NAME", default_value = "default")]
     namespace: String,
-    /// Who asks, within the service.
-    #[arg(long, env = "PILLION_INSTANCE_ID", value_name = "ID", default_value = "cert-watch")]
-    instance_id: String,
+    /// Which instance's certificate it is; without it, that of the certificate in the folder, or
+    /// `cert-watch`.
+    #[arg(long, env = "PILLION_INSTANCE_ID", value_name = "ID")]
+    instance_id: Option<String>,
     /// Where chain.pem, key.pem and roots.pem are kept.
     #[arg(long, env = "PILLION_DIR", value_name = "DIR")]
     dir: PathBuf,
@@ -76,11 +77,15 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn node(arguments: &Arguments, folder: &PemFolder) -> anyhow::Result<NodeId> {
-    let instance = InstanceId::parse(&arguments.instance_id).context("--instance-id")?;
+    // A certificate is renewed for its own instance only.
+    let leaf = folder.leaf()?;
+    let there = leaf.as_ref().and_then(|leaf| leaf.common_name.as_deref());
+    let instance = arguments.instance_id.as_deref().or(there).unwrap_or("cert-watch");
+    let instance = InstanceId::parse(instance).context("--instance-id")?;
     let service = match &arguments.service {
         Some(service) => ServiceName::new(&arguments.namespace, service).context("--service, --namespace")?,
         None => {
-            let there = folder.read()?.and_then(|identity| identity.svid.id.service_name().cloned());
+            let there = leaf.and_then(|leaf| leaf.spiffe_id()?.service_name().cloned());
             let missing = || {
                 let dir = arguments.dir.display();
                 Usage(format!("--service is needed: {dir} holds no certificate yet that would name it"))

@@ -16,7 +16,9 @@ use serde_json::Value;
 
 use super::cert::remaining;
 use super::sidecar::{JoinArguments, LabelText, PortText};
+use crate::exit::Usage;
 use crate::output::note;
+use crate::pem::PemFolder;
 
 /// `pillion generate`.
 #[derive(Debug, clap::Subcommand)]
@@ -78,6 +80,12 @@ impl MemberArguments {
         let id = self.instance_id.as_deref().unwrap_or(default_id);
         let instance = InstanceId::parse(id).context("--instance-id")?;
         let node = NodeId { service, instance };
+        let there = PemFolder::open(&self.out)?.leaf()?;
+        let there = there.and_then(|leaf| leaf.spiffe_id()?.service_name().cloned());
+        if let Some(there) = there.filter(|there| *there != node.service) {
+            let text = format!("{} holds the certificate of {there}; want another --out", self.out.display());
+            return Err(Usage(text).into());
+        }
         let registries = self.join.targets()?;
         let credential = self.join.credential()?;
         let identity =

@@ -133,7 +133,7 @@ pub(crate) struct TrafficArguments {
     #[arg(long, env = "PILLION_ACCESS_LOG_FORMAT", value_enum, default_value_t)]
     pub(crate) access_log_format: AccessLogFormat,
     /// Worker threads; without it, one for each CPU that this process may use.
-    #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT")]
+    #[arg(long, env = "PILLION_WORKERS", value_name = "COUNT", value_parser = workers)]
     pub(crate) workers: Option<NonZeroUsize>,
     /// Memory past which requests are refused with 503, such as 256MiB; without it, there is no limit.
     #[arg(long, env = "PILLION_MEMORY_MAX", value_name = "SIZE", value_parser = size)]
@@ -176,4 +176,12 @@ impl TrafficArguments {
         let available = || std::thread::available_parallelism().ok();
         self.workers.or_else(available).unwrap_or(NonZeroUsize::MIN)
     }
+}
+
+/// Workers at most: each has sockets and pools of its own.
+const WORKERS_MAX: usize = 1024;
+
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse::<NonZeroUsize>().ok().filter(|count| count.get() <= WORKERS_MAX);
+    count.ok_or_else(|| format!("want 1 to {WORKERS_MAX}"))
 }
