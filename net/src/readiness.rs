@@ -56,7 +56,7 @@ impl Readiness {
         *self.0.state.borrow()
     }
 
-    /// What is still missing, for people; `leaving` once the process leaves.
+    /// What is still missing, for people; `leaving` once the process leaves; nothing when ready.
     pub fn pending(&self) -> Vec<String> {
         let pending = self.0.lock();
         if pending.leaving {

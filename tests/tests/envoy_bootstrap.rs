@@ -68,8 +68,13 @@ async fn a_static_bootstrap_serves_and_ends_in_order() {
     let gone = http::get(web, "any", "/gone").await.expect("served");
     assert_eq!((gone.status, &*gone.body), (410, "gone"));
     let admin = proxy.bound("admin").await;
-    let ready = http::get(admin, "admin", "/ready").await.expect("served");
-    assert_eq!((ready.status, &*ready.body), (200, "LIVE\n"), "{ready:?}");
+    // Listeners serve as soon as they are bound, a moment before the first checks are over.
+    let ready = eventually("the proxy is ready", DEADLINE, || async {
+        let ready = http::get(admin, "admin", "/ready").await?;
+        if ready.status == 200 { Ok(ready) } else { Err(format!("{ready:?}")) }
+    })
+    .await;
+    assert_eq!(ready.body, "LIVE\n");
     let metrics = http::get(admin, "admin", "/metrics").await.expect("served");
     assert!(metrics.body.contains("pillion_requests_total"), "{}", metrics.body);
     let dump = http::get(admin, "admin", "/config_dump").await.expect("served");
