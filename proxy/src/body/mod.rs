@@ -61,6 +61,9 @@ pub enum BodyError {
     /// The HTTP/1 connection to the upstream failed.
     #[error(transparent)]
     Http1(#[from] Http1Error),
+    /// The HTTP/2 stream to the upstream failed.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
     /// The source of a replayed body failed for another reader.
     #[error("the request body ended early")]
     Source,

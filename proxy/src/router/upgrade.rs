@@ -61,7 +61,7 @@ impl Tunnel {
     async fn carry(self, client: ClientTunnel, ends: Rarely<impl Future<Output = ()>>) -> Option<Copied> {
         let client = client.open().await?;
         Some(match self.upstream {
-            Upstream::Upgraded(upstream) => copy_both(client, upstream.open().await?, self.idle, ends).await,
+            Upstream::Upgraded(upstream) => copy_both(client, upstream, self.idle, ends).await,
             Upstream::Tcp(mut upstream) => {
                 let server = Rarely::new(upstream.distrusted());
                 let ends = async {

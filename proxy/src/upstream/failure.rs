@@ -100,6 +100,7 @@ pub fn body_reset(error: &crate::body::BodyError) -> Reset {
             // An HTTP/1 message that is not whole breaks the protocol, however it was cut.
             None => Reset::ProtocolError,
         },
+        crate::body::BodyError::Http2(error) => classify_h2(error),
         crate::body::BodyError::Http1(Http1Error::Request(_) | Http1Error::Short) => Reset::LocalReset,
         crate::body::BodyError::Http1(_) => Reset::ProtocolError,
         crate::body::BodyError::Downstream(_)
@@ -107,20 +108,6 @@ pub fn body_reset(error: &crate::body::BodyError) -> Reset {
         | crate::body::BodyError::Abandoned
         | crate::body::BodyError::NotKept => Reset::LocalReset,
     }
-}
-
-/// Maps hyper's error of a request that was handed to a connection.
-pub(super) fn classify(error: &hyper::Error) -> Reset {
-    if let Some(h2) = find::<h2::Error>(error) {
-        return classify_h2(h2);
-    }
-    if error.is_parse() {
-        return Reset::ProtocolError;
-    }
-    if error.is_user() {
-        return Reset::LocalReset;
-    }
-    Reset::ConnectionTermination
 }
 
 /// Maps what kept an HTTP/1 request from its answer.
@@ -137,7 +124,8 @@ pub(super) fn classify_http1(error: &Http1Error) -> Reset {
     }
 }
 
-fn classify_h2(error: &h2::Error) -> Reset {
+/// Maps what kept an HTTP/2 request from its answer.
+pub(super) fn classify_h2(error: &h2::Error) -> Reset {
     if error.is_go_away() && error.is_remote() {
         // Only streams above the last one the peer has worked on end this way.
         return Reset::RefusedStream;

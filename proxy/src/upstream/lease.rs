@@ -4,20 +4,17 @@
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
+use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::http1::Http1;
+use super::http2::{Answer, StreamTunnel};
 use super::pool::{EndpointPool, Stream};
-use super::state::{EndpointState, Priority};
+use super::state::Priority;
 use crate::body::BodyError;
 
 /// One place among the active requests of an endpoint and its cluster.
@@ -103,10 +100,6 @@ impl Lease {
         Self { connection, request }
     }
 
-    pub(super) fn endpoint(&self) -> &Arc<EndpointState> {
-        &self.request.pool.endpoint
-    }
-
     /// The response has ended: the connection may serve others.
     pub(super) fn end(self) {
         if let Connection::Http1(connection) = self.connection {
@@ -125,7 +118,7 @@ pub struct UpstreamBody {
 enum Source {
     /// The connection that the lease holds.
     Http1,
-    Http2(Incoming),
+    Http2(Answer),
 }
 
 impl UpstreamBody {
@@ -134,8 +127,8 @@ impl UpstreamBody {
         Self { source: Source::Http1, lease: Some(lease) }
     }
 
-    pub(super) fn http2(incoming: Incoming, lease: Lease) -> Self {
-        Self { source: Source::Http2(incoming), lease: Some(lease) }
+    pub(super) fn http2(answer: Answer, lease: Lease) -> Self {
+        Self { source: Source::Http2(answer), lease: Some(lease) }
     }
 
     pub(crate) fn poll_frame(
@@ -147,7 +140,7 @@ impl UpstreamBody {
                 connection.poll_frame(cx).map_err(BodyError::from)
             }
             (Source::Http1, _) => return Poll::Ready(None),
-            (Source::Http2(incoming), _) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            (Source::Http2(answer), _) => answer.poll_frame(cx).map_err(BodyError::from),
         };
         let frame = std::task::ready!(polled);
         match &frame {
@@ -175,7 +168,7 @@ impl UpstreamBody {
     pub(crate) fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Http1 => self.http1_connection().is_none_or(Http1::is_answered),
-            Source::Http2(incoming) => incoming.is_end_stream(),
+            Source::Http2(answer) => answer.is_end_stream(),
         }
     }
 
@@ -184,7 +177,7 @@ impl UpstreamBody {
             Source::Http1 => {
                 self.http1_connection().map_or_else(|| SizeHint::with_exact(0), Http1::size_hint)
             }
-            Source::Http2(incoming) => incoming.size_hint(),
+            Source::Http2(answer) => answer.size_hint(),
         }
     }
 }
@@ -192,27 +185,23 @@ impl UpstreamBody {
 /// The upstream's side of a tunnel (CONNECT, upgrade), once both have agreed. Counts as an active
 /// request while it is open.
 pub struct UpstreamTunnel {
-    lease: Lease,
-    /// Of HTTP/2: hyper's promise of the stream.
-    upgrade: Option<OnUpgrade>,
+    bytes: Bytestream,
+    _request: RequestGuard,
+}
+
+enum Bytestream {
+    Http1(Box<Http1>),
+    /// With its place on the connection.
+    Http2(StreamTunnel, #[expect(dead_code, reason = "held until the tunnel ends")] Stream),
 }
 
 impl UpstreamTunnel {
-    pub(super) fn new(lease: Lease, upgrade: Option<OnUpgrade>) -> Self {
-        Self { lease, upgrade }
+    pub(super) fn http1(connection: Http1, request: RequestGuard) -> Self {
+        Self { bytes: Bytestream::Http1(Box::new(connection)), _request: request }
     }
 
-    /// The bytes; `None`: the connection is gone.
-    pub async fn open(self) -> Option<TunnelStream> {
-        let Lease { connection, request } = self.lease;
-        let bytes = match (connection, self.upgrade) {
-            (Connection::Http1(connection), _) => Bytestream::Http1(Box::new(connection)),
-            (Connection::Http2(stream), Some(upgrade)) => {
-                Bytestream::Http2(TokioIo::new(upgrade.await.ok()?), stream)
-            }
-            (Connection::Http2(_), None) => return None,
-        };
-        Some(TunnelStream { bytes, _request: request })
+    pub(super) fn http2(stream: StreamTunnel, place: Stream, request: RequestGuard) -> Self {
+        Self { bytes: Bytestream::Http2(stream, place), _request: request }
     }
 }
 
@@ -222,19 +211,7 @@ impl std::fmt::Debug for UpstreamTunnel {
     }
 }
 
-/// A tunnel's bytes.
-pub struct TunnelStream {
-    bytes: Bytestream,
-    _request: RequestGuard,
-}
-
-enum Bytestream {
-    Http1(Box<Http1>),
-    /// With its place on the connection.
-    Http2(TokioIo<Upgraded>, #[expect(dead_code, reason = "held until the tunnel ends")] Stream),
-}
-
-impl AsyncRead for TunnelStream {
+impl AsyncRead for UpstreamTunnel {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -247,7 +224,7 @@ impl AsyncRead for TunnelStream {
     }
 }
 
-impl AsyncWrite for TunnelStream {
+impl AsyncWrite for UpstreamTunnel {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.bytes {
             Bytestream::Http1(stream) => Pin::new(stream).poll_write(cx, bytes),

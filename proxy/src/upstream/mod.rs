@@ -14,7 +14,6 @@ mod control;
 mod dns;
 mod ewma;
 mod failure;
-mod handshake;
 mod host;
 mod hosts;
 mod http1;

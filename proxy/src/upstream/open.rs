@@ -2,10 +2,7 @@
 
 use std::rc::Rc;
 
-use hyper_util::rt::TokioIo;
-
 use super::connect::{ConnectError, dial};
-use super::handshake::{LocalExecutor, http2_builder};
 use super::http1::Http1;
 use super::http2::Http2;
 use super::io::ConnectionGuard;
@@ -28,7 +25,7 @@ pub(super) async fn connect(pool: Rc<EndpointPool>, counted: ConnectionGuard) {
 pub(super) async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> Result<Opened, ConnectError> {
     let generation = pool.transport.generation();
     let io = dial(&pool.cluster, &pool.endpoint, &pool.transport, counted).await?;
-    let broken = |error: hyper::Error| ConnectError::refused(error.to_string());
+    let broken = |error: h2::Error| ConnectError::refused(error.to_string());
     let protocol = match io.tls().and_then(|session| session.alpn_protocol()) {
         Some(b"h2") => Wanted::Http2,
         Some(b"http/1.1") => Wanted::Http1,
@@ -39,14 +36,11 @@ pub(super) async fn open(pool: &Rc<EndpointPool>, counted: ConnectionGuard) -> R
     }
     let ended = Rc::clone(pool);
     let distrusted = Rarely::new(pool.worker.distrusted(&io));
-    let executor = LocalExecutor(Rc::clone(&pool.worker));
-    let (send, driver) = http2_builder(executor).handshake(TokioIo::new(io)).await.map_err(broken)?;
-    let connection = Http2::new(send, driver, generation, pool.worker.now());
-    let driver = connection.driver();
+    let (connection, driver) = Http2::open(io, generation, pool.worker.now()).await.map_err(broken)?;
     pool.worker.spawn(async move {
         tokio::select! {
             biased;
-            () = distrusted => driver.cut(),
+            () = distrusted => {}
             () = driver.run() => {}
         }
         ended.closed();

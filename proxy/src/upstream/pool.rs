@@ -136,16 +136,14 @@ impl EndpointPool {
     /// The shared connection with the fewest streams. Under pressure another one is opened beside.
     fn ready_http2(self: &Rc<Self>) -> Option<Stream> {
         let shared = self.shared.borrow();
-        let least = shared.iter().filter(|it| self.takes_streams(it)).min_by_key(|it| it.streams.get())?;
+        let least = shared.iter().filter(|it| self.takes_streams(it)).min_by_key(|it| it.streams())?;
         let connection = Rc::clone(least);
         let connections = shared.len() + self.connecting.get();
         drop(shared);
-        if connection.streams.get() >= STREAMS_PRESSURE && connections < HTTP2_CONNECTIONS_MAX {
+        if connection.streams() >= STREAMS_PRESSURE && connections < HTTP2_CONNECTIONS_MAX {
             self.open_one(Priority::Default);
         }
-        connection.streams.set(connection.streams.get() + 1);
-        // Here, for several requests may be waiting that are served one after the other.
-        connection.served.set(connection.served.get() + 1);
+        connection.take_stream();
         Some(Stream { pool: Rc::clone(self), connection })
     }
 
@@ -154,7 +152,7 @@ impl EndpointPool {
         !connection.is_closed()
             && connection.generation == self.transport.generation()
             && (max == 0 || connection.served.get() < max)
-            && connection.streams.get() < connection.streams_max()
+            && connection.streams() < connection.streams_max()
     }
 
     /// Opens a connection if more requests wait than connections are being opened.
@@ -285,7 +283,7 @@ impl EndpointPool {
             !late && idle.connection.generation == generation && idle.connection.is_usable()
         });
         self.shared.borrow_mut().retain(|connection| {
-            let late = connection.streams.get() == 0 && expired(connection.idle_since.get());
+            let late = connection.streams() == 0 && expired(connection.idle_since.get());
             timed_out.set(timed_out.get() + u64::from(late));
             !late && !connection.is_closed() && connection.generation == generation
         });
@@ -366,11 +364,7 @@ impl EndpointPool {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let streams = &self.connection.streams;
-        streams.set(streams.get() - 1);
-        if streams.get() == 0 {
-            self.connection.idle_since.set(self.pool.worker.now());
-        }
+        self.connection.give_stream_back(self.pool.worker.now());
         if !self.pool.waiting.borrow().is_empty() {
             self.pool.serve_waiting();
         }

@@ -7,20 +7,19 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, UPGRADE};
-use http::{HeaderValue, Request, Response, Version};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use pillion_model::cluster::{Discovery, UpstreamProtocol};
 use pillion_model::retry::{Reset, is_idempotent};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
-use super::failure::{Cause, Failure, classify, classify_http1, passive_status};
+use super::failure::{Cause, Failure, classify_h2, classify_http1, passive_status};
 use super::host::HostRewritten;
-use super::http1::{Http1, Unanswered};
+use super::http1::{self, Http1};
+use super::http2::{Answer, Answered, StreamTunnel, Unanswered};
 use super::lease::{Connection, Lease, RequestGuard, Reuse, UpstreamBody, UpstreamTunnel};
 use super::message;
-use super::pool::{EndpointPool, Refusal, Wanted};
+use super::pool::{EndpointPool, Refusal, Stream, Wanted};
 use super::state::{EndpointState, Outcome, Priority};
 use super::subset::Selection;
 use super::worker::{Pools, View};
@@ -295,10 +294,10 @@ async fn send_http1(
             connection.send_rest(|rest| worker.spawn(rest));
             Ok(answered_http1(head, connection, guard, tunnel))
         }
-        Err(Unanswered { error, unsent: true }) => {
+        Err(http1::Unanswered { error, unsent: true }) => {
             Err((Failure::reset(Reset::ConnectionTermination).detail(error.to_string()), true))
         }
-        Err(Unanswered { error, unsent: false }) => {
+        Err(http1::Unanswered { error, unsent: false }) => {
             let reset = classify_http1(&error);
             let stale = reused && reset == Reset::ConnectionTermination;
             let mut failure = Failure::reset(reset).detail(error.to_string());
@@ -318,11 +317,12 @@ fn answered_http1(head: Response<()>, connection: Http1, guard: RequestGuard, tu
     let endpoint = Arc::clone(&guard.pool.endpoint);
     let opened = tunnel && connection.is_tunnel();
     let whole = if connection.is_answered() { Some(Bytes::new()) } else { connection.whole_body() };
-    let lease = Lease::new(Connection::Http1(connection), guard);
     if opened {
         let response = head.map(|()| Body::Empty);
-        return Sent { response, kinds, endpoint, tunnel: Some(UpstreamTunnel::new(lease, None)) };
+        let tunnel = Some(UpstreamTunnel::http1(connection, guard));
+        return Sent { response, kinds, endpoint, tunnel };
     }
+    let lease = Lease::new(Connection::Http1(connection), guard);
     let body = match whole {
         Some(bytes) => {
             lease.end();
@@ -334,12 +334,11 @@ fn answered_http1(head: Response<()>, connection: Http1, guard: RequestGuard, tu
 }
 
 async fn send_http2(
-    stream: super::pool::Stream,
+    stream: Stream,
     guard: RequestGuard,
     attempt: &Attempt,
     request: &mut Request<Body>,
 ) -> Result<Sent, Failed> {
-    let kept = if attempt.keep_head { Some(head_of(request)) } else { None };
     let protocol = request.headers().get(UPGRADE).cloned();
     let extended = message::to_http2(request);
     let tunnel = message::is_tunnel(request);
@@ -352,60 +351,67 @@ async fn send_http2(
             .detail("the upstream does not take extended CONNECT (RFC 8441)");
         return Err((failure, false));
     }
+    let exchange = match stream.connection.exchange() {
+        Ok(exchange) => exchange,
+        Err(error) => {
+            return Err((Failure::reset(Reset::ConnectionTermination).detail(error.to_string()), true));
+        }
+    };
+    let kept = if attempt.keep_head { Some(head_of(request)) } else { None };
     let going = std::mem::replace(request, kept.unwrap_or_default());
-    let sent = stream.connection.send.borrow_mut().try_send_request(going);
-    match sent.await {
-        Ok(response) if response.headers().get_all(CONTENT_LENGTH).iter().nth(1).is_some() => {
+    let worker = Rc::clone(&guard.pool.worker);
+    match exchange.send(going, tunnel, |rest| worker.spawn(rest)).await {
+        Ok(Answered::Response(response)) if has_two_lengths(response.headers()) => {
             let mut failure = Failure::reset(Reset::ProtocolError).detail("two lengths");
             failure.request_sent = true;
             Err((failure, false))
         }
-        Ok(response) => {
-            let lease = Lease::new(Connection::Http2(stream), guard);
-            Ok(answered_http2(response, lease, tunnel, protocol.flatten().as_ref()))
+        Ok(Answered::Response(response)) => Ok(answered_http2(response, stream, guard)),
+        Ok(Answered::Tunnel(response)) => {
+            Ok(tunnelled_http2(response, stream, guard, protocol.flatten().as_ref()))
         }
-        Err(mut error) => {
-            if let Some(unsent) = error.take_message() {
-                *request = unsent;
-                return Err((unsent_failure(&error.into_error()), true));
-            }
-            let error = error.into_error();
-            // It waited for a place among the streams, and the connection was told to go away.
-            let waited = error.to_string().starts_with(DISPATCH_GONE);
-            let reset = if waited { Reset::RefusedStream } else { classify(&error) };
-            let mut failure = Failure::reset(reset).detail(detail(&error));
-            failure.request_sent = failure.cause != Cause::Reset(Reset::RefusedStream);
+        Err(Unanswered { error, unsent }) => {
+            let reset = if unsent { Reset::RefusedStream } else { classify_h2(&error) };
+            let mut failure = Failure::reset(reset).detail(error.to_string());
+            failure.request_sent = reset != Reset::RefusedStream;
             Err((failure, false))
         }
     }
 }
 
-/// Turns the response into what the caller gets.
-fn answered_http2(
-    mut response: Response<Incoming>,
-    lease: Lease,
-    tunnel: bool,
-    protocol: Option<&HeaderValue>,
-) -> Sent {
+fn has_two_lengths(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
+}
+
+fn answered_http2(response: Response<Answer>, stream: Stream, guard: RequestGuard) -> Sent {
     let kinds = Kinds::of(response.headers());
-    let endpoint = Arc::clone(lease.endpoint());
-    let upgrade = response.extensions_mut().remove::<OnUpgrade>();
-    if tunnel && upgrade.is_some() && response.status().is_success() {
-        let mut response = response.map(|_empty| Body::Empty);
-        if let Some(protocol) = protocol {
-            message::tunnel_response(&mut response, protocol);
-        }
-        return Sent { response, kinds, endpoint, tunnel: Some(UpstreamTunnel::new(lease, upgrade)) };
-    }
-    let response = response.map(|incoming| {
-        if http_body::Body::is_end_stream(&incoming) {
+    let endpoint = Arc::clone(&guard.pool.endpoint);
+    let lease = Lease::new(Connection::Http2(stream), guard);
+    let response = response.map(|answer| {
+        if answer.is_end_stream() {
             lease.end();
             Body::Empty
         } else {
-            Body::Upstream(UpstreamBody::http2(incoming, lease))
+            Body::Upstream(UpstreamBody::http2(answer, lease))
         }
     });
     Sent { response, kinds, endpoint, tunnel: None }
+}
+
+fn tunnelled_http2(
+    response: Response<StreamTunnel>,
+    stream: Stream,
+    guard: RequestGuard,
+    protocol: Option<&HeaderValue>,
+) -> Sent {
+    let kinds = Kinds::of(response.headers());
+    let endpoint = Arc::clone(&guard.pool.endpoint);
+    let (head, bytes) = response.into_parts();
+    let mut response = Response::from_parts(head, Body::Empty);
+    if let Some(protocol) = protocol {
+        message::tunnel_response(&mut response, protocol);
+    }
+    Sent { response, kinds, endpoint, tunnel: Some(UpstreamTunnel::http2(bytes, stream, guard)) }
 }
 
 /// A second request like this one, without its body.
@@ -419,15 +425,5 @@ fn head_of(request: &Request<Body>) -> Request<Body> {
     copy
 }
 
-fn unsent_failure(error: &hyper::Error) -> Failure {
-    Failure::reset(Reset::ConnectionTermination).detail(detail(error))
-}
-
-fn detail(error: &hyper::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-}
-
-/// How hyper's error begins for a request that it had not sent when its connection ended.
-const DISPATCH_GONE: &str = "dispatch task is gone";
 /// A pool that hands out dying connections one after the other is left after this many.
 const REPEATS_MAX: u32 = 3;

@@ -15,9 +15,9 @@ use pillion_model::health_check::{HealthCheck, HealthChecker, HttpHealthCheck};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::handshake::{LocalExecutor, http1_builder, http2_builder};
 use crate::upstream::cluster::Cluster;
 use crate::upstream::connect::{ConnectError, open};
-use crate::upstream::handshake::{LocalExecutor, http1_builder, http2_builder};
 use crate::upstream::io::Io;
 use crate::upstream::state::{Address, ClusterState, EndpointState};
 use crate::upstream::tls::Transport;

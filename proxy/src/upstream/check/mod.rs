@@ -2,6 +2,7 @@
 //! control thread. Requests only read what these tasks found.
 
 mod ask;
+mod handshake;
 mod streak;
 
 use std::collections::{HashMap, HashSet};

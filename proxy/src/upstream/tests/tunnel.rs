@@ -48,7 +48,7 @@ async fn check(
     assert_eq!(sent.response.status(), status);
     let endpoint = std::sync::Arc::clone(&sent.endpoint);
     assert_eq!(endpoint.active(), 1, "a tunnel is an active request");
-    let mut io = sent.tunnel.take().expect("a tunnel").open().await.expect("its bytes");
+    let mut io = sent.tunnel.take().expect("a tunnel");
     io.write_all(b"ping").await.expect("written");
     let mut answer = [0; 4];
     io.read_exact(&mut answer).await.expect("read");
