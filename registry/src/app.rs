@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, Auth, TOKEN_FILE, TokenFileError};
 use crate::audit::Audit;
 use crate::ca::{
-    Authority, CaError, IdentityService, RegistryNames, Seal, SealError, Settings, keep_identity, keep_roots,
+    Authority, CaError, CaFiles, IdentityService, RegistryNames, Seal, SealError, Settings, keep_identity, keep_roots,
     write_roots,
 };
 use crate::catalog::Catalog;
@@ -70,6 +70,8 @@ pub struct Options {
     pub trust_domain: Option<TrustDomain>,
     /// How long a certificate is good. Default 24 h.
     pub certificate_lifetime: Duration,
+    /// The authority, if others look after it. Default: this mesh makes its own and keeps it in the store.
+    pub ca_files: Option<CaFiles>,
     /// The file with the key that seals those of the roots in the store. Default: they are not sealed.
     pub seal_key_file: Option<PathBuf>,
     /// Where changes and refusals are written, `-` for standard output. Default: nowhere.
@@ -95,6 +97,7 @@ impl Options {
             open: false,
             trust_domain: None,
             certificate_lifetime: Settings::default().leaf_lifetime,
+            ca_files: None,
             seal_key_file: None,
             audit_log: None,
             grace: Duration::from_secs(5),
@@ -236,8 +239,11 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let trust_domain = trust_domain(&catalog, options.trust_domain.clone()).await?;
     let domain = catalog.world().resources.set.mesh().zone;
     let settings = Settings { trust_domain, zone: domain, leaf_lifetime: options.certificate_lifetime };
-    let seal = options.seal_key_file.as_deref().map(Seal::open_file).transpose()?;
-    let authority = Authority::open_sealed(store, settings, seal).await?;
+    let authority = match (&options.ca_files, &options.seal_key_file) {
+        (Some(files), _) => Authority::open_files(store, settings, files).await?,
+        (None, Some(file)) => Authority::open_sealed(store, settings, Seal::open_file(file)?).await?,
+        (None, None) => Authority::open(store, settings).await?,
+    };
     let roots_file = options.data_dir.join(ROOTS_FILE);
     write_roots(&authority, &roots_file)
         .map_err(|source| StartError::Io { what: format!("write {}", roots_file.display()), source })?;

@@ -108,22 +108,33 @@ fn show(output: &OutputArguments, status: &Value) -> anyhow::Result<()> {
         line(format_args!("revoked: {} {}", text(it, "what"), text(it, "reason")))?;
     }
     match status["step"].as_str() {
+        Some("steady") if status["inFiles"] == true => {
+            line(format_args!(
+                "the authority is in files; {} sidecars have not acknowledged these roots",
+                status["pendingTotal"]
+            ))?;
+            pending(status)
+        }
         Some("announced") => {
             line(format_args!(
                 "the next root is announced; {} sidecars have not acknowledged it (--force is possible in {} s)",
                 status["pendingTotal"],
                 left(&status["forceAfter"])
             ))?;
-            for name in status["pending"].as_array().into_iter().flatten() {
-                line(format_args!("  {}", name.as_str().unwrap_or_default()))?;
-            }
-            Ok(())
+            pending(status)
         }
         Some("switched") => {
             line(format_args!("the next root signs; the old one is retired in {} s", left(&status["until"])))
         }
         _ => line("no rotation is under way"),
     }
+}
+
+fn pending(status: &Value) -> anyhow::Result<()> {
+    for name in status["pending"].as_array().into_iter().flatten() {
+        line(format_args!("  {}", name.as_str().unwrap_or_default()))?;
+    }
+    Ok(())
 }
 
 /// Seconds until then.

@@ -11,6 +11,7 @@ use pillion_dns::forward::Forwarder;
 use pillion_model::name::TrustDomain;
 use pillion_net::resolve::Target;
 use pillion_registry::app::{self, StartError};
+use pillion_registry::ca::CaFiles;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::disable_transparent_huge_pages;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,6 +69,16 @@ pub(crate) struct Arguments {
     /// Ask for no token and give certificates to everybody on this machine: for trials, on loopback.
     #[arg(long, env = "PILLION_OPEN")]
     open: bool,
+    /// The certificate (PEM) of the authority that signs, a root or an intermediate, where the mesh is not
+    /// to make its own. Every registry of the mesh needs one below the same roots, at every start.
+    #[arg(long, env = "PILLION_CA_CERT", value_name = "FILE", requires = "ca_key", conflicts_with = "seal_key_file")]
+    ca_cert: Option<PathBuf>,
+    /// Its key (PEM): ECDSA P-256 or P-384.
+    #[arg(long, env = "PILLION_CA_KEY", value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
+    /// The certificates above it up to the root (PEM), and further roots that are to be trusted.
+    #[arg(long, env = "PILLION_CA_CHAIN", value_name = "FILE", requires = "ca_cert")]
+    ca_chain: Option<PathBuf>,
     /// A file with 64 hex digits (`openssl rand -hex 32`) by which the keys of the roots are sealed in the
     /// store. Every registry of the mesh needs it, at every start.
     #[arg(long, env = "PILLION_SEAL_KEY_FILE", value_name = "FILE")]
@@ -77,6 +88,13 @@ pub(crate) struct Arguments {
     audit_log: Option<PathBuf>,
     #[command(flatten)]
     log: LogArguments,
+}
+
+impl Arguments {
+    fn ca_files(&self) -> Option<CaFiles> {
+        let (certificate, key) = (self.ca_cert.clone()?, self.ca_key.clone()?);
+        Some(CaFiles { certificate, key, chain: self.ca_chain.clone() })
+    }
 }
 
 /// Serves until SIGTERM or Ctrl-C.
@@ -106,6 +124,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     options.advertise = arguments.advertise.clone();
     options.trust_domain = arguments.trust_domain.clone();
     options.certificate_lifetime = arguments.certificate_lifetime;
+    options.ca_files = arguments.ca_files();
     options.seal_key_file = arguments.seal_key_file.clone();
     options.audit_log = arguments.audit_log.clone();
     let registry = app::start(options).await.map_err(|error| match error {

@@ -35,6 +35,8 @@ pub(super) struct RootsView {
     roots: Vec<RootView>,
     /// Version of the bundle of the roots that are trusted.
     bundle: String,
+    /// Whether the authority is in files (`--ca-cert`), which others look after.
+    in_files: bool,
     /// Sidecars that follow this registry.
     followers: usize,
     /// Live sidecars that do not have the bundle in force: the first hundred.
@@ -72,7 +74,7 @@ pub(super) struct RevocationDocument {
 pub(super) struct RootView {
     /// SHA-256 of its public key, hex.
     sha256: String,
-    /// `active`, `next`, `old` (trusted, signs no more) or `retired` (not trusted).
+    /// `active`, `next`, `old` (trusted, signs no more), `retired` (not trusted) or `trusted` (by --ca-chain).
     role: &'static str,
     /// Unix seconds.
     not_before: u64,
@@ -162,6 +164,7 @@ impl From<Status> for RootsView {
             force_after: seconds(status.force_after),
             roots: status.roots.into_iter().map(root).collect(),
             bundle: status.bundle,
+            in_files: status.in_files,
             followers: status.followers,
             pending: status.pending,
             pending_total: status.pending_total,

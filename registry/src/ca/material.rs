@@ -14,6 +14,8 @@ use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
+use super::files::Given;
+use super::keys::Keys;
 use super::revocation::Revocations;
 use super::root::Signer;
 use super::seal::Seal;
@@ -35,14 +37,14 @@ pub(super) struct Material {
     /// The longest lifetime that leaves were given.
     pub(super) leaf_lifetime_max: Duration,
     pub(super) revocations: Revocations,
-    seal: Option<Arc<Seal>>,
-    /// A key was kept in the clear.
-    plain: bool,
+    keys: Keys,
+    /// What the store holds is not what it should: keys in the clear, or the roots of other files.
+    pub(super) differs: bool,
 }
 
 /// A root whose key is ours.
 pub(super) struct Root {
-    pub(super) signer: Signer,
+    pub(super) signer: Arc<Signer>,
     /// Its key signed by the root before it.
     pub(super) cross_signed: Option<CertificateDer<'static>>,
 }
@@ -78,7 +80,15 @@ pub enum Step {
 #[serde(untagged)]
 enum Stored {
     Now(Kept),
+    Files(KeptFiles),
     First(KeptRoot),
+}
+
+/// Of an authority in files: SHA-256 of the roots' public keys, hex.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct KeptFiles {
+    roots_sha256: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -124,20 +134,28 @@ impl Material {
     /// The first material of a mesh, as the store is to keep it.
     pub(super) fn first(
         trust_domain: &TrustDomain,
-        seal: Option<&Seal>,
+        keys: &Keys,
         now: SystemTime,
     ) -> Result<Vec<u8>, CaError> {
-        let active = Root { signer: Signer::root(trust_domain, now)?, cross_signed: None };
-        Ok(encode(&active, None, &[], Step::Steady, Duration::ZERO, seal))
+        if let Keys::Files(given) = keys {
+            return Ok(encode_files(given));
+        }
+        let active = Root { signer: Arc::new(Signer::root(trust_domain, now)?), cross_signed: None };
+        Ok(encode(&active, None, &[], Step::Steady, Duration::ZERO, keys.seal()))
     }
 
     /// Reads it; `None` if there is none.
-    pub(super) fn read(state: &State, seal: Option<&Arc<Seal>>) -> Result<Option<Self>, CaError> {
+    pub(super) fn read(state: &State, keys: &Keys) -> Result<Option<Self>, CaError> {
         let Some(entry) = state.entries.get(&Self::key()) else { return Ok(None) };
         let damaged = |error: serde_json::Error| CaError::Material(format!("root: {error}"));
-        let kept = match serde_json::from_slice(&entry.value).map_err(damaged)? {
-            Stored::Now(kept) => kept,
-            Stored::First(active) => Kept {
+        let kept = match (serde_json::from_slice(&entry.value).map_err(damaged)?, keys) {
+            (Stored::Files(kept), Keys::Files(given)) => {
+                return Self::of_files(state, entry.revision, &kept, given).map(Some);
+            }
+            (Stored::Files(_), _) => return Err(CaError::InFiles),
+            (_, Keys::Files(_)) => return Err(CaError::InStore),
+            (Stored::Now(kept), _) => kept,
+            (Stored::First(active), _) => Kept {
                 active,
                 next: None,
                 former: Vec::new(),
@@ -146,12 +164,12 @@ impl Material {
             },
         };
         let plain = std::iter::once(&kept.active).chain(&kept.next).any(|root| root.key.is_some());
-        let root = |root: KeptRoot| root.root(seal.map(Arc::as_ref));
+        let root = |root: KeptRoot| root.root(keys.seal());
         Ok(Some(Self {
             at: state.at.clone(),
             revision: entry.revision,
-            seal: seal.cloned(),
-            plain,
+            differs: plain && keys.seal().is_some(),
+            keys: keys.clone(),
             active: root(kept.active)?,
             next: kept.next.map(root).transpose()?,
             former: kept.former.into_iter().map(KeptRoot::former).collect::<Result<_, _>>()?,
@@ -169,7 +187,7 @@ impl Material {
 
     /// Begins a rotation: a new root is trusted, and signed by the present one.
     pub(super) fn announce(&self, trust_domain: &TrustDomain, now: SystemTime) -> Result<Vec<u8>, CaError> {
-        let signer = Signer::root(trust_domain, now)?;
+        let signer = Arc::new(Signer::root(trust_domain, now)?);
         let cross_signed = self.active.signer.cross_sign(&signer, trust_domain, now)?;
         let next = Root { signer, cross_signed: Some(cross_signed) };
         let step = Step::Announced { since: now };
@@ -195,21 +213,59 @@ impl Material {
         encode(&self.active, None, &self.former, Step::Steady, self.leaf_lifetime_max, self.seal())
     }
 
-    fn seal(&self) -> Option<&Seal> {
-        self.seal.as_deref()
+    fn of_files(state: &State, revision: u64, kept: &KeptFiles, given: &Arc<Given>) -> Result<Self, CaError> {
+        let ours: Vec<String> = given.hashes.iter().map(|hash| hex(hash)).collect();
+        if !ours.iter().any(|hash| kept.roots_sha256.contains(hash)) {
+            return Err(CaError::OtherRoots { known: kept.roots_sha256.join(", ") });
+        }
+        Ok(Self {
+            at: state.at.clone(),
+            revision,
+            active: Root { signer: Arc::clone(&given.signer), cross_signed: None },
+            next: None,
+            former: Vec::new(),
+            step: Step::Steady,
+            leaf_lifetime_max: Duration::ZERO,
+            revocations: Revocations::read(state)?,
+            differs: ours != kept.roots_sha256,
+            keys: Keys::Files(Arc::clone(given)),
+        })
     }
 
-    /// The same, once leaves live longer than they ever did, or keys are to be sealed that were not.
-    pub(super) fn with_lifetime(&self, lifetime: Duration) -> Option<Vec<u8>> {
-        let seals = self.plain && self.seal.is_some();
+    /// The authority in files, if it is there.
+    pub(super) fn given(&self) -> Option<&Given> {
+        match &self.keys {
+            Keys::Files(given) => Some(given),
+            _ => None,
+        }
+    }
+
+    /// Whether the active signer signs leaves itself.
+    pub(super) fn signs_leaves(&self) -> bool {
+        self.given().is_some_and(|given| given.signs_leaves)
+    }
+
+    fn seal(&self) -> Option<&Seal> {
+        self.keys.seal()
+    }
+
+    /// What the store is to hold instead: leaves live longer than they ever did, keys are to be sealed that
+    /// were not, or the files hold other roots.
+    pub(super) fn changed(&self, lifetime: Duration) -> Option<Vec<u8>> {
+        if let Some(given) = self.given() {
+            return self.differs.then(|| encode_files(given));
+        }
         let lifetime = lifetime.max(self.leaf_lifetime_max);
-        let differs = seals || lifetime > self.leaf_lifetime_max;
+        let differs = self.differs || lifetime > self.leaf_lifetime_max;
         let next = self.next.as_ref();
         differs.then(|| encode(&self.active, next, &self.former, self.step, lifetime, self.seal()))
     }
 
     /// Every root that is trusted, the one that signs first.
     pub(super) fn bundle(&self) -> Vec<CertificateDer<'static>> {
+        if let Some(given) = self.given() {
+            return given.roots.clone();
+        }
         let next = self.next.iter().map(|next| &next.signer.certificate);
         let old = self.former.last().filter(|_| matches!(self.step, Step::Switched { .. }));
         let others = next.chain(old.map(|old| &old.certificate));
@@ -233,6 +289,9 @@ impl Material {
 
     /// What goes with a leaf, so that whoever knows only the root before reaches the one that signed it.
     pub(super) fn bridge(&self) -> Vec<CertificateDer<'static>> {
+        if let Some(given) = self.given() {
+            return given.above.clone();
+        }
         let bridge = self.active.cross_signed.iter();
         bridge.filter(|_| matches!(self.step, Step::Switched { .. })).cloned().collect()
     }
@@ -240,6 +299,9 @@ impl Material {
     /// What goes with the registry's own leaf: the way from every former root, and these themselves, for
     /// who knows only the hash of one.
     pub(super) fn path(&self) -> Vec<CertificateDer<'static>> {
+        if let Some(given) = self.given() {
+            return given.above.iter().chain(&given.roots).cloned().collect();
+        }
         let crossed = self.former.iter().filter_map(|former| former.cross_signed.clone());
         let mut path: Vec<_> = self.active.cross_signed.clone().into_iter().chain(crossed).collect();
         path.push(self.active.signer.certificate.clone());
@@ -249,7 +311,7 @@ impl Material {
 
     /// The hash that new join tokens name.
     pub(super) fn pin(&self) -> [u8; 32] {
-        self.active.signer.hash
+        self.given().map_or(self.active.signer.hash, |given| given.hashes[0])
     }
 }
 
@@ -267,7 +329,7 @@ impl KeptRoot {
         let key = KeyPair::try_from(key).map_err(|error| CaError::Material(format!("root key: {error}")))?;
         let cross_signed = self.cross_signed.map(|text| decode("cross-signed root", &text)).transpose()?;
         let cross_signed = cross_signed.map(CertificateDer::from);
-        Ok(Root { signer: Signer::read(certificate, key)?, cross_signed })
+        Ok(Root { signer: Arc::new(Signer::read(certificate, key)?), cross_signed })
     }
 
     fn former(self) -> Result<Former, CaError> {
@@ -320,6 +382,11 @@ fn encode(
         leaf_lifetime_max_secs: leaf_lifetime_max.as_secs(),
     };
     serde_json::to_vec(&Stored::Now(kept)).expect("plain fields have a JSON form")
+}
+
+fn encode_files(given: &Given) -> Vec<u8> {
+    let kept = KeptFiles { roots_sha256: given.hashes.iter().map(|hash| hex(hash)).collect() };
+    serde_json::to_vec(&Stored::Files(kept)).expect("plain fields have a JSON form")
 }
 
 fn decode(part: &str, text: &str) -> Result<Vec<u8>, CaError> {

@@ -2,13 +2,16 @@
 //!
 //! One ECDSA P-256 root, made at the first start and kept in the store, signs an intermediate of each
 //! registry, which signs leaves of a day; another root takes its place by a
-//! [rotation](Authority::rotate). A certificate request contributes its
-//! public key and nothing else. The proof is a join token, the caller's current SVID (for the same
+//! [rotation](Authority::rotate). Or the authority is in [files](CaFiles), which others look after. A
+//! certificate request contributes its public key and nothing else. The proof is a join token, the caller's current SVID (for the same
 //! service), or, on a registry started with `--open`, the loopback interface. Issuing writes nothing to
 //! the store, except that a single-use token is marked used before the answer leaves.
 
+mod files;
 mod followers;
+mod issue;
 mod keep;
+mod keys;
 mod material;
 mod operator;
 mod revocation;
@@ -21,24 +24,24 @@ mod tests;
 mod token;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use pillion_model::name::{DEFAULT_DOMAIN, NodeId, SpiffeId, TrustDomain};
-use pillion_net::identity::{Identity, IdentityError, TrustBundle};
-use pillion_net::resolve::Target;
+use pillion_model::name::{DEFAULT_DOMAIN, TrustDomain};
+use pillion_net::identity::IdentityError;
 use pillion_net::tls::hex;
-use rcgen::KeyPair;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use crate::store::{Op, Position, Space, Store, StoreError, Transaction};
 use followers::{Acknowledged, Followers};
+use keys::Keys;
 use material::Material;
-use root::{Signer, Subject};
+use root::Signer;
 use token::{millis, moment};
 
+pub use files::{CaFiles, FilesError};
+pub use issue::{Issued, RegistryNames};
 pub use keep::{keep_identity, keep_roots, write_roots};
 pub use material::Step;
 pub use operator::{NewOperator, OperatorInfo, Role};
@@ -73,7 +76,7 @@ impl Default for Settings {
 /// The authority: its roots, its settings and its join tokens.
 pub struct Authority {
     store: Arc<dyn Store>,
-    seal: Option<Arc<Seal>>,
+    keys: Keys,
     material: watch::Sender<Arc<Material>>,
     /// Signs leaves, below the root of this hash.
     intermediate: Mutex<Option<([u8; 32], Arc<Signer>)>>,
@@ -86,19 +89,6 @@ pub struct Authority {
 }
 
 type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
-
-/// A signed leaf.
-#[derive(Clone, Debug)]
-pub struct Issued {
-    /// Leaf first, DER.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// Every root that is trusted, DER.
-    pub roots: Vec<CertificateDer<'static>>,
-    /// End of the leaf's validity.
-    pub not_after: SystemTime,
-    /// The leaf's serial number, hex.
-    pub serial: String,
-}
 
 /// What people may know of the authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +124,32 @@ pub enum CaError {
     /// It was sealed by another key, or changed.
     #[error("the root's key cannot be unsealed: --seal-key-file holds another key than it was sealed with")]
     OtherSeal,
+    /// It is in files, and they are not given.
+    #[error(
+        "the certificate authority of this mesh is in files; start the registry with --ca-cert and --ca-key"
+    )]
+    InFiles,
+    /// It is in the store, and files are given.
+    #[error(
+        "the certificate authority of this mesh was made by its first start and is in the store; --ca-cert is \
+         for a new mesh: leave it out, or start with an empty data directory or another prefix of etcd"
+    )]
+    InStore,
+    /// The files are those of another mesh.
+    #[error(
+        "--ca-cert: none of its roots is one that this mesh trusts (sha256 {known}); to change the root, have \
+         --ca-chain hold both until everybody knows the new one"
+    )]
+    OtherRoots {
+        /// The first root that the mesh trusts, hex.
+        known: String,
+    },
+    /// The files make no authority.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Its time is over.
+    #[error("the certificate authority's own certificate has ended: renew what --ca-cert names, or the root")]
+    Ended,
     /// Encoding or signing failed.
     #[error("cannot make a certificate")]
     Encode(#[from] rcgen::Error),
@@ -155,7 +171,7 @@ impl Authority {
     ///
     /// [`CaError`]: the store, or what is in it.
     pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>, CaError> {
-        Self::open_sealed(store, settings, None).await
+        Self::open_with_clock(store, settings, Keys::Plain, Arc::new(SystemTime::now)).await
     }
 
     /// The same, with a key that seals those of the roots in the store.
@@ -166,23 +182,43 @@ impl Authority {
     pub async fn open_sealed(
         store: Arc<dyn Store>,
         settings: Settings,
-        seal: Option<Seal>,
+        seal: Seal,
     ) -> Result<Arc<Self>, CaError> {
-        Self::open_with_clock(store, settings, seal, Arc::new(SystemTime::now)).await
+        let keys = Keys::Sealed(Arc::new(seal));
+        Self::open_with_clock(store, settings, keys, Arc::new(SystemTime::now)).await
+    }
+
+    /// The same, with an authority that is in files: of it the store knows only which roots there are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Authority::open`]; [`CaError::Files`] if they make none, [`CaError::OtherRoots`] or
+    /// [`CaError::InStore`] if the mesh has another.
+    pub async fn open_files(
+        store: Arc<dyn Store>,
+        settings: Settings,
+        files: &CaFiles,
+    ) -> Result<Arc<Self>, CaError> {
+        let given = files.read(SystemTime::now())?;
+        let keys = Keys::Files(Arc::new(given));
+        let authority = Self::open_with_clock(store, settings, keys, Arc::new(SystemTime::now)).await?;
+        // As whoever meets it will: what the checks of the files left open is told now, not to them.
+        authority.registry_identity(&RegistryNames::default())?;
+        Ok(authority)
     }
 
     async fn open_with_clock(
         store: Arc<dyn Store>,
         settings: Settings,
-        seal: Option<Seal>,
+        keys: Keys,
         clock: Clock,
     ) -> Result<Arc<Self>, CaError> {
-        let seal = seal.map(Arc::new);
-        let material = load_or_make(&*store, &settings.trust_domain, seal.as_ref(), clock()).await?;
+        let material = load_or_make(&*store, &settings.trust_domain, &keys, clock()).await?;
         let tokens = Tokens::open(Arc::clone(&store), material.pin(), Arc::clone(&clock)).await?;
+        material.active.signer.warn_of_its_end(settings.leaf_lifetime, clock());
         let authority = Self {
             store,
-            seal,
+            keys,
             material: watch::Sender::new(Arc::new(material)),
             intermediate: Mutex::default(),
             followers: Arc::default(),
@@ -191,15 +227,16 @@ impl Authority {
             tokens,
             clock,
         };
-        authority.note_lifetime().await?;
+        authority.note_changes().await?;
         Ok(Arc::new(authority))
     }
 
-    /// Notes how long leaves live, if they do longer than ever: so long an old root is trusted.
-    async fn note_lifetime(&self) -> Result<(), CaError> {
+    /// Notes how long leaves live, if they do longer than ever: so long an old root is trusted. Likewise
+    /// which roots there are, if others look after them.
+    async fn note_changes(&self) -> Result<(), CaError> {
         loop {
             let material = self.material();
-            let Some(next) = material.with_lifetime(self.settings().leaf_lifetime) else { return Ok(()) };
+            let Some(next) = material.changed(self.settings().leaf_lifetime) else { return Ok(()) };
             let mut transaction = Transaction::default();
             let key = Material::key();
             transaction.require(key.clone(), Some(material.revision)).push(Op::put(key, next));
@@ -214,8 +251,13 @@ impl Authority {
     /// Takes the roots as the store has them, and tells as of when that is.
     async fn reload(&self) -> Result<Position, CaError> {
         let state = self.store.load_space(Space::Ca).await?;
-        let Some(read) = Material::read(&state, self.seal.as_ref())? else { return Ok(state.at) };
+        let Some(read) = Material::read(&state, &self.keys)? else { return Ok(state.at) };
         self.tokens.pin(read.pin());
+        if read.given().is_some() && read.differs {
+            tracing::warn!(
+                "another registry was started with other roots in its --ca-chain; give all the same"
+            );
+        }
         self.material.send_if_modified(|material| {
             let newer = read.is_newer(material);
             if newer {
@@ -256,14 +298,16 @@ impl Authority {
     /// What people may know.
     pub fn info(&self) -> Info {
         let (settings, material) = (self.settings(), self.material());
-        let signer = &material.active.signer;
+        let roots = material.bundle();
+        let (not_before, not_after) =
+            material::validity(&roots[0]).unwrap_or((SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH));
         let pem = |root: &CertificateDer<'_>| pillion_net::identity::pem_text("CERTIFICATE", root);
         Info {
             trust_domain: settings.trust_domain,
-            root_sha256: hex(&signer.hash),
-            root_not_before: signer.not_before,
-            root_not_after: signer.not_after,
-            root_pem: material.bundle().iter().map(pem).collect(),
+            root_sha256: hex(&material.pin()),
+            root_not_before: not_before,
+            root_not_after: not_after,
+            root_pem: roots.iter().map(pem).collect(),
             leaf_lifetime: settings.leaf_lifetime,
         }
     }
@@ -271,82 +315,6 @@ impl Authority {
     /// Every root of the trust domain that is trusted.
     pub fn roots(&self) -> Vec<CertificateDer<'static>> {
         self.material().bundle()
-    }
-
-    /// Signs the public key of `csr` (PKCS#10, DER) for an instance of a service. Whoever calls has seen the proof.
-    ///
-    /// # Errors
-    ///
-    /// [`CaError::Request`] when the request is not one, its signature is wrong, or its key is of a
-    /// kind we do not sign.
-    pub fn issue(&self, node: &NodeId, csr: &[u8]) -> Result<Issued, CaError> {
-        let settings = self.settings();
-        let key = root::public_key(csr).map_err(CaError::Request)?;
-        let id = SpiffeId::service(settings.trust_domain, node.service.clone());
-        let material = self.material();
-        let names = [id.to_string(), node.to_string()];
-        if let Some(what) = names.into_iter().find(|name| material.revocations.revoked.contains(name)) {
-            return Err(CaError::Revoked(what));
-        }
-        let subject = Subject { id: &id, instance: Some(node.instance.as_str()), dns: &[], ips: &[] };
-        let (now, lifetime) = ((self.clock)(), settings.leaf_lifetime);
-        let signer = self.signer(&material, lifetime, now)?;
-        let leaf = signer.leaf(&key, &subject, lifetime, now)?;
-        let mut chain = vec![leaf.certificate, signer.certificate.clone()];
-        chain.extend(material.bridge());
-        Ok(Issued { chain, roots: material.bundle(), not_after: leaf.not_after, serial: leaf.serial })
-    }
-
-    /// What signs leaves: an authority below the active root whose key never leaves this process. It is
-    /// replaced while it still outlives every leaf.
-    fn signer(
-        &self,
-        material: &Material,
-        lifetime: Duration,
-        now: SystemTime,
-    ) -> Result<Arc<Signer>, CaError> {
-        let root = &material.active.signer;
-        let mut held = self.intermediate.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, signer)) = &*held
-            && *of == root.hash
-            && signer.not_before <= now
-            && (now + lifetime * 2 <= signer.not_after || signer.not_after >= root.not_after)
-        {
-            return Ok(Arc::clone(signer));
-        }
-        let domain = &self.settings.borrow().trust_domain;
-        let made = Arc::new(root.intermediate(domain, lifetime * INTERMEDIATE_LIFETIMES, now)?);
-        *held = Some((root.hash, Arc::clone(&made)));
-        Ok(made)
-    }
-
-    /// Makes the registry's own identity, with a new key: `spiffe://<trust-domain>/registry`, and
-    /// `names` so that browsers and `curl --cacert` accept it.
-    ///
-    /// Its chain includes the root and the way from former ones, so that a sidecar that knows only one
-    /// root, or the hash of one, can verify it.
-    ///
-    /// # Errors
-    ///
-    /// [`CaError`] when signing fails or the result is not usable.
-    pub fn registry_identity(&self, names: &RegistryNames) -> Result<Identity, CaError> {
-        let settings = self.settings();
-        let key = KeyPair::generate()?;
-        let id = SpiffeId::registry(settings.trust_domain.clone());
-        let subject = Subject { id: &id, instance: None, dns: &names.dns, ips: &names.ips };
-        let material = self.material();
-        let (now, lifetime) = ((self.clock)(), settings.leaf_lifetime);
-        let signer = self.signer(&material, lifetime, now)?;
-        let leaf = signer.leaf(&key, &subject, lifetime, now)?;
-        let mut chain = vec![leaf.certificate, signer.certificate.clone()];
-        chain.extend(material.path());
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let bundle = TrustBundle {
-            trust_domain: settings.trust_domain,
-            roots: material.bundle(),
-            revoked: Arc::clone(&material.revocations.revoked),
-        };
-        Ok(Identity::new(chain, key, bundle, settings.zone)?)
     }
 }
 
@@ -357,52 +325,27 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// Names and addresses under which the registry is called by clients that check host names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RegistryNames {
-    dns: Vec<String>,
-    ips: Vec<IpAddr>,
-}
-
-impl RegistryNames {
-    /// Loopback, `localhost` and the advertised names or addresses.
-    pub fn new(advertised: &[Target]) -> Self {
-        let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
-        let mut names = Self { dns: vec!["localhost".to_owned()], ips: loopback.to_vec() };
-        for target in advertised {
-            match target.host.parse() {
-                Ok(ip) if !names.ips.contains(&ip) => names.ips.push(ip),
-                Err(_) if !names.dns.contains(&target.host) => names.dns.push(target.host.clone()),
-                _ => {}
-            }
-        }
-        names
-    }
-}
-
 /// Reads the roots; makes the first if there is none. Of several registries that start at once on one
 /// store, one makes it and the others use it.
 async fn load_or_make(
     store: &dyn Store,
     trust_domain: &TrustDomain,
-    seal: Option<&Arc<Seal>>,
+    keys: &Keys,
     now: SystemTime,
 ) -> Result<Material, CaError> {
     loop {
-        if let Some(material) = Material::read(&store.load_space(Space::Ca).await?, seal)? {
+        if let Some(material) = Material::read(&store.load_space(Space::Ca).await?, keys)? {
             return Ok(material);
         }
-        let first = Material::first(trust_domain, seal.map(Arc::as_ref), now)?;
+        let first = Material::first(trust_domain, keys, now)?;
         let mut transaction = Transaction::default();
         transaction.push(Op::put(Material::key(), first)).require(Material::key(), None);
         match store.commit(transaction).await {
-            Ok(_) => tracing::info!(%trust_domain, "made the certificate authority's root"),
+            Ok(_) => tracing::info!(%trust_domain, "this mesh has its certificate authority"),
             Err(StoreError::Conflict { .. }) => {} // another one was quicker: read it
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// An intermediate lives so many times as long as its leaves, and signs for the first half of that.
-const INTERMEDIATE_LIFETIMES: u32 = 4;
 const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use pillion_config::DurationText;
 use pillion_model::name::{SpiffeId, TrustDomain};
 use pillion_net::tls::{PeerCertificate, hex, public_key_sha256};
 use rcgen::{
@@ -84,6 +85,15 @@ impl Signer {
         let hash = key_hash(&certificate)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
         Ok(Self { not_before: facts.not_before, not_after: facts.not_after, hash, certificate, issuer })
+    }
+
+    /// Says so where certificates cannot live as long as they should.
+    pub(super) fn warn_of_its_end(&self, leaf_lifetime: Duration, now: SystemTime) {
+        let left = self.not_after.duration_since(now).unwrap_or_default();
+        if left < leaf_lifetime {
+            let (left, wanted) = (DurationText(left), DurationText(leaf_lifetime));
+            tracing::warn!(%left, %wanted, "the authority ends before the certificates that it is to sign: these end with it");
+        }
     }
 
     /// The key, PKCS#8.

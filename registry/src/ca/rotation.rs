@@ -37,6 +37,13 @@ pub enum RotateError {
     /// One is under way.
     #[error("a rotation is under way: {0}; see `pillion ca status`")]
     UnderWay(&'static str),
+    /// Others look after it.
+    #[error(
+        "the authority is in files (--ca-cert), which Pillion does not change: put the next root into --ca-chain of \
+         every registry, restart them, and change --ca-cert and --ca-key once `pillion ca status` waits for \
+         nobody"
+    )]
+    InFiles,
     /// Nothing was announced.
     #[error("no root is announced that could be switched to by force; begin with `pillion ca rotate`")]
     NothingAnnounced,
@@ -59,6 +66,8 @@ pub struct Status {
     pub roots: Vec<RootStatus>,
     /// Version of the bundle of all that are trusted.
     pub bundle: String,
+    /// Whether the authority is in files, which others look after.
+    pub in_files: bool,
     /// Who follows this registry.
     pub followers: usize,
     /// Who does not have the bundle in force yet: the first hundred.
@@ -74,7 +83,7 @@ pub struct Status {
 pub struct RootStatus {
     /// SHA-256 of its public key, hex.
     pub sha256: String,
-    /// `active`, `next`, `old` (trusted, signs no more), `retired` (not trusted).
+    /// `active`, `next`, `old` (trusted, signs no more), `retired` (not trusted), `trusted` (by --ca-chain).
     pub role: &'static str,
     /// When it is valid.
     pub validity: (SystemTime, SystemTime),
@@ -91,6 +100,9 @@ impl Authority {
     pub async fn rotate(&self, force: bool) -> Result<(), RotateError> {
         self.reload().await?;
         let material = self.material();
+        if material.given().is_some() {
+            return Err(RotateError::InFiles);
+        }
         let now = (self.clock)();
         let next = match (material.step, force) {
             (Step::Steady, false) => material.announce(&self.settings().trust_domain, now)?,
@@ -136,7 +148,12 @@ impl Authority {
         };
         let ours =
             |it: &super::material::Root, role| root(&it.signer.certificate, role, it.cross_signed.is_some());
-        let mut roots = vec![ours(&material.active, "active")];
+        let given = material.given().into_iter().flat_map(|given| &given.roots).enumerate();
+        let given = given.map(|(at, it)| root(it, if at == 0 { "active" } else { "trusted" }, false));
+        let mut roots: Vec<_> = match material.given() {
+            Some(_) => given.collect(),
+            None => vec![ours(&material.active, "active")],
+        };
         roots.extend(material.next.as_ref().map(|next| ours(next, "next")));
         let switched = matches!(material.step, Step::Switched { .. });
         for (at, former) in material.former.iter().rev().enumerate() {
@@ -151,6 +168,7 @@ impl Authority {
             },
             roots,
             bundle: material.version(),
+            in_files: material.given().is_some(),
             followers: self.followers.count(),
             pending_total: pending.len(),
             pending: pending.into_iter().take(PENDING_MAX).collect(),
@@ -199,6 +217,8 @@ impl Authority {
     pub(super) async fn drive(&self, alive: &Alive, started: SystemTime) -> Result<(), CaError> {
         let (material, now) = (self.material(), (self.clock)());
         let next = match material.step {
+            // When its roots change is others' doing: who knows them is told at any time.
+            Step::Steady if material.given().is_some() => return self.tell_others(&alive()).await,
             Step::Steady => return self.forget_acknowledged().await,
             Step::Announced { since } => {
                 let live = alive();
@@ -272,7 +292,9 @@ impl Authority {
 
     /// What the other registries know; those that are gone wait for nobody any more.
     async fn others(&self, live: &Live) -> Result<Vec<Acknowledged>, CaError> {
-        if live.replicas.len() < 2 || !matches!(self.material().step, Step::Announced { .. }) {
+        let material = self.material();
+        let told = matches!(material.step, Step::Announced { .. }) || material.given().is_some();
+        if live.replicas.len() < 2 || !told {
             return Ok(Vec::new());
         }
         let state: State = self.store.load_space(Space::Ca).await?;
