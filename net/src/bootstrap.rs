@@ -1,7 +1,7 @@
-//! How a process becomes a member: by join token at first, by its own SVID from then on.
+//! How a process becomes a member: by join token or another proof at first, by its own SVID from then on.
 //!
-//! With a token the registry is verified by the hash of its root's public key, which the token
-//! carries; nobody else can answer. Keys are made here and never leave.
+//! The registry is verified by the hash of its root's public key, which a token carries and which other
+//! proofs are given beside; nobody else can answer. Keys are made here and never leave.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use pillion_model::name::{NodeId, SpiffeId};
 use pillion_xds::mesh::identity_client::IdentityClient;
+use pillion_xds::mesh::issue_request::Proof;
 use pillion_xds::mesh::{IssueRequest, IssueResponse};
 use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tonic::transport::Channel;
 
+use crate::attest::{AttestError, Attestation};
 use crate::grpc::{ConnectError, Dialer, Security};
 use crate::identity::{Identity, IdentityError, TrustBundle};
 use crate::resolve::{ResolveError, Resolver, Target};
@@ -84,6 +86,13 @@ impl fmt::Debug for JoinToken {
 pub enum Credential {
     /// A join token.
     Token(JoinToken),
+    /// Another proof, for a registry with one of these root keys (SHA-256).
+    Attestation {
+        /// What to prove it with.
+        with: Attestation,
+        /// Whom to prove it to.
+        pins: Vec<[u8; 32]>,
+    },
     /// Nothing: a registry started with `--open`, on loopback, over unverified TLS.
     OpenLoopback,
 }
@@ -99,12 +108,16 @@ pub enum JoinError {
     Resolve(#[from] ResolveError),
     /// Joining without a token off loopback.
     #[error(
-        "{target} is not on this machine: joining it needs a join token (--join-token or PILLION_JOIN_TOKEN)"
+        "{target} is not on this machine: joining it needs a join token (--join-token or PILLION_JOIN_TOKEN) or \
+         another proof (--attest)"
     )]
     TokenNeeded {
         /// The registry.
         target: Target,
     },
+    /// There is nothing to prove it with.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
     /// The registry refuses: trying again without a change cannot help.
     #[error("the registry refuses to issue a certificate: {reason}")]
     Refused {
@@ -158,17 +171,26 @@ pub async fn join(
     node: &NodeId,
     resolver: &Resolver,
 ) -> Result<Identity, JoinError> {
-    let (config, token) = match credential {
-        Credential::Token(token) => (tls::pinned_client_config(token.pin), token.to_string()),
+    let config = match credential {
+        Credential::Token(token) => tls::pinned_client_config(vec![token.pin]),
+        Credential::Attestation { pins, .. } => tls::pinned_client_config(pins.clone()),
         Credential::OpenLoopback => {
             all_on_loopback(registries, resolver).await?;
-            (tls::unverified_client_config(), String::new())
+            tls::unverified_client_config()
         }
     };
     let security = Security::Fixed(config, String::new());
     let channel = Dialer::new(registries.to_vec(), security, resolver.clone()).connect().await?;
+    let request = Request::new(node)?;
+    let (join_token, proof) = match credential {
+        Credential::Token(token) => (token.to_string(), None),
+        Credential::Attestation { with, .. } => {
+            (String::new(), Some(with.prove(&request.csr, &node.to_string(), resolver).await?))
+        }
+        Credential::OpenLoopback => (String::new(), None),
+    };
     // The registry has proved itself by the pinned root: it says which roots there are by now.
-    issue(channel, node, token).await
+    request.send(channel, join_token, proof).await
 }
 
 /// Obtains the next identity of `node`, with a new key. `channel` presents the current one.
@@ -177,24 +199,44 @@ pub async fn join(
 ///
 /// As [`join`].
 pub async fn renew(channel: Channel, node: &NodeId) -> Result<Identity, JoinError> {
-    issue(channel, node, String::new()).await
+    Request::new(node)?.send(channel, String::new(), None).await
 }
 
-async fn issue(channel: Channel, node: &NodeId, join_token: String) -> Result<Identity, JoinError> {
-    let key = KeyPair::generate()?;
-    let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
-    let mut request = tonic::Request::new(IssueRequest { join_token, csr, node_id: node.to_string() });
-    request.set_timeout(ISSUE_TIMEOUT);
-    let issued = IdentityClient::new(channel).issue(request).await.map_err(|status| {
-        let reason = status.message().to_owned();
-        match status.code() {
-            tonic::Code::Unauthenticated | tonic::Code::PermissionDenied | tonic::Code::InvalidArgument => {
-                JoinError::Refused { reason }
+/// A new key, and the request for its certificate.
+struct Request<'a> {
+    key: KeyPair,
+    csr: Vec<u8>,
+    node: &'a NodeId,
+}
+
+impl<'a> Request<'a> {
+    fn new(node: &'a NodeId) -> Result<Self, JoinError> {
+        let key = KeyPair::generate()?;
+        let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
+        Ok(Self { key, csr, node })
+    }
+
+    async fn send(
+        self,
+        channel: Channel,
+        join_token: String,
+        proof: Option<Proof>,
+    ) -> Result<Identity, JoinError> {
+        let Self { key, csr, node } = self;
+        let mut request =
+            tonic::Request::new(IssueRequest { join_token, csr, node_id: node.to_string(), proof });
+        request.set_timeout(ISSUE_TIMEOUT);
+        let issued = IdentityClient::new(channel).issue(request).await.map_err(|status| {
+            let reason = status.message().to_owned();
+            match status.code() {
+                tonic::Code::Unauthenticated
+                | tonic::Code::PermissionDenied
+                | tonic::Code::InvalidArgument => JoinError::Refused { reason },
+                code => JoinError::Unavailable { reason: format!("{code}: {reason}") },
             }
-            code => JoinError::Unavailable { reason: format!("{code}: {reason}") },
-        }
-    })?;
-    read(issued.into_inner(), &key, node)
+        })?;
+        read(issued.into_inner(), &key, node)
+    }
 }
 
 fn read(issued: IssueResponse, key: &KeyPair, node: &NodeId) -> Result<Identity, JoinError> {
@@ -238,7 +280,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 }
 
 /// Identities by token and by renewal need one answer each; the store may be slow.
-const ISSUE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+const ISSUE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
 const PART_MAX: usize = 128;
 
 #[cfg(test)]

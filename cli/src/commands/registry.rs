@@ -71,7 +71,13 @@ pub(crate) struct Arguments {
     open: bool,
     /// The certificate (PEM) of the authority that signs, a root or an intermediate, where the mesh is not
     /// to make its own. Every registry of the mesh needs one below the same roots, at every start.
-    #[arg(long, env = "PILLION_CA_CERT", value_name = "FILE", requires = "ca_key", conflicts_with = "seal_key_file")]
+    #[arg(
+        long,
+        env = "PILLION_CA_CERT",
+        value_name = "FILE",
+        requires = "ca_key",
+        conflicts_with = "seal_key_file"
+    )]
     ca_cert: Option<PathBuf>,
     /// Its key (PEM): ECDSA P-256 or P-384.
     #[arg(long, env = "PILLION_CA_KEY", value_name = "FILE", requires = "ca_cert")]
@@ -79,6 +85,10 @@ pub(crate) struct Arguments {
     /// The certificates above it up to the root (PEM), and further roots that are to be trusted.
     #[arg(long, env = "PILLION_CA_CHAIN", value_name = "FILE", requires = "ca_cert")]
     ca_chain: Option<PathBuf>,
+    /// A file (YAML) that says which proofs of identity are taken beside join tokens, and which service
+    /// whoever has one may be.
+    #[arg(long, env = "PILLION_ATTESTATION", value_name = "FILE")]
+    attestation: Option<PathBuf>,
     /// A file with 64 hex digits (`openssl rand -hex 32`) by which the keys of the roots are sealed in the
     /// store. Every registry of the mesh needs it, at every start.
     #[arg(long, env = "PILLION_SEAL_KEY_FILE", value_name = "FILE")]
@@ -125,6 +135,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     options.trust_domain = arguments.trust_domain.clone();
     options.certificate_lifetime = arguments.certificate_lifetime;
     options.ca_files = arguments.ca_files();
+    options.attestation = arguments.attestation.clone();
     options.seal_key_file = arguments.seal_key_file.clone();
     options.audit_log = arguments.audit_log.clone();
     let registry = app::start(options).await.map_err(|error| match error {

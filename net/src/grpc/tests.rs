@@ -127,7 +127,7 @@ async fn without_a_certificate_nothing_behind_require_peer_answers() {
     let ca = TestCa::new("mesh.internal");
     let server = start(require_peer(who_am_i()), mesh_server(&ca, false));
     let pin = crate::tls::public_key_sha256(&ca.root()).expect("a certificate");
-    let anonymous = Security::Fixed(crate::tls::pinned_client_config(pin), String::new());
+    let anonymous = Security::Fixed(crate::tls::pinned_client_config(vec![pin]), String::new());
     let channel = Dialer::new(vec![server.target()], anonymous, Resolver::system()).lazy();
     let (status, body) = ask(&channel, "/who").await;
     assert_eq!(status, 401);

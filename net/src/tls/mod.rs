@@ -32,6 +32,7 @@ pub use live::{ClientTls, ServerTls};
 pub use peer::{PeerCertificate, hex, public_key_sha256, sha256};
 pub use refusals::refused;
 pub use secret::{NoSecrets, Roots, Secrets, load_certificate, load_roots};
+pub(crate) use verify::verify_client;
 pub use verify::{PeerError, explain, is_of_another_mesh, verify_svid};
 use verify::{PeerVerifier, Trust};
 
@@ -131,11 +132,11 @@ pub fn client_config(context: &UpstreamTls, secrets: &dyn Secrets) -> Result<Arc
     Ok(Arc::new(config))
 }
 
-/// First contact: trusts the registry whose chain ends in the root with this public key.
+/// First contact: trusts the registry whose chain ends in a root with one of these public keys (SHA-256).
 ///
 /// Its identity must be `spiffe://<trust-domain>/registry`. No client certificate is presented.
-pub fn pinned_client_config(root_key_sha256: [u8; 32]) -> Arc<ClientConfig> {
-    first_contact(Trust::Pin(root_key_sha256))
+pub fn pinned_client_config(root_keys: Vec<[u8; 32]>) -> Arc<ClientConfig> {
+    first_contact(Trust::Pins(root_keys))
 }
 
 /// First contact on loopback of an open registry, which has no token to pin it by: any certificate.

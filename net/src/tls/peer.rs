@@ -26,6 +26,8 @@ pub struct PeerCertificate {
     pub subject: String,
     /// The last common name of the subject: the instance, in certificates of the mesh.
     pub common_name: Option<String>,
+    /// The organizational units of the subject, in order.
+    pub organizational_units: Vec<String>,
     /// The serial number, lower-case hex.
     pub serial: String,
     /// SHA-256 of the leaf, 64 hex digits.
@@ -72,6 +74,12 @@ impl PeerCertificate {
                 .last()
                 .and_then(|name| name.as_str().ok())
                 .map(str::to_owned),
+            organizational_units: certificate
+                .subject()
+                .iter_organizational_unit()
+                .filter_map(|name| name.as_str().ok())
+                .map(str::to_owned)
+                .collect(),
             serial: hex(certificate.raw_serial()),
             sha256_hex: hex(&sha256(leaf)),
             chain: chain.iter().map(|der| der.clone().into_owned()).collect(),

@@ -198,7 +198,7 @@ async fn first_contact_trusts_only_the_pinned_registry() {
     let pin = public_key_sha256(&ca.root()).expect("a certificate");
     let context = DownstreamTls { require_client_certificate: false, ..mesh_server_context(&["h2"]) };
     let serve = |identity: &Identity| server_config(&context, identity).expect("a server");
-    assert!(shake(serve(&ca.registry()), pinned_client_config(pin), "localhost").await.is_ok());
+    assert!(shake(serve(&ca.registry()), pinned_client_config(vec![pin]), "localhost").await.is_ok());
 
     let mut service = ca.service("shop", "orders");
     service.svid.chain.push(ca.root());
@@ -216,7 +216,8 @@ async fn first_contact_trusts_only_the_pinned_registry() {
         ("another mesh", &stranger, "is this token of another mesh?"),
         ("a forged chain", &forged, "not signed by a root that we trust"),
     ] {
-        let Err((_, client)) = shake(serve(server), pinned_client_config(pin), "localhost").await else {
+        let Err((_, client)) = shake(serve(server), pinned_client_config(vec![pin]), "localhost").await
+        else {
             panic!("{case}: trusted")
         };
         let client = client.unwrap_or_default();

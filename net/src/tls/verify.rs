@@ -97,9 +97,10 @@ pub enum PeerError {
         /// What would be right.
         want: String,
     },
-    /// First contact: no certificate of the chain has the pinned key.
+    /// First contact: no certificate of the chain has a pinned key.
     #[error(
-        "the registry's root key is not the one the join token names (sha256 {want}); is this token of another mesh?"
+        "the registry's root key is not one that the join token or --registry-roots names (sha256 {want}); is this \
+         token of another mesh?"
     )]
     Pin {
         /// The pinned hash, hex.
@@ -184,8 +185,8 @@ pub(super) enum Trust {
     Any,
     /// A chain that ends in one of the roots; the leaf carries one of the names (none given: any).
     Roots { roots: Arc<Roots>, names: Vec<NameMatcher> },
-    /// First contact by join token: the registry, whose chain ends in the root with this key.
-    Pin([u8; 32]),
+    /// First contact: the registry, whose chain ends in a root with one of these keys.
+    Pins(Vec<[u8; 32]>),
 }
 
 /// Verifies the certificate of the other side, in both directions.
@@ -221,7 +222,7 @@ impl PeerVerifier {
     ) -> Result<(), PeerError> {
         match &self.trust {
             Trust::Any => Ok(()),
-            Trust::Pin(pin) => verify_registry(self.algorithms, leaf, intermediates, pin, now),
+            Trust::Pins(pins) => verify_registry(self.algorithms, leaf, intermediates, pins, now),
             Trust::Roots { roots, names } => {
                 verify_chain(self.algorithms, leaf, intermediates, &roots.store().roots, now, role)?;
                 if names.is_empty() && roots.trust_domain().is_none() {
@@ -324,13 +325,15 @@ fn verify_registry(
     algorithms: WebPkiSupportedAlgorithms,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
-    pin: &[u8; 32],
+    pins: &[[u8; 32]],
     now: UnixTime,
 ) -> Result<(), PeerError> {
     let root = intermediates
         .iter()
-        .find(|certificate| public_key_sha256(certificate).is_ok_and(|hash| hash == *pin))
-        .ok_or_else(|| PeerError::Pin { want: hex(pin) })?;
+        .find(|certificate| public_key_sha256(certificate).is_ok_and(|hash| pins.contains(&hash)))
+        .ok_or_else(|| PeerError::Pin {
+            want: pins.iter().map(|pin| hex(pin)).collect::<Vec<_>>().join(", "),
+        })?;
     let anchor = webpki::anchor_from_trusted_cert(root)
         .map_err(|error| PeerError::Malformed { reason: error.to_string() })?;
     verify_chain(algorithms, leaf, intermediates, &[anchor], now, Role::Server)?;
@@ -360,6 +363,17 @@ pub fn verify_svid(chain: &[CertificateDer<'_>], roots: &Roots, now: UnixTime) -
         Some(trust_domain) => check_spiffe(&PeerCertificate::parse(chain)?, trust_domain),
         None => Ok(()),
     }
+}
+
+/// Checks a client's chain against other roots than the mesh's.
+pub(crate) fn verify_client(
+    chain: &[CertificateDer<'_>],
+    roots: &Roots,
+    now: UnixTime,
+) -> Result<(), PeerError> {
+    let (leaf, intermediates) = chain.split_first().ok_or(PeerError::Empty)?;
+    let algorithms = super::provider().signature_verification_algorithms;
+    verify_chain(algorithms, leaf, intermediates, &roots.store().roots, now, Role::Client)
 }
 
 fn verify_chain(

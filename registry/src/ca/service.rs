@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::followers::Seat;
 use super::material::Material;
 use super::{Authority, CaError, TokenError};
+use crate::attest::{Attestation, Proven, Refusal};
 use crate::audit::Audit;
 
 /// The service. The one call that is open to callers without a client certificate.
@@ -27,6 +28,8 @@ pub struct IdentityService {
     authority: Arc<Authority>,
     /// Started with `--open`: loopback needs no token.
     open: bool,
+    /// Other proofs than join tokens; `None`: not taken.
+    attestation: Option<Attestation>,
     stop: CancellationToken,
     audit: Arc<Audit>,
 }
@@ -34,7 +37,13 @@ pub struct IdentityService {
 impl IdentityService {
     /// A service of `authority`. `open`: callers on loopback need no token. Streams end on `stop`.
     pub fn new(authority: Arc<Authority>, open: bool, stop: CancellationToken, audit: Arc<Audit>) -> Self {
-        Self { authority, open, stop, audit }
+        Self { authority, open, attestation: None, stop, audit }
+    }
+
+    /// The same, taking other proofs than join tokens.
+    #[must_use]
+    pub fn attesting(self, attestation: Option<Attestation>) -> Self {
+        Self { attestation, ..self }
     }
 
     /// As tonic serves it.
@@ -50,7 +59,7 @@ impl IdentityService {
         // Signed first and handed out only when the proof is good: a request that cannot be signed
         // must not use up a token.
         let issued = self.authority.issue(&node, &message.csr).map_err(failure)?;
-        let proof = self.authorize(&request, &message.join_token, &node).await?;
+        let proof = self.authorize(&request, &node).await?;
         tracing::info!(%node, %proof, serial = issued.serial, peer = ?request.remote_addr(), "issued a certificate");
         let der =
             |all: Vec<rustls_pki_types::CertificateDer<'_>>| all.iter().map(|one| one.to_vec()).collect();
@@ -64,7 +73,19 @@ impl IdentityService {
     }
 
     /// What the caller proves its right with.
-    async fn authorize<T>(&self, request: &Request<T>, token: &str, node: &NodeId) -> Result<Proof, Status> {
+    async fn authorize(&self, request: &Request<IssueRequest>, node: &NodeId) -> Result<Proof, Status> {
+        let message = request.get_ref();
+        let token = message.join_token.as_str();
+        if let Some(proof) = &message.proof {
+            let Some(attestation) = &self.attestation else {
+                return Err(Status::unauthenticated(
+                    "this registry takes no other proof than join tokens: start it with --attestation FILE, or \
+                     create a token with `pillion token create`",
+                ));
+            };
+            let proven = attestation.authorize(proof, &message.csr, node, SystemTime::now()).await;
+            return proven.map(Proof::Proven).map_err(not_proven);
+        }
         if !token.is_empty() {
             let token: JoinToken =
                 token.parse().map_err(|error| Status::invalid_argument(format!("join_token: {error}")))?;
@@ -92,6 +113,7 @@ impl IdentityService {
 /// For the audit line.
 enum Proof {
     Token(String),
+    Proven(Proven),
     Renewal,
     Loopback,
 }
@@ -100,6 +122,7 @@ impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Token(id) => write!(f, "token {id}"),
+            Self::Proven(proven) => proven.fmt(f),
             Self::Renewal => f.write_str("renewal"),
             Self::Loopback => f.write_str("loopback"),
         }
@@ -217,6 +240,16 @@ fn refusal(error: TokenError) -> Status {
             Status::unavailable("the registry's store does not answer; try again")
         }
         _ => Status::unauthenticated(error.to_string()),
+    }
+}
+
+fn not_proven(refusal: Refusal) -> Status {
+    tracing::warn!(%refusal, "a proof of identity is refused");
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::Unknown { .. } | Refusal::Invalid { .. } => Status::unauthenticated(text),
+        Refusal::NotAllowed { .. } => Status::permission_denied(text),
+        Refusal::Unavailable { .. } => Status::unavailable(text),
     }
 }
 

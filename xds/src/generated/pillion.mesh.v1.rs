@@ -43,7 +43,7 @@ impl ::prost::Name for Trust {
         "type.googleapis.com/pillion.mesh.v1.Trust".into()
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IssueRequest {
     /// `<id>.<secret>.<hash>`; empty when the caller presents its current SVID (renewal), or on
     /// loopback of a registry started with --open.
@@ -55,6 +55,24 @@ pub struct IssueRequest {
     /// `<namespace>/<service>/<instance-id>` the certificate is for.
     #[prost(string, tag = "3")]
     pub node_id: ::prost::alloc::string::String,
+    /// What the caller proves itself with instead of a join token. Those that are signed for this call are
+    /// signed for this `csr`: whoever replays one gets a certificate for a key that he does not have.
+    #[prost(oneof = "issue_request::Proof", tags = "4, 5, 6")]
+    pub proof: ::core::option::Option<issue_request::Proof>,
+}
+/// Nested message and enum types in `IssueRequest`.
+pub mod issue_request {
+    /// What the caller proves itself with instead of a join token. Those that are signed for this call are
+    /// signed for this `csr`: whoever replays one gets a certificate for a key that he does not have.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Proof {
+        #[prost(message, tag = "4")]
+        Kubernetes(super::KubernetesProof),
+        #[prost(message, tag = "5")]
+        Aws(super::AwsProof),
+        #[prost(message, tag = "6")]
+        X509(super::X509Proof),
+    }
 }
 impl ::prost::Name for IssueRequest {
     const NAME: &'static str = "IssueRequest";
@@ -64,6 +82,73 @@ impl ::prost::Name for IssueRequest {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/pillion.mesh.v1.IssueRequest".into()
+    }
+}
+/// A service account token of Kubernetes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KubernetesProof {
+    /// The projected token, for the audience that the registry wants.
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+}
+impl ::prost::Name for KubernetesProof {
+    const NAME: &'static str = "KubernetesProof";
+    const PACKAGE: &'static str = "pillion.mesh.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "pillion.mesh.v1.KubernetesProof".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/pillion.mesh.v1.KubernetesProof".into()
+    }
+}
+/// A request for GetCallerIdentity of AWS STS, signed (Signature Version 4) and not sent: the registry sends
+/// it, to the endpoint that it is configured with and to no other.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AwsProof {
+    /// `authorization`, `x-amz-date`, `x-amz-security-token` if there is one, and `x-pillion-csr-sha256`, which
+    /// must be among the signed headers. Method, path and body are fixed: POST, `/`, and
+    /// `Action=GetCallerIdentity&Version=2011-06-15` as `application/x-www-form-urlencoded; charset=utf-8`.
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub headers: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+impl ::prost::Name for AwsProof {
+    const NAME: &'static str = "AwsProof";
+    const PACKAGE: &'static str = "pillion.mesh.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "pillion.mesh.v1.AwsProof".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/pillion.mesh.v1.AwsProof".into()
+    }
+}
+/// A certificate of another authority, which the registry is configured with.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct X509Proof {
+    /// Leaf first, DER.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// When it was signed, Unix seconds.
+    #[prost(int64, tag = "2")]
+    pub signed_at: i64,
+    /// The signature scheme by its number in TLS (RFC 8446, section 4.2.3).
+    #[prost(uint32, tag = "3")]
+    pub scheme: u32,
+    /// By the leaf's key, of `pillion attestation 1`, a zero byte, `signed_at` (8 bytes, big endian), SHA-256 of
+    /// `csr`, and `node_id`.
+    #[prost(bytes = "vec", tag = "4")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for X509Proof {
+    const NAME: &'static str = "X509Proof";
+    const PACKAGE: &'static str = "pillion.mesh.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "pillion.mesh.v1.X509Proof".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/pillion.mesh.v1.X509Proof".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -568,7 +653,7 @@ pub mod identity_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Certificates. `Issue` is the one call that needs no client certificate, only a join token.
+    /// Certificates. `Issue` is the one call that needs no client certificate, only a join token or another proof.
     #[derive(Debug, Clone)]
     pub struct IdentityClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -725,7 +810,7 @@ pub mod identity_server {
             request: tonic::Request<tonic::Streaming<super::Following>>,
         ) -> std::result::Result<tonic::Response<Self::FollowStream>, tonic::Status>;
     }
-    /// Certificates. `Issue` is the one call that needs no client certificate, only a join token.
+    /// Certificates. `Issue` is the one call that needs no client certificate, only a join token or another proof.
     #[derive(Debug)]
     pub struct IdentityServer<T> {
         inner: Arc<T>,

@@ -47,6 +47,47 @@ pub(crate) struct JoinArguments {
     /// A file with the join token.
     #[arg(long, env = "PILLION_JOIN_TOKEN_FILE", value_name = "FILE", conflicts_with = "join_token")]
     pub(crate) join_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) attest: AttestArguments,
+}
+
+/// Another proof than a join token, and to whom.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AttestArguments {
+    /// What proves who we are, instead of a join token: a certificate of another authority, the pod's
+    /// service account token, or AWS credentials.
+    #[arg(
+        long,
+        env = "PILLION_ATTEST",
+        value_enum,
+        requires = "registry_roots",
+        conflicts_with_all = ["join_token", "join_token_file"]
+    )]
+    pub(crate) attest: Option<AttestMethod>,
+    /// The mesh's roots (PEM) by which the registry is verified before anything is proven to it: roots.pem of
+    /// its data directory.
+    #[arg(long, env = "PILLION_REGISTRY_ROOTS", value_name = "FILE", requires = "attest")]
+    pub(crate) registry_roots: Option<PathBuf>,
+    /// The certificate for --attest x509 (PEM, leaf first).
+    #[arg(long, env = "PILLION_ATTEST_CERT", value_name = "FILE", requires = "attest_key")]
+    pub(crate) attest_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, env = "PILLION_ATTEST_KEY", value_name = "FILE", requires = "attest_cert")]
+    pub(crate) attest_key: Option<PathBuf>,
+    /// The projected token for --attest kubernetes. Default /var/run/secrets/pillion/token.
+    #[arg(long, env = "PILLION_ATTEST_TOKEN_FILE", value_name = "FILE", requires = "attest")]
+    pub(crate) attest_token_file: Option<PathBuf>,
+}
+
+/// What `--attest` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum AttestMethod {
+    /// A certificate of another authority.
+    X509,
+    /// The pod's service account token.
+    Kubernetes,
+    /// AWS credentials.
+    Aws,
 }
 
 /// Who the instance beside the sidecar is.

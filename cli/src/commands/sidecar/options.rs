@@ -8,12 +8,16 @@ use anyhow::Context;
 use pillion_model::http::{AccessLog, LogFormat};
 use pillion_model::instance::InstancePort;
 use pillion_model::name::{InstanceId, NodeId, ServiceName};
+use pillion_net::attest::{Attestation, pins};
 use pillion_net::bootstrap::{Credential, JoinToken};
 use pillion_net::resolve::{Resolver, Target};
 use pillion_proxy::Egress;
 use pillion_proxy::sidecar::{Advertise, Options, Upstream, stored_instance};
 
-use super::{AccessLogFormat, InstanceArguments, JoinArguments, SidecarArguments, TrafficArguments};
+use super::{
+    AccessLogFormat, AttestArguments, AttestMethod, InstanceArguments, JoinArguments, SidecarArguments,
+    TrafficArguments,
+};
 use crate::arguments::MESH_PORT;
 use crate::exit::Usage;
 
@@ -132,6 +136,10 @@ impl JoinArguments {
 
     /// What proves that we may join: a token, or being on the machine of a registry that is open.
     pub(crate) fn credential(&self) -> anyhow::Result<Credential> {
+        if let Some(with) = self.attest.attestation()? {
+            let pins = self.attest.pins()?;
+            return Ok(Credential::Attestation { with, pins });
+        }
         // A variable that is set to nothing, as compose files do it, says nothing.
         let given = self.join_token.as_ref().filter(|token| !token.trim().is_empty());
         let token = match (given, &self.join_token_file) {
@@ -144,6 +152,38 @@ impl JoinArguments {
         Ok(Credential::Token(token.parse::<JoinToken>()?))
     }
 }
+
+impl AttestArguments {
+    fn attestation(&self) -> Result<Option<Attestation>, Usage> {
+        let Some(method) = self.attest else { return Ok(None) };
+        let attestation = match (method, &self.attest_cert, &self.attest_key) {
+            (AttestMethod::X509, Some(certificate), Some(key)) => {
+                Attestation::X509 { certificate: certificate.clone(), key: key.clone() }
+            }
+            (AttestMethod::X509, ..) => {
+                return Err(Usage("--attest x509 needs --attest-cert and --attest-key".to_owned()));
+            }
+            (AttestMethod::Kubernetes, ..) => {
+                let file = self.attest_token_file.clone();
+                Attestation::Kubernetes { token: file.unwrap_or_else(|| TOKEN_FILE.into()) }
+            }
+            (AttestMethod::Aws, ..) => Attestation::Aws,
+        };
+        Ok(Some(attestation))
+    }
+
+    fn pins(&self) -> Result<Vec<[u8; 32]>, Usage> {
+        let needed =
+            || Usage("--attest needs --registry-roots, by which the registry is verified".to_owned());
+        let file = self.registry_roots.as_ref().ok_or_else(needed)?;
+        let wrong = |reason: String| Usage(format!("--registry-roots {}: {reason}", file.display()));
+        let text = std::fs::read(file).map_err(|error| wrong(error.to_string()))?;
+        pins(&text).map_err(wrong)
+    }
+}
+
+/// Where a projected token is usually mounted.
+const TOKEN_FILE: &str = "/var/run/secrets/pillion/token";
 
 /// The address that `--advertise` names.
 pub(crate) async fn resolve_advertised(arguments: &SidecarArguments) -> anyhow::Result<Option<Advertise>> {

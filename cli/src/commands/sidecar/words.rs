@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use clap::ValueEnum;
 
-use super::{InstanceArguments, JoinArguments, ListenArguments, SidecarArguments, TrafficArguments};
+use super::{
+    AttestArguments, InstanceArguments, JoinArguments, ListenArguments, SidecarArguments, TrafficArguments,
+};
 
 /// Arguments as they are passed on.
 #[derive(Default)]
@@ -41,9 +43,25 @@ impl SidecarArguments {
 
 impl JoinArguments {
     fn add_to(&self, words: &mut Words) {
-        let Self { registry, join_token: _, join_token_file } = self;
+        let Self { registry, join_token: _, join_token_file, attest } = self;
         words.add_all("--registry", registry);
         words.add_some("--join-token-file", join_token_file.as_ref().map(|file| file.display()));
+        attest.add_to(words);
+    }
+}
+
+impl AttestArguments {
+    fn add_to(&self, words: &mut Words) {
+        let Self { attest, registry_roots, attest_cert, attest_key, attest_token_file } = self;
+        words.add_some("--attest", attest.as_ref().map(value_name));
+        for (flag, file) in [
+            ("--registry-roots", registry_roots),
+            ("--attest-cert", attest_cert),
+            ("--attest-key", attest_key),
+            ("--attest-token-file", attest_token_file),
+        ] {
+            words.add_some(flag, file.as_ref().map(|file| file.display()));
+        }
     }
 }
 
@@ -116,10 +134,16 @@ mod tests {
             --admin 127.0.0.1:3 --metrics 0.0.0.0:4 --dns 127.0.0.1:5 --upstream 9001=orders.shop:80 \
             --hosts-file /h --dependency orders --egress deny --access-log /dev/stdout \
             --access-log-format json --workers 3 --memory-max 64MiB --log debug --log-format json";
-        let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-        let parsed = parse(&words);
-        let again = parsed.words();
-        assert_eq!(format!("{:?}", parse(&again)), format!("{parsed:?}"));
+        let proof =
+            "--attest x509 --registry-roots /r --attest-cert /c --attest-key /k --attest-token-file /t";
+        let mut again = Vec::new();
+        for text in [text, proof] {
+            let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+            let parsed = parse(&words);
+            let passed_on = parsed.words();
+            assert_eq!(format!("{:?}", parse(&passed_on)), format!("{parsed:?}"));
+            again.extend(passed_on);
+        }
         let command = SidecarArguments::augment_args(Command::new("proxy"));
         for flag in command.get_arguments().filter_map(|argument| argument.get_long()) {
             let flag = format!("--{flag}");
