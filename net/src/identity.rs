@@ -294,6 +294,33 @@ impl IdentityWatch {
     }
 }
 
+/// Tells when another certificate takes the place of the one before; other roots alone are no reason.
+#[derive(Debug)]
+pub struct Replacements {
+    watch: IdentityWatch,
+    seen: Option<Arc<PrivateKeyDer<'static>>>,
+}
+
+impl Replacements {
+    /// Those after the certificate in force now.
+    pub fn new(watch: IdentityWatch) -> Self {
+        let seen = watch.current().map(|identity| Arc::clone(&identity.svid.key));
+        Self { watch, seen }
+    }
+
+    /// Waits for the next one. Dropping the wait loses none.
+    pub async fn next(&mut self) {
+        while let Some(identity) = self.watch.changed().await {
+            let key = &identity.svid.key;
+            if !self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, key)) {
+                self.seen = Some(Arc::clone(key));
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 /// A moment as the certificate verifier counts: whole seconds since 1970, 0 before.
 pub(crate) fn unix_time(at: SystemTime) -> UnixTime {
     UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pillion_model::mesh::{MeshService, Resources};
+use pillion_net::identity::{IdentityWatch, Replacements};
 use pillion_xds::ads::NodeInfo;
 use pillion_xds::ads::client::{Client, Decode, run};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -62,6 +63,8 @@ pub struct Options {
     pub pinned: Vec<String>,
     /// Route configurations that are always kept.
     pub routes: Vec<String>,
+    /// The identity that connections are made with: another certificate, another connection. `None`: none.
+    pub identity: Option<IdentityWatch>,
     /// Ends everything.
     pub stop: CancellationToken,
 }
@@ -181,6 +184,8 @@ where
         waiting: HashMap::new(),
         published_at: None,
         kept: None,
+        identity: options.identity.map(Replacements::new),
+        renewed: false,
     };
     if let Some(dir) = options.state_dir {
         let saved = saved::load(&dir, &worker.node_id).unwrap_or_else(|error| {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use pillion_model::mesh::Resources;
+use pillion_net::identity::Replacements;
 use pillion_xds::ads::client::{Client, Decode, Handler, Link, Update};
 use pillion_xds::type_url::SERVICE;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -46,6 +47,16 @@ pub(super) struct Worker {
     pub(super) waiting: HashMap<String, Vec<oneshot::Sender<Lookup>>>,
     pub(super) published_at: Option<Instant>,
     pub(super) kept: Option<Kept>,
+    pub(super) identity: Option<Replacements>,
+    /// There is another certificate than the connection was made with.
+    pub(super) renewed: bool,
+}
+
+async fn next(identity: &mut Option<Replacements>) {
+    match identity {
+        Some(identity) => identity.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What is to be on disk.
@@ -111,9 +122,15 @@ impl Handler for Worker {
         }
     }
 
+    fn takes_leave(&mut self) -> bool {
+        std::mem::take(&mut self.renewed)
+    }
+
     async fn work(&mut self) {
         let timer = self.next_timer();
         tokio::select! {
+            // The registry ends connections with the certificates they were made with.
+            () = next(&mut self.identity) => self.renewed = true,
             command = self.commands.recv(), if !self.commands.is_closed() || !self.commands.is_empty() => {
                 command.into_iter().for_each(|command| self.on_command(command));
             }

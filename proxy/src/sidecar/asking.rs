@@ -2,13 +2,13 @@
 
 use pillion_model::mesh::EGRESS_ROUTES;
 use pillion_net::grpc::Dialer;
-use pillion_net::identity::IdentityWatch;
+use pillion_net::identity::{IdentityWatch, Replacements};
 use pillion_xds::ads::NodeInfo;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
-use super::identity::{chain, replaced};
+use super::identity::chain;
 use super::options::Options;
 use super::registration;
 use crate::control::{self, Control};
@@ -24,6 +24,7 @@ pub(super) fn start_control(
     options: &Options,
     pinned: Vec<String>,
     dialer: &Dialer,
+    identity: IdentityWatch,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Control {
@@ -39,6 +40,7 @@ pub(super) fn start_control(
         on_demand_max: control::ON_DEMAND_MAX,
         pinned,
         routes: vec![EGRESS_ROUTES.to_owned()],
+        identity: Some(identity),
         stop: stop.clone(),
     };
     let dialer = dialer.clone();
@@ -58,6 +60,6 @@ impl registration::Dial for RegistryDial {
     }
 
     async fn renewed(&self) {
-        replaced(self.1.clone()).await;
+        Replacements::new(self.1.clone()).next().await;
     }
 }

@@ -275,17 +275,6 @@ fn parse(bytes: &[u8]) -> Result<Identity, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Waits until there is another identity than now.
-pub(super) async fn replaced(mut identity: IdentityWatch) {
-    let with = identity.current();
-    while let Some(now) = identity.changed().await {
-        if with.as_ref().is_none_or(|with| !Arc::ptr_eq(&with.svid.key, &now.svid.key)) {
-            return;
-        }
-    }
-    std::future::pending().await
-}
-
 /// An error with its sources, in one line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -180,7 +180,7 @@ impl Sidecar {
         let dialer = registry_dialer(options.registries.clone(), identity.clone(), resolver);
         tasks.spawn(keeper.keep(publisher, stop.clone()));
         let called = called_names(&options, &zone);
-        let control = start_control(&options, called.clone(), &dialer, &stop, &tasks);
+        let control = start_control(&options, called.clone(), &dialer, identity.clone(), &stop, &tasks);
 
         let slot = Slot::claim().map_err(|error| warn!(%error, "names have no addresses here")).ok();
         let vips = slot.as_ref().map(Slot::range);

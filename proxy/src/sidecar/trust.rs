@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pillion_net::grpc::Dialer;
-use pillion_net::identity::IdentityWatch;
+use pillion_net::identity::{IdentityWatch, Replacements};
 use pillion_xds::mesh::identity_client::IdentityClient;
 use pillion_xds::mesh::{Following, Trust};
 use tokio::sync::{mpsc, watch};
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::debug;
 
-use super::identity::{chain, jittered, replaced};
+use super::identity::{chain, jittered};
 
 /// One follower.
 pub(super) struct Follow {
@@ -45,7 +45,7 @@ impl Follow {
     async fn stream(&mut self) -> Result<(), String> {
         let status = |status: tonic::Status| format!("{:?}: {}", status.code(), status.message());
         let slow = |_| "no answer in time".to_owned();
-        let identity = self.identity.clone();
+        let mut renewed = Replacements::new(self.identity.clone());
         let channel = timeout(CONNECT_TIMEOUT, self.dialer.connect()).await.map_err(slow)?;
         let channel = channel.map_err(|error| chain(&error))?;
         let (send, receive) = mpsc::channel(QUEUE);
@@ -55,7 +55,6 @@ impl Follow {
         let mut client = IdentityClient::new(channel);
         let opened = timeout(CONNECT_TIMEOUT, client.follow(ReceiverStream::new(receive)));
         let mut told = opened.await.map_err(slow)?.map_err(status)?.into_inner();
-        let mut renewed = std::pin::pin!(replaced(identity));
         loop {
             tokio::select! {
                 message = told.message() => match message.map_err(status)? {
@@ -69,7 +68,7 @@ impl Follow {
                     said.await.map_err(|_| "the stream closed".to_owned())?;
                 }
                 // The registry ends connections with the certificate they were made with.
-                () = &mut renewed => return Ok(()),
+                () = renewed.next() => return Ok(()),
             }
         }
     }

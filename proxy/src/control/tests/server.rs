@@ -120,6 +120,7 @@ impl Sidecar {
             on_demand_max: ON_DEMAND_MAX,
             routes: Vec::new(),
             pinned: vec!["pinned.".into()],
+            identity: None,
             stop: stop.clone(),
         };
         let connect =

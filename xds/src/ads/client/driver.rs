@@ -42,6 +42,12 @@ pub trait Handler: Send {
     /// Waits for something to do beside the stream and does it: commands, timers. Called all the
     /// time, connected or not, and dropped at any `.await`, so nothing may be lost there.
     fn work(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Whether the connection is to be made anew, as with another certificate. Asked after `work`, and told
+    /// once.
+    fn takes_leave(&mut self) -> bool {
+        false
+    }
 }
 
 /// State of the connection.
@@ -94,10 +100,11 @@ where
     let mut backoff = Backoff::default();
     loop {
         let ended = stop.run_until_cancelled(stream::<W, H, F, A>(handler, &mut connect, &mut backoff)).await;
-        let Some(error) = ended else {
-            return;
+        let (error, retry_in) = match ended {
+            None => return,
+            Some(End::Lost(error)) => (error, backoff.next_wait(fastrand::f64())),
+            Some(End::Left) => ("another connection is made".to_owned(), Duration::ZERO),
         };
-        let retry_in = backoff.next_wait(fastrand::f64());
         handler.on_link(Link::Lost { error, retry_in });
         if stop.run_until_cancelled(beside(handler, sleep(retry_in))).await.is_none() {
             return;
@@ -105,18 +112,27 @@ where
     }
 }
 
+/// How a stream ended.
+enum End {
+    /// We left it.
+    Left,
+    /// Anything else, with the reason.
+    Lost(String),
+}
+
 /// One connection and stream; gives the reason of its end.
-async fn stream<W, H, F, A>(handler: &mut H, connect: &mut F, backoff: &mut Backoff) -> String
+async fn stream<W, H, F, A>(handler: &mut H, connect: &mut F, backoff: &mut Backoff) -> End
 where
     W: Wire,
     H: Handler,
     F: FnMut() -> A + Send,
     A: Future<Output = Result<Channel, Box<dyn Error + Send + Sync>>> + Send,
 {
+    let _ = handler.takes_leave(); // what is made now is made with what there is now
     let channel = match beside(handler, timeout(CONNECT_TIMEOUT, connect())).await {
         Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return chain(&*error),
-        Err(_elapsed) => return format!("no connection to the server within {CONNECT_TIMEOUT:?}"),
+        Ok(Err(error)) => return End::Lost(chain(&*error)),
+        Err(_elapsed) => return End::Lost(format!("no connection to the server within {CONNECT_TIMEOUT:?}")),
     };
     let mut service =
         AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
@@ -126,8 +142,10 @@ where
     let opening = W::open(&mut service, queue);
     let mut responses = match beside(handler, timeout(CONNECT_TIMEOUT, opening)).await {
         Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return explain(&status),
-        Err(_elapsed) => return format!("the server did not open the stream within {CONNECT_TIMEOUT:?}"),
+        Ok(Err(status)) => return End::Lost(explain(&status)),
+        Err(_elapsed) => {
+            return End::Lost(format!("the server did not open the stream within {CONNECT_TIMEOUT:?}"));
+        }
     };
     handler.on_link(Link::Connected);
     loop {
@@ -136,7 +154,7 @@ where
             slot = requests.reserve(), if has_request => match (slot, W::next(handler.client())) {
                 (Ok(slot), Some(request)) => slot.send(request),
                 (Ok(_unused), None) => {}
-                (Err(_closed), _) => return ended(responses.message().await.map(drop)),
+                (Err(_closed), _) => return End::Lost(ended(responses.message().await.map(drop))),
             },
             message = responses.message() => match message {
                 Ok(Some(response)) => {
@@ -145,9 +163,11 @@ where
                     let update = W::take(handler.client(), response, &decode);
                     handler.on_update(update);
                 }
-                other => return ended(other.map(drop)),
+                other => return End::Lost(ended(other.map(drop))),
             },
-            () = handler.work() => {}
+            () = handler.work() => if handler.takes_leave() {
+                return End::Left;
+            }
         }
     }
 }
