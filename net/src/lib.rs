@@ -18,3 +18,4 @@ pub mod revoked;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;
+pub mod workload;

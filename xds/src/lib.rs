@@ -27,3 +27,18 @@ pub mod mesh {
     )]
     include!("generated/pillion.mesh.v1.rs");
 }
+
+/// The part of the SPIFFE Workload API that a sidecar asks, generated from `proto/spiffe/workload.proto`.
+pub mod spiffe {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::pedantic,
+        clippy::nursery,
+        clippy::use_self,
+        clippy::or_fun_call,
+        reason = "generated code"
+    )]
+    include!("generated/spiffe.rs");
+}

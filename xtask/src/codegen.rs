@@ -1,14 +1,27 @@
-//! Generates Rust from Pillion's own protos and from etcd's, without protoc.
+//! Generates Rust from Pillion's own protos, SPIFFE's and etcd's, without protoc.
 
 use std::path::Path;
 
 use anyhow::Context;
 
-/// Writes `xds/src/generated/pillion.mesh.v1.rs` and `registry/src/store/etcd/generated/etcdserverpb.rs`.
+/// Writes `xds/src/generated/{pillion.mesh.v1,spiffe}.rs` and `registry/src/store/etcd/generated/etcdserverpb.rs`.
 pub(crate) fn run() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
     mesh(root)?;
+    spiffe(root)?;
     etcd(root)
+}
+
+/// What a sidecar asks a SPIFFE agent: a client only. The service has no package.
+fn spiffe(root: &Path) -> anyhow::Result<()> {
+    let files = protox::compile(["spiffe/workload.proto"], [root.join("xds/proto")])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .out_dir(root.join("xds/src/generated"))
+        .compile_fds_with_config(files, tonic_prost_build::Config::new())
+        .context("generate code from xds/proto/spiffe")?;
+    let generated = root.join("xds/src/generated");
+    std::fs::rename(generated.join("_.rs"), generated.join("spiffe.rs")).context("name what has no package")
 }
 
 /// What the store says to etcd: a client only.

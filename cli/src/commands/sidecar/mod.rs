@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 pub(crate) use options::resolve_advertised;
+use pillion_net::workload::Agent;
 pub(crate) use texts::{LabelText, PortText, UpstreamText};
 pub(crate) use words::{Words, value_name};
 
@@ -93,6 +94,19 @@ pub(crate) enum AttestMethod {
 /// Who the instance beside the sidecar is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct InstanceArguments {
+    /// A SPIFFE agent (such as SPIRE's) that gives the identity instead of the registry:
+    /// `unix:///run/spire/agent.sock`.
+    #[arg(
+        long,
+        env = "SPIFFE_ENDPOINT_SOCKET",
+        value_name = "ADDRESS",
+        value_parser = agent,
+        conflicts_with_all = ["join_token", "join_token_file", "attest"]
+    )]
+    pub(crate) spiffe_socket: Option<Agent>,
+    /// The mesh's DNS zone, where an agent gives the identity. Default mesh.internal.
+    #[arg(long, env = "PILLION_MESH_DOMAIN", value_name = "DOMAIN", requires = "spiffe_socket")]
+    pub(crate) mesh_domain: Option<String>,
     /// The service that the application beside the sidecar belongs to.
     #[arg(long, env = "PILLION_SERVICE", value_name = "NAME")]
     pub(crate) service: Option<String>,
@@ -189,6 +203,10 @@ fn size(text: &str) -> Result<u64, String> {
         .unwrap_or((text, 0));
     let bytes = digits.trim_end().parse::<u64>().ok().and_then(|count| count.checked_mul(1 << shift));
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "want a size such as 256MiB".to_owned())
+}
+
+fn agent(text: &str) -> Result<Agent, String> {
+    Agent::parse(text).map_err(|error| error.to_string())
 }
 
 /// What `--egress` takes.

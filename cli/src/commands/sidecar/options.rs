@@ -41,6 +41,10 @@ impl SidecarArguments {
         let id = self.instance_id(&service, first)?;
         let mut options = Options::new(NodeId { service, instance: id }, ports, self.join.targets()?);
         options.credential = Some(self.join.credential()?);
+        options.agent.clone_from(&instance.spiffe_socket);
+        if let Some(domain) = &instance.mesh_domain {
+            options.mesh_domain.clone_from(domain);
+        }
         self.listen(&mut options)?;
         options.upstreams =
             self.listen.upstream.iter().map(|text| self.upstream(text)).collect::<Result<_, _>>()?;

@@ -67,8 +67,10 @@ impl AttestArguments {
 
 impl InstanceArguments {
     fn add_to(&self, words: &mut Words) {
-        let Self { service, namespace, port, instance_id, label, zone, weight, ttl, advertise, state_dir } =
-            self;
+        let Self { service, namespace, port, instance_id, label, zone, weight, ttl, .. } = self;
+        let Self { advertise, state_dir, spiffe_socket, mesh_domain, .. } = self;
+        words.add_some("--spiffe-socket", spiffe_socket.as_ref());
+        words.add_some("--mesh-domain", mesh_domain.as_ref());
         words.add_some("--service", service.as_ref());
         words.add("--namespace", namespace);
         words.add_all("--port", port);
@@ -137,7 +139,8 @@ mod tests {
         let proof =
             "--attest x509 --registry-roots /r --attest-cert /c --attest-key /k --attest-token-file /t";
         let mut again = Vec::new();
-        for text in [text, proof] {
+        let agent = "--spiffe-socket unix:///run/agent.sock --mesh-domain shop.internal";
+        for text in [text, proof, agent] {
             let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
             let parsed = parse(&words);
             let passed_on = parsed.words();
