@@ -1,15 +1,14 @@
 //! Settings of HTTP filters, and which of them a route switches on or off.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::authz::AuthzOverride;
-use crate::endpoint::Fraction;
 use crate::http::{CorsPolicy, FaultPolicy, HttpFilter};
 use crate::jwt::JwtOverride;
 use crate::matcher::HeaderMatcher;
+use crate::rate_limit::LocalRateLimit;
 use crate::rbac::Rbac;
-use crate::route::{HeaderChange, HeaderChanges};
+use crate::route::HeaderChanges;
 
 /// Which filter: what routes name when they have settings for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -133,38 +132,4 @@ pub struct HealthCheckFilter {
     pub headers: Vec<HeaderMatcher>,
     /// Clusters of which this percentage has to be healthy.
     pub min_healthy: BTreeMap<String, u32>,
-}
-
-/// Limits how many requests this proxy lets through, all workers together. Envoy: `LocalRateLimit`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LocalRateLimit {
-    /// Prefix of statistics.
-    pub stat_prefix: String,
-    /// Answer to what is too much. Default 429.
-    pub status: u16,
-    /// How much is allowed; `None`: only routes say it.
-    pub bucket: Option<TokenBucket>,
-    /// Share of requests that is counted. Default none.
-    pub enabled: Fraction,
-    /// Share of what is too much that is refused. Default none.
-    pub enforced: Fraction,
-    /// Header changes of requests that are too many and sent on.
-    pub request_headers: Vec<HeaderChange>,
-    /// Header changes of refusals.
-    pub response_headers: Vec<HeaderChange>,
-    /// `x-ratelimit-limit`, `-remaining` and `-reset` on every answer.
-    pub limit_headers: bool,
-    /// gRPC clients are told RESOURCE_EXHAUSTED instead of UNAVAILABLE.
-    pub resource_exhausted: bool,
-}
-
-/// Tokens that come back at a steady rate; a request takes one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenBucket {
-    /// As many as fit, and as there are at first.
-    pub max_tokens: u32,
-    /// As many come back …
-    pub tokens_per_fill: u32,
-    /// … in this time; at least 50 ms.
-    pub fill_interval: Duration,
 }

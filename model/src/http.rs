@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use crate::authz::ExtAuthz;
 use crate::endpoint::Fraction;
-use crate::filter::{HeaderMutation, HealthCheckFilter, LocalRateLimit};
+use crate::filter::{HeaderMutation, HealthCheckFilter};
 use crate::jwt::JwtAuthn;
 use crate::log_filter::LogFilter;
 use crate::matcher::{Cidr, HeaderMatcher, StringMatcher};
+use crate::rate_limit::LocalRateLimit;
 use crate::rbac::Rbac;
 use crate::route::{HeaderChange, RouteConfiguration};
 

@@ -24,6 +24,7 @@ pub mod mesh;
 pub mod metadata;
 pub mod name;
 pub mod path;
+pub mod rate_limit;
 pub mod rbac;
 pub mod retry;
 pub mod route;

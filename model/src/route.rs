@@ -8,6 +8,7 @@ use crate::endpoint::Fraction;
 pub use crate::filter::FilterOverrides;
 use crate::matcher::{HeaderMatcher, QueryMatcher, Regex, RequestView};
 use crate::metadata::Fields;
+use crate::rate_limit::RateLimitActions;
 use crate::retry::RetryPolicy;
 
 /// Virtual hosts under one name. Envoy: `RouteConfiguration`.
@@ -43,6 +44,8 @@ pub struct VirtualHost {
     pub include_attempt_count: bool,
     /// Send `x-envoy-attempt-count` back.
     pub include_attempt_count_in_response: bool,
+    /// How requests are described to filters that limit them.
+    pub rate_limits: Vec<RateLimitActions>,
     /// For routes without their own.
     pub filters: FilterOverrides,
 }
@@ -158,6 +161,10 @@ pub struct Forward {
     pub upgrades: Vec<(String, bool)>,
     /// Uses the cluster's limits of high priority.
     pub high_priority: bool,
+    /// How requests are described to filters that limit them.
+    pub rate_limits: Vec<RateLimitActions>,
+    /// They are also described as the virtual host says.
+    pub include_host_rate_limits: bool,
 }
 
 impl Forward {
@@ -179,6 +186,8 @@ impl Forward {
             hash: Vec::new(),
             upgrades: Vec::new(),
             high_priority: false,
+            rate_limits: Vec::new(),
+            include_host_rate_limits: false,
         }
     }
 }

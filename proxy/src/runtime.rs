@@ -40,13 +40,20 @@ pub struct Options {
     pub workers: NonZeroUsize,
     /// The proxy's own service (`orders.shop`), for metrics; may be empty.
     pub service: String,
+    /// The group it says it belongs to, for limits by source; may be empty.
+    pub node_cluster: String,
     /// Memory in bytes past which requests are refused; `None`: no limit.
     pub memory_max: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: NonZeroUsize::MIN, service: String::new(), memory_max: None }
+        Self {
+            workers: NonZeroUsize::MIN,
+            service: String::new(),
+            node_cluster: String::new(),
+            memory_max: None,
+        }
     }
 }
 
@@ -126,6 +133,7 @@ impl Runtime {
             clusters: Arc::new(Clusters::new()),
             symbols: Arc::clone(&symbols),
             own_service: options.service.clone(),
+            node_cluster: options.node_cluster.clone(),
             overload: Overload::new(options.memory_max),
             outbound: OnceLock::new(),
             health_failed: AtomicBool::new(false),

@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) clusters: Arc<Clusters>,
     pub(crate) symbols: Arc<Symbols>,
     pub(crate) own_service: String,
+    /// The group it says it belongs to.
+    pub(crate) node_cluster: String,
     pub(crate) overload: Arc<Overload>,
     /// How the application's traffic is taken; set once.
     pub(crate) outbound: OnceLock<OutboundOptions>,

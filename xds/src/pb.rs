@@ -12,6 +12,7 @@ pub(crate) use envoy_types::pb::envoy::config::route::v3 as route;
 pub(crate) use envoy_types::pb::envoy::extensions::access_loggers::{
     file::v3 as file_log, stream::v3 as stream_log,
 };
+pub(crate) use envoy_types::pb::envoy::extensions::common::ratelimit::v3 as ratelimit;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::http::{
     buffer::v3 as buffer, cors::v3 as cors, ext_authz::v3 as ext_authz, fault::v3 as fault,
@@ -36,6 +37,7 @@ pub(crate) use envoy_types::pb::envoy::r#type::v3 as types;
 pub(crate) use envoy_types::pb::google::protobuf::{
     Any, BoolValue, Duration, Empty, ListValue, Struct, UInt32Value, UInt64Value, Value, value::Kind,
 };
+pub(crate) use envoy_types::pb::xds::core::v3 as xds;
 
 /// `xds.type.v3.TypedStruct`: how a type that the other side may not know travels.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -60,7 +60,8 @@ fn judge(filter: &HealthCheckFilter, snapshot: &Snapshot) -> (bool, &'static str
 /// Tells whoever asked which cluster answered, and everybody else that no more should be sent.
 pub(super) fn annotate(x: &Exchange, headers: &mut HeaderMap) {
     if x.marks.health_check {
-        headers.insert(&HEALTH_CHECKED_CLUSTER, HeaderValue::from_static(""));
+        let own = HeaderValue::from_str(&x.connection.worker.shared().node_cluster);
+        headers.insert(&HEALTH_CHECKED_CLUSTER, own.unwrap_or(HeaderValue::from_static("")));
     } else if is_failing(x) {
         headers.insert(&IMMEDIATE_HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
     }

@@ -26,8 +26,8 @@ use crate::snapshot::{Overrides, Switches, Work};
 pub(crate) struct Marks {
     /// The health check filter takes the request for a health check.
     health_check: bool,
-    /// The limit that was asked, if its state is to be told.
-    limit: Option<Arc<local_rate_limit::Limit>>,
+    /// The bucket that decided, if its state is to be told.
+    limit: Option<Arc<local_rate_limit::Bucket>>,
     /// What the authorization server wants the client to have.
     answer_headers: Vec<(HeaderName, HeaderValue, How)>,
 }

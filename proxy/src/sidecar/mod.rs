@@ -145,6 +145,7 @@ impl Sidecar {
             workers: NonZeroUsize::new(options.workers).unwrap_or(NonZeroUsize::MIN),
             service: options.node.service.to_string(),
             memory_max: options.memory_max,
+            ..runtime::Options::default()
         })?);
         let inbound = bind_inbound(&runtime, &options)?;
         let (udp, tcp) = bind_udp_and_tcp("local DNS", options.dns).map_err(|error| bind("--dns", error))?;

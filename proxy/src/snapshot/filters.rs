@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use pillion_model::authz::AuthzOverride;
-use pillion_model::filter::{FilterKind, FilterOverrides, HealthCheckFilter, LocalRateLimit};
+use pillion_model::filter::{FilterKind, FilterOverrides, HealthCheckFilter};
 use pillion_model::http::{CorsPolicy, FaultPolicy, HttpFilter};
 use pillion_model::jwt::JwtOverride;
+use pillion_model::rate_limit::LocalRateLimit;
 use pillion_model::rbac::Rbac;
 
 use crate::filters::ext_authz::Authz;

@@ -481,6 +481,11 @@ impl Routed {
         &self.config.hosts[self.at.0].routes[self.at.1]
     }
 
+    /// The virtual host and the route as they are written.
+    pub(crate) fn model(&self) -> (&model::VirtualHost, &model::Route) {
+        self.config.table.at(self.at)
+    }
+
     /// Filter settings, given the weighted cluster chosen.
     pub(crate) fn overrides(&self, choice: Option<usize>) -> Overrides<'_> {
         let (host, route) = (&self.config.hosts[self.at.0], self.route());

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use pillion_model::endpoint::Fraction;
-use pillion_model::filter::{HealthCheckFilter, LocalRateLimit, TokenBucket};
+use pillion_model::filter::HealthCheckFilter;
 use pillion_model::http::HttpFilter;
+use pillion_model::rate_limit::{LocalRateLimit, TokenBucket};
 use pillion_model::route::RouteMatch;
 use pillion_proxy::admin::AdminOptions;
 use tokio::net::TcpStream;
@@ -15,7 +16,6 @@ fn limit() -> HttpFilter {
     let all = Fraction { numerator: 100, denominator: 100 };
     HttpFilter::LocalRateLimit(Box::new(LocalRateLimit {
         stat_prefix: "two".to_owned(),
-        status: 429,
         bucket: Some(TokenBucket {
             max_tokens: 2,
             tokens_per_fill: 1,
@@ -23,10 +23,7 @@ fn limit() -> HttpFilter {
         }),
         enabled: all,
         enforced: all,
-        request_headers: Vec::new(),
-        response_headers: Vec::new(),
-        limit_headers: false,
-        resource_exhausted: false,
+        ..LocalRateLimit::default()
     }))
 }
 

@@ -65,6 +65,7 @@ pub(crate) fn bootstrap(fixture: &Fixture, ports: &Ports, folder: &Path) -> Valu
     let clusters: Vec<Value> =
         fixture.clusters.iter().map(|(name, fields)| cluster(name, fields, ports)).collect();
     let mut whole = json!({
+        "node": {"id": "one", "cluster": "parity"},
         "admin": {"address": address(ports["admin"])},
         "static_resources": {"listeners": listeners, "clusters": clusters},
     });

@@ -25,6 +25,7 @@ mod log_filter;
 mod matcher;
 mod metadata;
 mod policy;
+mod rate_limit;
 mod rbac;
 mod route;
 mod secret;

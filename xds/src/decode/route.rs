@@ -16,6 +16,7 @@ use super::filters::overrides;
 use super::matcher::{flag, header, our_metadata, pattern, query, regex};
 use super::metadata::labels;
 use super::policy::{changes, retry_policy};
+use super::rate_limit::actions;
 use crate::encode::RETRY_ONLY_SAFE;
 use crate::pb;
 use pb::route::redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier};
@@ -76,6 +77,7 @@ fn virtual_host(cx: &mut Context, mut m: pb::route::VirtualHost) -> VirtualHost 
         retry,
         include_attempt_count: take(&mut m.include_request_attempt_count),
         include_attempt_count_in_response: take(&mut m.include_attempt_count_in_response),
+        rate_limits: cx.each("rate_limits", take(&mut m.rate_limits), actions),
         filters: overrides(cx, take(&mut m.typed_per_filter_config)),
     };
     if host.domains.is_empty() {
@@ -207,6 +209,8 @@ fn forward(cx: &mut Context, mut m: pb::route::RouteAction) -> Forward {
         hash: cx.each("hash_policy", take(&mut m.hash_policy), hash_policy),
         upgrades: cx.each("upgrade_configs", take(&mut m.upgrade_configs), upgrade),
         high_priority: take(&mut m.priority) == i32::from(pb::core::RoutingPriority::High),
+        rate_limits: cx.each("rate_limits", take(&mut m.rate_limits), actions),
+        include_host_rate_limits: m.include_vh_rate_limits.take().is_some_and(|on| on.value),
     };
     cx.rest(&m);
     forward

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use pillion_model::filter::{HealthCheckFilter, LocalRateLimit, TokenBucket};
+use pillion_model::filter::HealthCheckFilter;
 use pillion_model::http::{CorsPolicy, FaultPolicy, HttpFilter};
 use pillion_model::route::{FilterOverrides, HeaderChange, HeaderChanges};
 
 use super::matcher::{header, string};
 use super::route::addition;
-use super::{Dialect, any, boolean, duration, fraction, number, percent, runtime_fraction};
+use super::{Dialect, any, boolean, duration, fraction, number, percent};
 use crate::pb;
 
 /// The filters in order. Their names are those by which routes set them; gRPC wants each once.
@@ -58,7 +58,7 @@ fn config(filter: &HttpFilter) -> pb::Any {
         }),
         HttpFilter::Buffer { bytes_max } => any(&buffer(*bytes_max)),
         HttpFilter::HealthCheck(filter) => any(&health_check(filter)),
-        HttpFilter::LocalRateLimit(limit) => any(&rate_limit(limit)),
+        HttpFilter::LocalRateLimit(limit) => any(&super::rate_limit::filter(limit)),
         HttpFilter::ExtAuthz(authz) => any(&super::authz::filter(authz)),
         HttpFilter::JwtAuthn(jwt) => any(&super::jwt::filter(jwt)),
         HttpFilter::OffByDefault(inner) => config(inner),
@@ -113,27 +113,6 @@ fn health_check(filter: &HealthCheckFilter) -> pb::health_check::HealthCheck {
     }
 }
 
-fn rate_limit(limit: &LocalRateLimit) -> pb::local_ratelimit::LocalRateLimit {
-    let additions = |changes: &[HeaderChange]| changes.iter().filter_map(|one| addition(one).ok()).collect();
-    let bucket = |bucket: &TokenBucket| pb::types::TokenBucket {
-        max_tokens: bucket.max_tokens,
-        tokens_per_fill: Some(number(bucket.tokens_per_fill)),
-        fill_interval: Some(duration(bucket.fill_interval)),
-    };
-    pb::local_ratelimit::LocalRateLimit {
-        stat_prefix: limit.stat_prefix.clone(),
-        status: Some(pb::types::HttpStatus { code: limit.status.into() }),
-        token_bucket: limit.bucket.as_ref().map(bucket),
-        filter_enabled: Some(runtime_fraction(limit.enabled)),
-        filter_enforced: Some(runtime_fraction(limit.enforced)),
-        request_headers_to_add_when_not_enforced: additions(&limit.request_headers),
-        response_headers_to_add: additions(&limit.response_headers),
-        enable_x_ratelimit_headers: limit.limit_headers.into(),
-        rate_limited_as_resource_exhausted: limit.resource_exhausted,
-        ..Default::default()
-    }
-}
-
 /// Settings by filter. A gRPC client has faults, and refuses settings of what it does not have.
 pub(super) fn overrides(filters: &FilterOverrides, dialect: Dialect<'_>) -> HashMap<String, pb::Any> {
     let mut all = HashMap::new();
@@ -176,7 +155,7 @@ pub(super) fn overrides(filters: &FilterOverrides, dialect: Dialect<'_>) -> Hash
         insert(pb::names::EXT_AUTHZ, any(&super::authz::of_route(said)));
     }
     if let Some(limit) = &filters.local_rate_limit {
-        insert(pb::names::LOCAL_RATE_LIMIT, any(&rate_limit(limit)));
+        insert(pb::names::LOCAL_RATE_LIMIT, any(&super::rate_limit::filter(limit)));
     }
     all
 }

@@ -30,6 +30,7 @@ mod local_reply;
 mod log_filter;
 mod matcher;
 mod metadata;
+mod rate_limit;
 mod rbac;
 mod route;
 mod tls;

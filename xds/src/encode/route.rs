@@ -10,6 +10,7 @@ use pillion_model::route::{
 use super::filters::overrides;
 use super::matcher::{header, pattern, query, regex};
 use super::metadata::labels;
+use super::rate_limit::actions;
 use super::{Dialect, any, boolean, duration, flag, limit, number, runtime_fraction};
 use crate::pb;
 use pb::route::redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier};
@@ -52,6 +53,7 @@ fn virtual_host(host: &VirtualHost, dialect: Dialect<'_>) -> pb::route::VirtualH
         include_attempt_count_in_response: host.include_attempt_count_in_response,
         retry_policy: host.retry.as_ref().and_then(|policy| retry(policy, dialect)),
         metadata: only_safe(host.retry.as_ref(), dialect),
+        rate_limits: host.rate_limits.iter().map(actions).collect(),
         ..Default::default()
     }
 }
@@ -175,6 +177,8 @@ fn forward(forward: &Forward, dialect: Dialect<'_>) -> pb::route::RouteAction {
             })
             .collect(),
         priority: priority.into(),
+        rate_limits: forward.rate_limits.iter().map(actions).collect(),
+        include_vh_rate_limits: forward.include_host_rate_limits.then(|| boolean(true)),
         ..Default::default()
     }
 }

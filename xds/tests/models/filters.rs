@@ -1,8 +1,6 @@
 //! HTTP filters.
 
-use std::time::Duration;
-
-use pillion_model::filter::{HeaderMutation, HealthCheckFilter, LocalRateLimit, TokenBucket};
+use pillion_model::filter::{HeaderMutation, HealthCheckFilter};
 use pillion_model::http::HttpFilter;
 use pillion_model::route::{Append, HeaderChange, HeaderChanges};
 use proptest::collection::btree_map;
@@ -10,7 +8,7 @@ use proptest::prelude::*;
 
 use super::http::fault;
 use super::matchers::{header, rbac};
-use super::{few, fraction, free, maybe, name, text};
+use super::{few, free, maybe, name};
 
 pub(crate) fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
     let filter = prop_oneof![
@@ -25,7 +23,7 @@ pub(crate) fn filters() -> BoxedStrategy<Vec<HttpFilter>> {
         health_check().prop_map(HttpFilter::HealthCheck),
         super::jwt::jwt().prop_map(|jwt| HttpFilter::JwtAuthn(Box::new(jwt))),
         super::authz::authz().prop_map(|authz| HttpFilter::ExtAuthz(Box::new(authz))),
-        rate_limit(false).prop_map(|limit| HttpFilter::LocalRateLimit(Box::new(limit))),
+        super::rate_limit::rate_limit(false).prop_map(|limit| HttpFilter::LocalRateLimit(Box::new(limit))),
     ];
     let filter = (filter, any::<bool>())
         .prop_map(|(filter, off)| if off { HttpFilter::OffByDefault(Box::new(filter)) } else { filter });
@@ -43,7 +41,7 @@ pub(crate) fn mutations() -> BoxedStrategy<HeaderChanges> {
     (side(), side()).prop_map(|(request, response)| HeaderChanges { request, response }).boxed()
 }
 
-fn addition() -> BoxedStrategy<HeaderChange> {
+pub(crate) fn addition() -> BoxedStrategy<HeaderChange> {
     let append = prop_oneof![Just(Append::AppendIfExistsOrAdd), Just(Append::OverwriteIfExists)];
     (name(), free(), append, any::<bool>())
         .prop_map(|(name, value, append, keep_empty)| HeaderChange::Add { name, value, append, keep_empty })
@@ -57,34 +55,6 @@ fn health_check() -> BoxedStrategy<HealthCheckFilter> {
                 min_healthy.clear();
             }
             HealthCheckFilter { pass_through, headers, min_healthy }
-        })
-        .boxed()
-}
-
-/// `bucketed`: there is a bucket, as at routes.
-pub(crate) fn rate_limit(bucketed: bool) -> BoxedStrategy<LocalRateLimit> {
-    let bucket = (1_u32.., 1_u32.., 50_u64..1_000_000).prop_map(|(max_tokens, tokens_per_fill, millis)| {
-        TokenBucket { max_tokens, tokens_per_fill, fill_interval: Duration::from_millis(millis) }
-    });
-    let shares = (fraction(), fraction());
-    let changes = (few(addition()), few(addition()));
-    (text(), 400_u16..=511, maybe(bucket.clone()), bucket, shares, changes, any::<(bool, bool)>())
-        .prop_map(move |(stat_prefix, status, maybe, bucket, (mut enabled, enforced), changes, flags)| {
-            let bucket = if bucketed { Some(bucket) } else { maybe };
-            if bucket.is_none() {
-                enabled.numerator = 0;
-            }
-            LocalRateLimit {
-                stat_prefix,
-                status,
-                bucket,
-                enabled,
-                enforced,
-                request_headers: changes.0,
-                response_headers: changes.1,
-                limit_headers: flags.0,
-                resource_exhausted: flags.1,
-            }
         })
         .boxed()
 }

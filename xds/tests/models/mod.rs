@@ -11,6 +11,7 @@ pub(crate) mod http;
 pub(crate) mod jwt;
 pub(crate) mod listeners;
 pub(crate) mod matchers;
+pub(crate) mod rate_limit;
 pub(crate) mod routes;
 pub(crate) mod subsets;
 

@@ -15,10 +15,11 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::authz::authz_of_route;
-use super::filters::{mutations, rate_limit};
+use super::filters::mutations;
 use super::http::fault;
 use super::jwt::jwt_of_route;
 use super::matchers::{header, query, rbac, regex, string};
+use super::rate_limit::{actions, rate_limit};
 use super::subsets::fields;
 use super::{duration, few, fraction, free, maybe, name, some, text, time};
 
@@ -35,8 +36,9 @@ pub(crate) fn configuration() -> BoxedStrategy<RouteConfiguration> {
 }
 
 fn virtual_host() -> BoxedStrategy<VirtualHost> {
-    (name(), some(text()), few(route()), changes(), maybe(retry()), any::<(bool, bool)>(), overrides())
-        .prop_map(|(name, domains, routes, headers, retry, (include, in_response), filters)| VirtualHost {
+    let limits = few(actions());
+    (name(), some(text()), few(route()), changes(), maybe(retry()), any::<(bool, bool)>(), overrides(), limits)
+        .prop_map(|(name, domains, routes, headers, retry, (include, in_response), filters, limits)| VirtualHost {
             name,
             domains,
             routes,
@@ -44,6 +46,7 @@ fn virtual_host() -> BoxedStrategy<VirtualHost> {
             retry,
             include_attempt_count: include,
             include_attempt_count_in_response: in_response,
+            rate_limits: limits,
             filters,
         })
         .boxed()
@@ -113,12 +116,12 @@ fn forward() -> BoxedStrategy<Forward> {
     let times = (maybe(time()), maybe(duration()), maybe(time()), maybe(duration()));
     (
         ((to, fields()), missing, maybe(rewrite()), maybe(host_rewrite), times),
-        (maybe(retry()), few(mirror), few(hash()), few((name(), any::<bool>())), any::<[bool; 2]>()),
+        (maybe(retry()), few(mirror), few(hash()), few((name(), any::<bool>())), any::<[bool; 3]>(), few(actions())),
     )
         .prop_map(
             |(
                 ((to, metadata_match), missing, rewrite, host_rewrite, times),
-                (retry, mirrors, hash, upgrades, [high, append]),
+                (retry, mirrors, hash, upgrades, [high, append, include], rate_limits),
             )| {
                 Forward {
                     to,
@@ -136,6 +139,8 @@ fn forward() -> BoxedStrategy<Forward> {
                     hash,
                     upgrades,
                     high_priority: high,
+                    rate_limits,
+                    include_host_rate_limits: include,
                 }
             },
         )

@@ -69,6 +69,7 @@ async fn serve(
     let traffic = &arguments.sidecar.traffic;
     let data_plane = runtime::Options {
         workers: traffic.workers(),
+        node_cluster: bootstrap.node.cluster.clone(),
         memory_max: traffic.memory_max,
         ..runtime::Options::default()
     };
