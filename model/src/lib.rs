@@ -16,6 +16,7 @@ pub mod health;
 pub mod health_check;
 pub mod http;
 pub mod instance;
+pub mod internal_redirect;
 pub mod jwt;
 pub mod listener;
 pub mod log_filter;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::cluster::Destination;
 use crate::endpoint::Fraction;
 pub use crate::filter::FilterOverrides;
+use crate::internal_redirect::InternalRedirect;
 use crate::matcher::{HeaderMatcher, QueryMatcher, Regex, RequestView};
 use crate::metadata::Fields;
 use crate::rate_limit::RateLimitActions;
@@ -165,6 +166,8 @@ pub struct Forward {
     pub rate_limits: Vec<RateLimitActions>,
     /// They are also described as the virtual host says.
     pub include_host_rate_limits: bool,
+    /// Redirects of the upstream that are followed here.
+    pub internal_redirect: Option<Box<InternalRedirect>>,
 }
 
 impl Forward {
@@ -188,6 +191,7 @@ impl Forward {
             high_priority: false,
             rate_limits: Vec::new(),
             include_host_rate_limits: false,
+            internal_redirect: None,
         }
     }
 }

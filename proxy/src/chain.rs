@@ -32,7 +32,12 @@ pub(crate) async fn handle(
     tunnel: Option<ClientTunnel>,
 ) -> Response<ResponseBody> {
     let mut exchange = Exchange::new(connection, request, tunnel);
-    let answer = run(&mut exchange).await;
+    let mut answer = run(&mut exchange).await;
+    while let Some(next) = exchange.redirected() {
+        exchange.follow(next, answer.as_ref().ok());
+        // Boxed: hardly any request is redirected, and all would carry the size of it.
+        answer = Box::pin(again(&mut exchange)).await;
+    }
     finish(exchange, answer)
 }
 
@@ -43,15 +48,31 @@ async fn run(x: &mut Exchange) -> Step<Response<Body>> {
     }
     filters::validate::lengths(x)?;
     filters::validate::upgrade_form(x)?;
-    filters::validate::host(x)?;
-    filters::validate::path(x)?;
-    filters::route::strip_port(x);
-    filters::validate::query_type(x)?;
+    judge(x)?;
     hop::strip_request(&mut x.head.headers)
         .map_err(|_bad| Cause::BadRequest("http1.connection_header_rejected"))?;
     forwarded::apply(x);
     client_cert::apply(x);
     ids::apply(x);
+    serve(x).await
+}
+
+/// What follows a redirect: who the client is has been found out.
+async fn again(x: &mut Exchange) -> Step<Response<Body>> {
+    judge(x)?;
+    serve(x).await
+}
+
+/// Whether host and path can be routed; brings them into one form.
+fn judge(x: &mut Exchange) -> Step {
+    filters::validate::host(x)?;
+    filters::validate::path(x)?;
+    filters::route::strip_port(x);
+    filters::validate::query_type(x)
+}
+
+/// From the route on.
+async fn serve(x: &mut Exchange) -> Step<Response<Body>> {
     let unrouted = match outbound::resolve(x).await? {
         Destination::Routes => {
             // That there is no route is the router's to answer, after the filters.

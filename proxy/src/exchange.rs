@@ -19,6 +19,7 @@ use crate::headers::{hop, websocket};
 use crate::record::{Owner, Record};
 use crate::request::{Arriving, Progress, RequestBody};
 use crate::response::ResponseBody;
+use crate::router::internal_redirect::{Next, Redirects};
 use crate::router::timeout::Timers;
 use crate::router::upgrade::Tunnel;
 use crate::snapshot::{Action, Hcm, RouteConfig, Routed, Snapshot};
@@ -126,6 +127,8 @@ pub(crate) struct Exchange {
     pub(crate) cors_origin: Option<HeaderValue>,
     /// Routes of a destination found by name rather than through the connection manager.
     pub(crate) routes: Option<Arc<RouteConfig>>,
+    /// Redirects that were followed here.
+    pub(crate) redirects: Option<Box<Redirects>>,
 }
 
 impl Exchange {
@@ -185,7 +188,41 @@ impl Exchange {
             marks: Marks::default(),
             cors_origin: None,
             routes: None,
+            redirects: None,
         }
+    }
+
+    /// The request that a redirect asks for, if there is one to be made now.
+    pub(crate) fn redirected(&mut self) -> Option<Next> {
+        self.redirects.as_mut()?.next.take()
+    }
+
+    /// Goes on with `next` in the place of the request that `answer` redirects, which is written down.
+    pub(crate) fn follow(&mut self, next: Next, answer: Option<&Response<Body>>) {
+        let Next { head, body, draw } = next;
+        // Before the one before ends: the connection is not idle in between.
+        self.connection.request_started();
+        let connection = Rc::clone(&self.connection);
+        let owner = Owner::Http(Arc::clone(&self.hcm));
+        let mut record = Box::new(Record::new(connection, owner, self.version, head.method.clone()));
+        (record.scheme, record.remote, record.grpc) = (head.scheme, self.record.remote, head.grpc);
+        // As in Envoy what has come in before counts once more, and the body that is sent again.
+        let came = self.progress.bytes();
+        let bytes = if matches!(body, Body::Empty) { came } else { came + came };
+        let progress = std::mem::replace(&mut self.progress, Progress::again(record.started, bytes));
+        self.timers = Timers::new(Rc::clone(&self.progress), record.started, &self.hcm.config);
+        let mut before = std::mem::replace(&mut self.record, record);
+        if let Some(answer) = answer {
+            before.status = answer.status().as_u16();
+            before.keep_response_headers(answer.headers());
+        }
+        before.progress = Some(progress);
+        before.response_started = Some(Instant::now());
+        before.details = Some("internal_redirect".into());
+        before.finish();
+        (self.head, self.body, self.draw) = (head, body, draw);
+        (self.choice, self.cors_origin, self.marks) = (None, None, Marks::default());
+        self.keep_head();
     }
 
     /// Remembers the head as it is now: what logs and responses read is what is sent on.

@@ -74,6 +74,13 @@ impl Progress {
         })
     }
 
+    /// Of a request that is made again at `now`, with a body of so many bytes.
+    pub(crate) fn again(now: Instant, bytes: u64) -> Rc<Self> {
+        let progress = Self::new(now, true);
+        progress.bytes.set(bytes);
+        progress
+    }
+
     /// Bytes of the request's body so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.get()

@@ -26,6 +26,10 @@ pub(crate) use envoy_types::pb::envoy::extensions::filters::listener::{
 pub(crate) use envoy_types::pb::envoy::extensions::filters::network::{
     http_connection_manager::v3 as hcm, rbac::v3 as network_rbac, tcp_proxy::v3 as tcp_proxy,
 };
+pub(crate) use envoy_types::pb::envoy::extensions::internal_redirect::{
+    allow_listed_routes::v3 as allow_listed_routes, previous_routes::v3 as previous_routes,
+    safe_cross_scheme::v3 as safe_cross_scheme,
+};
 pub(crate) use envoy_types::pb::envoy::extensions::load_balancing_policies as lb;
 pub(crate) use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3 as previous_hosts;
 pub(crate) use envoy_types::pb::envoy::extensions::transport_sockets::{

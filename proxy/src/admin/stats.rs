@@ -336,6 +336,17 @@ fn of_manager(view: &View, hcm: &Hcm, stats: &mut Stats) {
             }
         }
     }
+    for (outcome, name) in [
+        (Symbol::BAD_LOCATION, "bad_location"),
+        (Symbol::UNSAFE_SCHEME, "unsafe_scheme"),
+        (Symbol::TOO_MANY_REDIRECTS, "too_many_redirects"),
+        (Symbol::NO_ROUTE, "no_route"),
+        (Symbol::PREDICATE, "predicate"),
+    ] {
+        let kept = |labels: &[Symbol; 3]| labels[0] == hcm.symbol && labels[2] == outcome;
+        let count = view.scrape.counted(Family::Redirects, kept);
+        stats.insert((http.clone(), format!("passthrough_internal_redirect_{name}")), count);
+    }
     // There is one, however many requests it has had.
     for name in ["downstream_rq_total", "downstream_rq_1xx", "downstream_rq_2xx", "downstream_rq_3xx"]
         .into_iter()
@@ -364,6 +375,12 @@ fn of_requests(view: &View, snapshot: &Snapshot, stats: &mut Stats) {
     }
     for name in snapshot.clusters.keys() {
         let Some(symbol) = symbols.known(name) else { continue };
+        let followed = |labels: &[Symbol; 3]| labels[1] == symbol && labels[2] == Symbol::FOLLOWED;
+        let followed = view.scrape.counted(Family::Redirects, followed);
+        for stat in ["upstream_rq_completed", "upstream_rq_3xx"] {
+            let stat = stats.entry((Scope::Cluster(name.clone()), stat.to_owned()));
+            stat.and_modify(|count| *count = count.saturating_sub(followed));
+        }
         for (outcome, stat) in [
             (Symbol::RETRY, "upstream_rq_retry"),
             (Symbol::SUCCESS, "upstream_rq_retry_success"),
@@ -372,6 +389,12 @@ fn of_requests(view: &View, snapshot: &Snapshot, stats: &mut Stats) {
             let counted = |labels: &[Symbol; 3]| labels[0] == symbol && labels[2] == outcome;
             let count = view.scrape.counted(Family::Retries, counted);
             stats.insert((Scope::Cluster(name.clone()), stat.to_owned()), count);
+        }
+        for (followed, stat) in [(true, "succeeded_total"), (false, "failed_total")] {
+            let wanted =
+                |labels: &[Symbol; 3]| labels[1] == symbol && (labels[2] == Symbol::FOLLOWED) == followed;
+            let count = view.scrape.counted(Family::Redirects, wanted);
+            stats.insert((Scope::Cluster(name.clone()), format!("upstream_internal_redirect_{stat}")), count);
         }
     }
 }

@@ -36,6 +36,7 @@ names! {
     MAX_RETRIES = "x-envoy-max-retries";
     ORIGINAL_HOST = "x-envoy-original-host";
     ORIGINAL_PATH = "x-envoy-original-path";
+    ORIGINAL_URL = "x-envoy-original-url";
     OVERLOADED = "x-envoy-overloaded";
     RATE_LIMITED = "x-envoy-ratelimited";
     REQUEST_ID = "x-request-id";

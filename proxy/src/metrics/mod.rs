@@ -67,6 +67,8 @@ pub(crate) enum Family {
     Authorization,
     /// Labels: service, outcome.
     Mirrors,
+    /// Labels: manager, service, outcome.
+    Redirects,
 }
 
 /// A counter of a [`Family`]: gauges go down too.

@@ -223,7 +223,7 @@ struct Described {
 }
 
 /// In the order of [`Family`].
-static FAMILIES: [Described; 6] = [
+static FAMILIES: [Described; 7] = [
     Described {
         name: "pillion_connections",
         help: "Open downstream connections.",
@@ -260,10 +260,16 @@ static FAMILIES: [Described; 6] = [
         kind: MetricType::COUNTER,
         labels: &["service", "outcome"],
     },
+    Described {
+        name: "pillion_redirects_total",
+        help: "Redirects of upstreams that routes follow, and what came of them.",
+        kind: MetricType::COUNTER,
+        labels: &["manager", "service", "outcome"],
+    },
 ];
 
-const _: () = assert!(Family::Mirrors as usize + 1 == FAMILIES_LEN);
-const FAMILIES_LEN: usize = 6;
+const _: () = assert!(Family::Redirects as usize + 1 == FAMILIES_LEN);
+const FAMILIES_LEN: usize = 7;
 
 fn sum<'a>(
     shards: impl Iterator<Item = &'a std::sync::Mutex<Vec<(Labels, Arc<Series>)>>>,

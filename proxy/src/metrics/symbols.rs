@@ -41,6 +41,12 @@ known! {
     FLOOD = 20, "flood";
     OVERLOAD = 21, "overload";
     PROXY_PROTOCOL = 22, "proxy_protocol";
+    FOLLOWED = 23, "followed";
+    BAD_LOCATION = 24, "bad_location";
+    UNSAFE_SCHEME = 25, "unsafe_scheme";
+    TOO_MANY_REDIRECTS = 26, "too_many_redirects";
+    NO_ROUTE = 27, "no_route";
+    PREDICATE = 28, "predicate";
 }
 
 /// Every label value seen; at most [`SYMBOLS_MAX`].

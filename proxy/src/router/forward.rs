@@ -16,7 +16,7 @@ use super::hash::{self, Hashed};
 use super::retry::{Retries, Verdict};
 use super::timeout::Expired;
 use super::upgrade::{Tunnel, Upstream};
-use super::{mirror, rewrite};
+use super::{internal_redirect, mirror, rewrite};
 use crate::body::{Body, ReplayBuffer};
 use crate::chain::Step;
 use crate::exchange::Exchange;
@@ -80,6 +80,8 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
     let mut retries = Retries::new(forward.retry.as_deref(), steering, x.head.method.as_str());
     let hashed = hash::of(x, &forward.hash);
     prepare_head(x, routed, forward, steered)?;
+    let redirected = forward.internal_redirect.as_deref().filter(|_| x.head.upgrade.is_none());
+    let kept = redirected.map(|policy| Box::new((policy, x.head.headers.clone())));
     let mirrors = if x.head.upgrade.is_some() { Vec::new() } else { mirror::chosen(forward) };
     let mut attempt = Attempt::default();
     attempt.priority = if forward.high_priority { Priority::High } else { Priority::Default };
@@ -91,7 +93,7 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
         append: forward.append_forwarded_host,
         keep: !x.hcm.suppress_envoy_headers,
     });
-    let mut requests = Requests::new(x, retries.possible(), !mirrors.is_empty());
+    let mut requests = Requests::new(x, retries.possible() || kept.is_some(), !mirrors.is_empty());
     mirror::send(x, &mirrors, requests.buffer.as_ref(), forward.timeout);
     let mut permit = None;
     let sent = loop {
@@ -140,6 +142,16 @@ pub(super) async fn run(x: &mut Exchange, routed: &Routed, forward: &ForwardTo) 
             Tried::TimedOut(expired) => return Err(x.timers.cause(expired).into()),
         }
     };
+    if let Some(kept) = kept {
+        let ((policy, mut headers), body) = (*kept, requests.buffer.as_ref());
+        if forward.include_attempt_count {
+            headers.insert(&names::ATTEMPT_COUNT, x.record.attempts.into());
+        }
+        let asked = internal_redirect::Asked { routed, target: &target, policy, headers, body };
+        if internal_redirect::follow(x, asked, &sent.response) {
+            return Ok(sent.response);
+        }
+    }
     Ok(answer(x, forward, sent, hashed, retries.made()))
 }
 

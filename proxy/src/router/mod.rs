@@ -3,6 +3,7 @@
 mod direct;
 mod forward;
 mod hash;
+pub(crate) mod internal_redirect;
 mod mirror;
 pub(crate) mod retry;
 pub(crate) mod rewrite;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use pillion_model::endpoint::Fraction;
+use pillion_model::internal_redirect::InternalRedirect;
 use pillion_model::matcher::RequestView;
 use pillion_model::metadata::Fields;
 use pillion_model::route::{
@@ -77,6 +78,7 @@ pub(crate) struct ForwardTo {
     pub(crate) hash: Vec<HashPolicy>,
     pub(crate) upgrades: Vec<(String, bool)>,
     pub(crate) high_priority: bool,
+    pub(crate) internal_redirect: Option<Box<InternalRedirect>>,
     pub(crate) include_attempt_count: bool,
     pub(crate) include_attempt_count_in_response: bool,
 }
@@ -355,6 +357,7 @@ impl ForwardTo {
             hash: forward.hash.clone(),
             upgrades: forward.upgrades.clone(),
             high_priority: forward.high_priority,
+            internal_redirect: forward.internal_redirect.clone(),
             include_attempt_count: host.include_attempt_count,
             include_attempt_count_in_response: host.include_attempt_count_in_response,
         })

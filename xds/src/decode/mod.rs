@@ -19,6 +19,7 @@ mod endpoint;
 mod filters;
 mod health_check;
 mod http;
+mod internal_redirect;
 mod listener;
 mod local_reply;
 mod log_filter;

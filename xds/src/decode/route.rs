@@ -13,6 +13,7 @@ use pillion_model::tls::DataSource;
 use super::Context;
 use super::context::ignored;
 use super::filters::overrides;
+use super::internal_redirect::internal_redirect;
 use super::matcher::{flag, header, our_metadata, pattern, query, regex};
 use super::metadata::labels;
 use super::policy::{changes, retry_policy};
@@ -210,6 +211,9 @@ fn forward(cx: &mut Context, mut m: pb::route::RouteAction) -> Forward {
         upgrades: cx.each("upgrade_configs", take(&mut m.upgrade_configs), upgrade),
         high_priority: take(&mut m.priority) == i32::from(pb::core::RoutingPriority::High),
         rate_limits: cx.each("rate_limits", take(&mut m.rate_limits), actions),
+        internal_redirect: cx.some("internal_redirect_policy", m.internal_redirect_policy.take(), |cx, m| {
+            Box::new(internal_redirect(cx, m))
+        }),
         include_host_rate_limits: m.include_vh_rate_limits.take().is_some_and(|on| on.value),
     };
     cx.rest(&m);

@@ -24,6 +24,7 @@ mod endpoint;
 mod filters;
 mod health_check;
 mod http;
+mod internal_redirect;
 mod jwt;
 mod listener;
 mod local_reply;

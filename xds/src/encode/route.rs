@@ -8,6 +8,7 @@ use pillion_model::route::{
 };
 
 use super::filters::overrides;
+use super::internal_redirect::internal_redirect;
 use super::matcher::{header, pattern, query, regex};
 use super::metadata::labels;
 use super::rate_limit::actions;
@@ -114,6 +115,7 @@ pub(super) fn matches(matches: &RouteMatch) -> pb::route::RouteMatch {
     }
 }
 
+#[expect(deprecated, reason = "no other field says it of all filters")]
 fn forward(forward: &Forward, dialect: Dialect<'_>) -> pb::route::RouteAction {
     use route_action::ClusterNotFoundResponseCode as Missing;
     let missing = match forward.cluster_missing_status {
@@ -178,6 +180,7 @@ fn forward(forward: &Forward, dialect: Dialect<'_>) -> pb::route::RouteAction {
             .collect(),
         priority: priority.into(),
         rate_limits: forward.rate_limits.iter().map(actions).collect(),
+        internal_redirect_policy: forward.internal_redirect.as_deref().map(internal_redirect),
         include_vh_rate_limits: forward.include_host_rate_limits.then(|| boolean(true)),
         ..Default::default()
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pillion_model::filter::FilterKind;
 use pillion_model::http::CorsPolicy;
+use pillion_model::internal_redirect::{InternalRedirect, REDIRECTS, RedirectPredicate};
 use pillion_model::retry::{RetryOn, RetryPolicy};
 use pillion_model::route::{
     Append, ClusterChoice, FilterOverrides, Forward, HashPolicy, HashSource, HeaderChange, HeaderChanges,
@@ -37,17 +38,28 @@ pub(crate) fn configuration() -> BoxedStrategy<RouteConfiguration> {
 
 fn virtual_host() -> BoxedStrategy<VirtualHost> {
     let limits = few(actions());
-    (name(), some(text()), few(route()), changes(), maybe(retry()), any::<(bool, bool)>(), overrides(), limits)
-        .prop_map(|(name, domains, routes, headers, retry, (include, in_response), filters, limits)| VirtualHost {
-            name,
-            domains,
-            routes,
-            headers,
-            retry,
-            include_attempt_count: include,
-            include_attempt_count_in_response: in_response,
-            rate_limits: limits,
-            filters,
+    (
+        name(),
+        some(text()),
+        few(route()),
+        changes(),
+        maybe(retry()),
+        any::<(bool, bool)>(),
+        overrides(),
+        limits,
+    )
+        .prop_map(|(name, domains, routes, headers, retry, (include, in_response), filters, limits)| {
+            VirtualHost {
+                name,
+                domains,
+                routes,
+                headers,
+                retry,
+                include_attempt_count: include,
+                include_attempt_count_in_response: in_response,
+                rate_limits: limits,
+                filters,
+            }
         })
         .boxed()
 }
@@ -116,12 +128,20 @@ fn forward() -> BoxedStrategy<Forward> {
     let times = (maybe(time()), maybe(duration()), maybe(time()), maybe(duration()));
     (
         ((to, fields()), missing, maybe(rewrite()), maybe(host_rewrite), times),
-        (maybe(retry()), few(mirror), few(hash()), few((name(), any::<bool>())), any::<[bool; 3]>(), few(actions())),
+        (
+            maybe(retry()),
+            few(mirror),
+            few(hash()),
+            few((name(), any::<bool>())),
+            any::<[bool; 3]>(),
+            few(actions()),
+            maybe(internal_redirect()),
+        ),
     )
         .prop_map(
             |(
                 ((to, metadata_match), missing, rewrite, host_rewrite, times),
-                (retry, mirrors, hash, upgrades, [high, append, include], rate_limits),
+                (retry, mirrors, hash, upgrades, [high, append, include], rate_limits, internal_redirect),
             )| {
                 Forward {
                     to,
@@ -141,9 +161,28 @@ fn forward() -> BoxedStrategy<Forward> {
                     high_priority: high,
                     rate_limits,
                     include_host_rate_limits: include,
+                    internal_redirect: internal_redirect.map(Box::new),
                 }
             },
         )
+        .boxed()
+}
+
+fn internal_redirect() -> BoxedStrategy<InternalRedirect> {
+    let predicate = prop_oneof![
+        Just(RedirectPredicate::PreviousRoutes),
+        Just(RedirectPredicate::SafeCrossScheme),
+        some(name()).prop_map(RedirectPredicate::AllowListed),
+    ];
+    let statuses = proptest::sample::subsequence(REDIRECTS.to_vec(), 1..=REDIRECTS.len());
+    (any::<u32>(), statuses, few(predicate), any::<bool>(), few(name()))
+        .prop_map(|(max, statuses, predicates, cross_scheme, copied_headers)| InternalRedirect {
+            max,
+            statuses,
+            predicates,
+            cross_scheme,
+            copied_headers,
+        })
         .boxed()
 }
 
