@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::matcher::StringMatcher;
 use crate::route::RouteMatch;
 use crate::tls::DataSource;
 
@@ -46,6 +47,20 @@ pub struct JwtProvider {
     pub pad_payload_header: bool,
     /// Headers for claims: name, and the way to the claim.
     pub claim_headers: Vec<(String, String)>,
+    /// Which subjects it may speak of; `None`: any.
+    pub subjects: Option<StringMatcher>,
+    /// Tokens have to say when they end.
+    pub require_expiration: bool,
+    /// They end in this time at the latest; `None`: whenever.
+    pub max_lifetime: Option<Duration>,
+    /// The payload becomes metadata under this name; empty: none.
+    pub payload_metadata: String,
+    /// Claims that are lists there, divided by spaces.
+    pub split_claims: Vec<String>,
+    /// The token's header becomes metadata under this name; empty: none.
+    pub header_metadata: String,
+    /// A good token finds the route anew.
+    pub clear_route_cache: bool,
     /// By how many seconds clocks may differ. Default 60.
     pub clock_skew_seconds: u32,
 }

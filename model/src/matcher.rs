@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::metadata::Fields;
+
 /// Matches a text. Envoy: `StringMatcher`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StringMatcher {
@@ -167,6 +169,10 @@ pub trait RequestView {
     fn scheme(&self) -> &str;
     /// Calls `each` with every value of header `name` (lower case, never a pseudo-header).
     fn header(&self, name: &str, each: &mut dyn FnMut(&[u8]));
+    /// What a filter has found out about the request.
+    fn metadata(&self, _filter: &str) -> Option<&Fields> {
+        None
+    }
 }
 
 impl HeaderMatcher {

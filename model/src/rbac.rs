@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::matcher::{Cidr, HeaderMatcher, RequestView, StringMatcher, cidr_contains};
+use crate::metadata::MetadataMatcher;
 
 /// The rules of an RBAC filter. Envoy: `config.rbac.v3.RBAC`.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +54,10 @@ pub enum Permission {
     DestinationIp(Cidr),
     /// The local port of the connection.
     DestinationPort(u16),
+    /// The local port of the connection, from the first up to the second without it.
+    DestinationPortRange(i32, i32),
+    /// What a filter has found out about the request.
+    Metadata(MetadataMatcher),
     /// The server name the client asked for.
     RequestedServerName(StringMatcher),
 }
@@ -79,6 +84,8 @@ pub enum Principal {
     Header(HeaderMatcher),
     /// The path without query.
     UrlPath(StringMatcher),
+    /// What a filter has found out about the request.
+    Metadata(MetadataMatcher),
 }
 
 /// What is known of the connection a request came on.
@@ -143,6 +150,12 @@ impl Permission {
             Self::UrlPath(matcher) => request.is_some_and(|view| matcher.is_match(view.path())),
             Self::DestinationIp(range) => cidr_contains(range, peer.local.ip()),
             Self::DestinationPort(port) => peer.local.port() == *port,
+            Self::DestinationPortRange(start, end) => {
+                (*start..*end).contains(&i32::from(peer.local.port()))
+            }
+            Self::Metadata(matcher) => {
+                matcher.is_match(|filter| request.and_then(|view| view.metadata(filter)))
+            }
             Self::RequestedServerName(matcher) => matcher.is_match(peer.server_name.unwrap_or_default()),
         }
     }
@@ -162,6 +175,9 @@ impl Principal {
             Self::RemoteIp(range) => cidr_contains(range, peer.remote.ip()),
             Self::Header(matcher) => request.is_some_and(|view| matcher.is_match(view)),
             Self::UrlPath(matcher) => request.is_some_and(|view| matcher.is_match(view.path())),
+            Self::Metadata(matcher) => {
+                matcher.is_match(|filter| request.and_then(|view| view.metadata(filter)))
+            }
         }
     }
 }

@@ -89,8 +89,9 @@ async fn serve(x: &mut Exchange) -> Step<Response<Body>> {
     }
     filters::run(x).await?;
     match unrouted {
-        Some(reply) => Err(reply),
-        None => router::run(x).await,
+        // A filter may have found one.
+        Some(reply) if x.record.routed.is_none() => Err(reply),
+        _ => router::run(x).await,
     }
 }
 

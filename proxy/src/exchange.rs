@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use hyper::ext::Protocol;
 use pillion_model::matcher::RequestView;
+use pillion_model::metadata::{Fields, Metadata};
 use tokio::time::Instant;
 
 use crate::body::Body;
@@ -38,6 +39,8 @@ pub(crate) struct Head {
     pub(crate) upgrade: Option<Arc<str>>,
     /// Whether this is gRPC by content type.
     pub(crate) grpc: bool,
+    /// What filters have found out.
+    pub(crate) metadata: Option<Box<Metadata>>,
 }
 
 impl Head {
@@ -92,6 +95,10 @@ impl RequestView for Head {
         for value in self.headers.get_all(name) {
             each(value.as_bytes());
         }
+    }
+
+    fn metadata(&self, filter: &str) -> Option<&Fields> {
+        self.metadata.as_ref()?.get(filter)
     }
 }
 
@@ -173,6 +180,7 @@ impl Exchange {
                 headers: parts.headers,
                 upgrade,
                 grpc,
+                metadata: None,
             },
             connection,
             snapshot,

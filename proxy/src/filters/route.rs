@@ -9,6 +9,7 @@ use pillion_model::matcher::RequestView;
 use crate::chain::Step;
 use crate::exchange::Exchange;
 use crate::local_reply::Cause;
+use crate::router;
 
 /// Finds the route in the destination's own configuration or the connection manager's.
 pub(crate) fn resolve(x: &mut Exchange) -> Step {
@@ -25,6 +26,14 @@ pub(crate) fn resolve(x: &mut Exchange) -> Step {
     x.record.routed = routed;
     x.record.keep_request_headers(&x.head.headers);
     if x.record.routed.is_some() { Ok(()) } else { Err(Cause::NoRoute.into()) }
+}
+
+/// Finds the route once more, for what a filter has changed.
+pub(super) fn again(x: &mut Exchange) {
+    (x.record.routed, x.record.target, x.choice) = (None, None, None);
+    // That there is none any more is the router's to answer.
+    let _unrouted = resolve(x);
+    router::choose_cluster(x);
 }
 
 /// Cuts the port off from the host, for everything that follows.

@@ -73,6 +73,7 @@ mod tests {
             headers: HeaderMap::new(),
             upgrade: None,
             grpc: false,
+            metadata: None,
         };
         let full = |path: &str| Some(RedirectPath::Full(path.to_owned()));
         for (redirect, want) in [

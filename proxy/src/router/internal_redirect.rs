@@ -83,6 +83,7 @@ fn next(
         headers,
         upgrade: None,
         grpc: x.head.grpc,
+        metadata: None,
     };
     let original = original_url(&head);
     copy(&policy.copied_headers, response.headers(), &mut head.headers);

@@ -1,6 +1,7 @@
 //! Why a policy matches a request or does not, in words.
 
 use pillion_model::matcher::{HeaderMatcher, HeaderValueMatch, Pattern, RequestView, StringMatcher};
+use pillion_model::metadata::MetadataMatcher;
 use pillion_model::rbac::{Peer, Permission, Policy, Principal};
 
 /// What matched, or the first thing that did not.
@@ -40,6 +41,7 @@ fn principal(principal: &Principal) -> String {
         Principal::DirectRemoteIp(range) | Principal::RemoteIp(range) => format!("in {range}"),
         Principal::Header(matcher) => header(matcher),
         Principal::UrlPath(matcher) => format!("path {}", text(matcher)),
+        Principal::Metadata(matcher) => metadata(matcher),
     }
 }
 
@@ -53,8 +55,17 @@ fn describe(permission: &Permission) -> String {
         Permission::UrlPath(matcher) => format!("path {}", text(matcher)),
         Permission::DestinationIp(range) => format!("destination in {range}"),
         Permission::DestinationPort(port) => format!("destination port {port}"),
+        Permission::DestinationPortRange(start, end) => {
+            format!("destination port from {start} to below {end}")
+        }
+        Permission::Metadata(matcher) => metadata(matcher),
         Permission::RequestedServerName(matcher) => format!("server name {}", text(matcher)),
     }
+}
+
+fn metadata(matcher: &MetadataMatcher) -> String {
+    let not = if matcher.invert { "not " } else { "" };
+    format!("{not}as wanted by {} of {}", matcher.path.join("."), matcher.filter)
 }
 
 fn header(matcher: &HeaderMatcher) -> String {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use pillion_model::matcher::{
     Cidr, HeaderMatcher, HeaderValueMatch, Pattern, QueryMatcher, Regex, StringMatcher,
 };
+use pillion_model::metadata::{MetadataMatcher, ValueMatcher};
 
 use super::Context;
 use super::context::ignored;
@@ -141,6 +142,76 @@ pub(super) fn cidr(cx: &mut Context, range: pb::core::CidrRange) -> Cidr {
         Cidr::from(address)
     })
 }
+
+pub(super) fn metadata(cx: &mut Context, m: pb::matcher::MetadataMatcher) -> MetadataMatcher {
+    use pb::matcher::metadata_matcher::path_segment::Segment;
+    if m.filter.is_empty() {
+        cx.missing("filter");
+    }
+    if m.path.is_empty() {
+        cx.missing("path");
+    }
+    let path = cx.each("path", m.path, |cx, segment| match segment.segment {
+        Some(Segment::Key(key)) if !key.is_empty() => key,
+        _ => {
+            cx.missing("key");
+            String::new()
+        }
+    });
+    let value = match m.value {
+        Some(value) => cx.at("value", |cx| metadata_value(cx, value, 0)),
+        None => {
+            cx.missing("value");
+            ValueMatcher::Null
+        }
+    };
+    MetadataMatcher { filter: m.filter, path, value, invert: m.invert }
+}
+
+fn metadata_value(cx: &mut Context, m: pb::matcher::ValueMatcher, depth: usize) -> ValueMatcher {
+    use pb::matcher::double_matcher::MatchPattern as D;
+    use pb::matcher::list_matcher::MatchPattern as L;
+    use pb::matcher::value_matcher::MatchPattern as P;
+    if depth > VALUE_DEPTH_MAX {
+        cx.refuse(format!("is nested more than {VALUE_DEPTH_MAX} deep"));
+        return ValueMatcher::Null;
+    }
+    match m.match_pattern {
+        Some(P::NullMatch(_)) => ValueMatcher::Null,
+        Some(P::DoubleMatch(number)) => match number.match_pattern {
+            Some(D::Exact(number)) => ValueMatcher::Number(number),
+            Some(D::Range(range)) => ValueMatcher::Range { start: range.start, end: range.end },
+            None => {
+                cx.refuse_at("double_match", "says nothing; want exact or range");
+                ValueMatcher::Null
+            }
+        },
+        Some(P::StringMatch(matcher)) => {
+            ValueMatcher::Text(cx.at("string_match", |cx| string(cx, matcher)))
+        }
+        Some(P::BoolMatch(on)) => ValueMatcher::Bool(on),
+        Some(P::PresentMatch(present)) => ValueMatcher::Present(present),
+        Some(P::ListMatch(list)) => match list.match_pattern {
+            Some(L::OneOf(one)) => ValueMatcher::List(Box::new(
+                cx.at("list_match.one_of", |cx| metadata_value(cx, *one, depth + 1)),
+            )),
+            None => {
+                cx.refuse_at("list_match", "says nothing; want one_of");
+                ValueMatcher::Null
+            }
+        },
+        Some(P::OrMatch(any)) => ValueMatcher::Or(cx.at("or_match", |cx| {
+            cx.each("value_matchers", any.value_matchers, |cx, one| metadata_value(cx, one, depth + 1))
+        })),
+        None => {
+            cx.refuse("says nothing; want null_match, double_match, string_match, bool_match, present_match, list_match or or_match");
+            ValueMatcher::Null
+        }
+    }
+}
+
+/// Values inside values.
+const VALUE_DEPTH_MAX: usize = 16;
 
 /// Metadata: ours, and the names of what else there is, which nothing here reads.
 pub(super) fn our_metadata(cx: &mut Context, metadata: Option<pb::core::Metadata>) -> pb::Struct {

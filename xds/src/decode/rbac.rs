@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::mem::take;
 
+use pillion_model::metadata::MetadataMatcher;
 use pillion_model::rbac::{Action, Permission, Policy, Principal, Rbac};
 
 use super::Context;
 use super::context::ignored;
-use super::matcher::{cidr, header, path, string};
+use super::matcher::{cidr, header, metadata, path, string};
 use crate::pb;
 use pb::rbac::permission::Rule;
 use pb::rbac::principal::Identifier;
@@ -56,7 +57,7 @@ fn policy(cx: &mut Context, mut policy: pb::rbac::Policy) -> Policy {
 }
 
 const PERMISSIONS: &str = "any, and_rules, or_rules, not_rule, header, url_path, destination_ip, destination_port, \
-                           requested_server_name";
+                           destination_port_range, requested_server_name, metadata, sourced_metadata";
 
 fn permission(cx: &mut Context, one: pb::rbac::Permission, depth: usize) -> Permission {
     if depth > DEPTH_MAX {
@@ -82,6 +83,14 @@ fn permission(cx: &mut Context, one: pb::rbac::Permission, depth: usize) -> Perm
             Permission::DestinationIp(cx.at("destination_ip", |cx| cidr(cx, range)))
         }
         Some(Rule::DestinationPort(port)) => Permission::DestinationPort(cx.port("destination_port", port)),
+        Some(Rule::DestinationPortRange(range)) => {
+            if range.start >= range.end {
+                cx.refuse_at("destination_port_range", format!("{}..{} is empty", range.start, range.end));
+            }
+            Permission::DestinationPortRange(range.start, range.end)
+        }
+        Some(Rule::Metadata(matcher)) => Permission::Metadata(cx.at("metadata", |cx| metadata(cx, matcher))),
+        Some(Rule::SourcedMetadata(m)) => Permission::Metadata(sourced(cx, m)),
         Some(Rule::RequestedServerName(matcher)) => {
             Permission::RequestedServerName(cx.at("requested_server_name", |cx| string(cx, matcher)))
         }
@@ -89,11 +98,8 @@ fn permission(cx: &mut Context, one: pb::rbac::Permission, depth: usize) -> Perm
             let field = match other {
                 None => "",
                 Some(Rule::Any(_)) => "any",
-                Some(Rule::DestinationPortRange(_)) => "destination_port_range",
-                Some(Rule::Metadata(_)) => "metadata",
                 Some(Rule::Matcher(_)) => "matcher",
-                Some(Rule::UriTemplate(_)) => "uri_template",
-                Some(_) => "sourced_metadata",
+                Some(_) => "uri_template",
             };
             unsupported(cx, field, PERMISSIONS);
             Permission::Any
@@ -102,7 +108,8 @@ fn permission(cx: &mut Context, one: pb::rbac::Permission, depth: usize) -> Perm
 }
 
 const PRINCIPALS: &str =
-    "any, and_ids, or_ids, not_id, authenticated, direct_remote_ip, remote_ip, header, url_path";
+    "any, and_ids, or_ids, not_id, authenticated, direct_remote_ip, remote_ip, header, url_path, metadata, \
+     sourced_metadata";
 
 fn principal(cx: &mut Context, one: pb::rbac::Principal, depth: usize) -> Principal {
     if depth > DEPTH_MAX {
@@ -130,21 +137,37 @@ fn principal(cx: &mut Context, one: pb::rbac::Principal, depth: usize) -> Princi
         }
         Some(Identifier::RemoteIp(range)) => Principal::RemoteIp(cx.at("remote_ip", |cx| cidr(cx, range))),
         Some(Identifier::Header(matcher)) => Principal::Header(cx.at("header", |cx| header(cx, matcher))),
+        Some(Identifier::Metadata(matcher)) => {
+            Principal::Metadata(cx.at("metadata", |cx| metadata(cx, matcher)))
+        }
+        Some(Identifier::SourcedMetadata(m)) => Principal::Metadata(sourced(cx, m)),
         Some(Identifier::UrlPath(matcher)) => Principal::UrlPath(cx.at("url_path", |cx| path(cx, matcher))),
         other => {
             let field = match other {
                 None => "",
                 Some(Identifier::Any(_)) => "any",
                 Some(Identifier::SourceIp(_)) => "source_ip",
-                Some(Identifier::Metadata(_)) => "metadata",
                 Some(Identifier::FilterState(_)) => "filter_state",
-                Some(Identifier::Custom(_)) => "custom",
-                Some(_) => "sourced_metadata",
+                Some(_) => "custom",
             };
             unsupported(cx, field, PRINCIPALS);
             Principal::Any
         }
     }
+}
+
+/// What filters have found out; routes' own metadata is not kept.
+fn sourced(cx: &mut Context, m: pb::rbac::SourcedMetadata) -> MetadataMatcher {
+    cx.at("sourced_metadata", |cx| {
+        if m.metadata_source != i32::from(pb::rbac::MetadataSource::Dynamic) {
+            cx.refuse_at("metadata_source", "is not supported; supported: DYNAMIC");
+        }
+        if m.metadata_matcher.is_none() {
+            cx.missing("metadata_matcher");
+        }
+        let matcher = m.metadata_matcher.unwrap_or_default();
+        cx.at("metadata_matcher", |cx| metadata(cx, matcher))
+    })
 }
 
 fn unsupported(cx: &mut Context, field: &str, supported: &str) {

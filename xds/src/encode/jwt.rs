@@ -4,6 +4,7 @@ use pillion_model::jwt::{JwtAuthn, JwtKeys, JwtOverride, JwtProvider, JwtRequire
 
 use super::duration;
 use crate::pb;
+use pb::jwt_authn::jwt_provider::NormalizePayload;
 use pb::jwt_authn::jwt_requirement::RequiresType;
 
 pub(super) fn filter(jwt: &JwtAuthn) -> pb::jwt_authn::JwtAuthentication {
@@ -49,6 +50,15 @@ fn provider(one: &JwtProvider) -> pb::jwt_authn::JwtProvider {
         forward_payload_header: one.payload_header.clone(),
         pad_forward_payload_header: one.pad_payload_header,
         claim_to_headers: one.claim_headers.iter().map(claim).collect(),
+        subjects: one.subjects.as_ref().map(super::matcher::string),
+        require_expiration: one.require_expiration,
+        max_lifetime: one.max_lifetime.map(duration),
+        payload_in_metadata: one.payload_metadata.clone(),
+        normalize_payload_in_metadata: (!one.split_claims.is_empty()).then(|| NormalizePayload {
+            space_delimited_claims: one.split_claims.clone(),
+        }),
+        header_in_metadata: one.header_metadata.clone(),
+        clear_route_cache: one.clear_route_cache,
         clock_skew_seconds: one.clock_skew_seconds,
         jwks_source_specifier: Some(match &one.keys {
             JwtKeys::Local(source) => Source::LocalJwks(super::tls::data_source(source)),

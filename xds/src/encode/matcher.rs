@@ -3,6 +3,7 @@
 use pillion_model::matcher::{
     Cidr, HeaderMatcher, HeaderValueMatch, Pattern, QueryMatcher, Regex, StringMatcher,
 };
+use pillion_model::metadata::{MetadataMatcher, ValueMatcher};
 
 use crate::pb;
 use pb::route::header_matcher::HeaderMatchSpecifier;
@@ -55,6 +56,42 @@ pub(super) fn query(matcher: &QueryMatcher) -> pb::route::QueryParameterMatcher 
             Some(text) => QueryParameterMatchSpecifier::StringMatch(string(text)),
         }),
     }
+}
+
+pub(super) fn metadata(matcher: &MetadataMatcher) -> pb::matcher::MetadataMatcher {
+    use pb::matcher::metadata_matcher::{PathSegment, path_segment::Segment};
+    let segment = |key: &String| PathSegment { segment: Some(Segment::Key(key.clone())) };
+    pb::matcher::MetadataMatcher {
+        filter: matcher.filter.clone(),
+        path: matcher.path.iter().map(segment).collect(),
+        value: Some(metadata_value(&matcher.value)),
+        invert: matcher.invert,
+    }
+}
+
+fn metadata_value(matcher: &ValueMatcher) -> pb::matcher::ValueMatcher {
+    use pb::matcher::double_matcher::MatchPattern as D;
+    use pb::matcher::list_matcher::MatchPattern as L;
+    use pb::matcher::value_matcher::{MatchPattern as P, NullMatch};
+    let number = |pattern| P::DoubleMatch(pb::matcher::DoubleMatcher { match_pattern: Some(pattern) });
+    let pattern = match matcher {
+        ValueMatcher::Null => P::NullMatch(NullMatch {}),
+        ValueMatcher::Number(value) => number(D::Exact(*value)),
+        ValueMatcher::Range { start, end } => {
+            number(D::Range(pb::types::DoubleRange { start: *start, end: *end }))
+        }
+        ValueMatcher::Text(text) => P::StringMatch(string(text)),
+        ValueMatcher::Bool(on) => P::BoolMatch(*on),
+        ValueMatcher::Present(present) => P::PresentMatch(*present),
+        ValueMatcher::List(one) => P::ListMatch(Box::new(pb::matcher::ListMatcher {
+            match_pattern: Some(L::OneOf(Box::new(metadata_value(one)))),
+        })),
+        ValueMatcher::Or(any) => {
+            let value_matchers = any.iter().map(metadata_value).collect();
+            P::OrMatch(pb::matcher::OrMatcher { value_matchers })
+        }
+    };
+    pb::matcher::ValueMatcher { match_pattern: Some(pattern) }
 }
 
 pub(super) fn cidr(range: &Cidr) -> pb::core::CidrRange {

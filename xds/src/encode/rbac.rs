@@ -1,8 +1,9 @@
 //! Authorization rules.
 
+use pillion_model::metadata::MetadataMatcher;
 use pillion_model::rbac::{Action, Permission, Policy, Principal, Rbac};
 
-use super::matcher::{cidr, header, path, string};
+use super::matcher::{cidr, header, metadata, path, string};
 use crate::pb;
 use pb::rbac::permission::{Rule, Set as Rules};
 use pb::rbac::principal::{Identifier, Set as Identifiers};
@@ -41,6 +42,10 @@ fn permission(one: &Permission) -> pb::rbac::Permission {
             Permission::UrlPath(matcher) => Rule::UrlPath(path(matcher)),
             Permission::DestinationIp(range) => Rule::DestinationIp(cidr(range)),
             Permission::DestinationPort(port) => Rule::DestinationPort((*port).into()),
+            Permission::DestinationPortRange(start, end) => {
+                Rule::DestinationPortRange(pb::types::Int32Range { start: *start, end: *end })
+            }
+            Permission::Metadata(matcher) => Rule::SourcedMetadata(found(matcher)),
             Permission::RequestedServerName(matcher) => Rule::RequestedServerName(string(matcher)),
         }),
     }
@@ -62,7 +67,16 @@ fn principal(one: &Principal) -> pb::rbac::Principal {
             Principal::DirectRemoteIp(range) => Identifier::DirectRemoteIp(cidr(range)),
             Principal::RemoteIp(range) => Identifier::RemoteIp(cidr(range)),
             Principal::Header(matcher) => Identifier::Header(header(matcher)),
+            Principal::Metadata(matcher) => Identifier::SourcedMetadata(found(matcher)),
             Principal::UrlPath(matcher) => Identifier::UrlPath(path(matcher)),
         }),
+    }
+}
+
+/// What filters have found out.
+fn found(matcher: &MetadataMatcher) -> pb::rbac::SourcedMetadata {
+    pb::rbac::SourcedMetadata {
+        metadata_matcher: Some(metadata(matcher)),
+        metadata_source: pb::rbac::MetadataSource::Dynamic.into(),
     }
 }

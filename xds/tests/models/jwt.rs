@@ -4,7 +4,7 @@ use pillion_model::jwt::{JwtAuthn, JwtKeys, JwtOverride, JwtProvider, JwtRequire
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
-use super::matchers::source;
+use super::matchers::{source, string};
 use super::routes::route_match;
 use super::{few, free, maybe, name, text, time};
 
@@ -45,6 +45,13 @@ fn plain() -> JwtProvider {
         payload_header: String::new(),
         pad_payload_header: false,
         claim_headers: Vec::new(),
+        subjects: None,
+        require_expiration: false,
+        max_lifetime: None,
+        payload_metadata: String::new(),
+        split_claims: Vec::new(),
+        header_metadata: String::new(),
+        clear_route_cache: false,
         clock_skew_seconds: 60,
     }
 }
@@ -54,8 +61,11 @@ fn provider() -> BoxedStrategy<JwtProvider> {
         .prop_map(|(uri, cluster, timeout, cache, ahead)| RemoteKeys { uri, cluster, timeout, cache, ahead });
     let keys = prop_oneof![source().prop_map(JwtKeys::Local), remote.prop_map(JwtKeys::Remote)];
     let places = (few((name(), free())), few(text()), few(text()));
-    (free(), few(text()), keys, places, any::<(bool, bool)>(), free(), few((name(), text())), 1_u32..)
-        .prop_map(|(issuer, audiences, keys, places, flags, header, claim_headers, skew)| JwtProvider {
+    let limits = (maybe(string()), maybe(time()), any::<bool>(), 1_u32..);
+    let metadata = (free(), few(text()), free(), any::<bool>());
+    let rest = (limits, metadata);
+    (free(), few(text()), keys, places, any::<(bool, bool)>(), free(), few((name(), text())), rest)
+        .prop_map(|(issuer, audiences, keys, places, flags, header, claim_headers, rest)| JwtProvider {
             issuer,
             audiences,
             keys,
@@ -66,7 +76,14 @@ fn provider() -> BoxedStrategy<JwtProvider> {
             pad_payload_header: flags.1,
             payload_header: header.to_ascii_lowercase(),
             claim_headers,
-            clock_skew_seconds: skew,
+            subjects: rest.0.0,
+            max_lifetime: rest.0.1,
+            require_expiration: rest.0.2,
+            payload_metadata: rest.1.0,
+            split_claims: rest.1.1,
+            header_metadata: rest.1.2,
+            clear_route_cache: rest.1.3,
+            clock_skew_seconds: rest.0.3,
         })
         .boxed()
 }

@@ -3,6 +3,7 @@
 use pillion_model::matcher::{
     Cidr, HeaderMatcher, HeaderValueMatch, Pattern, QueryMatcher, Regex, StringMatcher,
 };
+use pillion_model::metadata::{MetadataMatcher, ValueMatcher};
 use pillion_model::rbac::{Action, Permission, Policy, Principal, Rbac};
 use pillion_model::tls::{
     Certificate, DataSource, DownstreamTls, NameKind, NameMatcher, Roots, TlsVersion, UpstreamTls, Validation,
@@ -65,6 +66,26 @@ pub(crate) fn rbac() -> BoxedStrategy<Rbac> {
     (action, btree_map(text(), policy, 0..3)).prop_map(|(action, policies)| Rbac { action, policies }).boxed()
 }
 
+fn metadata() -> BoxedStrategy<MetadataMatcher> {
+    let leaf = prop_oneof![
+        Just(ValueMatcher::Null),
+        (-1e9..1e9).prop_map(ValueMatcher::Number),
+        (-1e9..0.0, 0.0..1e9).prop_map(|(start, end)| ValueMatcher::Range { start, end }),
+        string().prop_map(ValueMatcher::Text),
+        any::<bool>().prop_map(ValueMatcher::Bool),
+        any::<bool>().prop_map(ValueMatcher::Present),
+    ];
+    let value = leaf.prop_recursive(2, 4, 2, |inner| {
+        prop_oneof![
+            inner.clone().prop_map(|one| ValueMatcher::List(Box::new(one))),
+            some(inner).prop_map(ValueMatcher::Or),
+        ]
+    });
+    (text(), some(text()), value, any::<bool>())
+        .prop_map(|(filter, path, value, invert)| MetadataMatcher { filter, path, value, invert })
+        .boxed()
+}
+
 fn permission() -> BoxedStrategy<Permission> {
     let leaf = prop_oneof![
         Just(Permission::Any),
@@ -73,6 +94,8 @@ fn permission() -> BoxedStrategy<Permission> {
         cidr().prop_map(Permission::DestinationIp),
         any::<u16>().prop_map(Permission::DestinationPort),
         string().prop_map(Permission::RequestedServerName),
+        (0_i32..100, 100_i32..).prop_map(|(start, end)| Permission::DestinationPortRange(start, end)),
+        metadata().prop_map(Permission::Metadata),
     ];
     leaf.prop_recursive(2, 6, 2, |inner| {
         prop_oneof![
@@ -92,6 +115,7 @@ fn principal() -> BoxedStrategy<Principal> {
         cidr().prop_map(Principal::RemoteIp),
         header().prop_map(Principal::Header),
         string().prop_map(Principal::UrlPath),
+        metadata().prop_map(Principal::Metadata),
     ];
     leaf.prop_recursive(2, 6, 2, |inner| {
         prop_oneof![

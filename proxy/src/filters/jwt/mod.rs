@@ -4,6 +4,7 @@
 //! have to be asked for does a request wait, before anything of it is changed.
 
 mod keys;
+mod metadata;
 mod places;
 mod remote;
 mod status;
@@ -29,7 +30,7 @@ use self::places::{Found, Place, Places};
 use self::remote::Remote;
 use self::status::Status;
 use self::token::Token;
-use super::overrides;
+use super::{overrides, route};
 use crate::chain::Step;
 use crate::exchange::{Exchange, Head};
 use crate::headers::names::ORIGINAL_PATH;
@@ -39,6 +40,8 @@ use crate::local_reply::LocalReply;
 pub(crate) struct Jwt {
     pub(crate) settings: JwtAuthn,
     providers: BTreeMap<String, Provider>,
+    /// Whether any of them does.
+    reroutes: bool,
     /// What came of requests.
     pub(crate) counts: Counts,
 }
@@ -88,6 +91,7 @@ impl Jwt {
         };
         Ok(Self {
             providers: settings.providers.iter().map(provider).collect::<Result<_, _>>()?,
+            reroutes: settings.providers.values().any(|provider| provider.clear_route_cache),
             settings: settings.clone(),
             counts: Counts::default(),
         })
@@ -128,6 +132,16 @@ impl Jwt {
                 }
             }
         }
+    }
+
+    /// Whether a token that `need` speaks of has a say in where the request goes.
+    fn reroutes(&self, need: &JwtRequirement) -> bool {
+        if !self.reroutes {
+            return false;
+        }
+        let mut involved = Vec::new();
+        self.involved(need, &mut involved);
+        involved.iter().any(|provider| provider.reroutes())
     }
 
     fn check(&self, head: &mut Head, need: &JwtRequirement) -> Result<(), Status> {
@@ -234,7 +248,13 @@ impl Jwt {
             }
         };
         let provider = provider.ok_or(Status::UnknownIssuer)?;
-        token.check_time(now(), provider.settings.clock_skew_seconds.into())?;
+        let settings = &provider.settings;
+        if settings.subjects.as_ref().is_some_and(|subjects| !subjects.is_match(&token.subject))
+            || !token.ends_in_time(now(), settings.require_expiration, settings.max_lifetime)
+        {
+            return Err(Status::Verification);
+        }
+        token.check_time(now(), settings.clock_skew_seconds.into())?;
         let allowed = match only {
             Some((_, own)) if !own.is_empty() => own,
             _ => &provider.settings.audiences,
@@ -278,6 +298,7 @@ impl Provider {
 
     /// Changes a request whose token is good.
     fn pass_on(&self, head: &mut Head, token: &Token<'_>, place: &Place) {
+        metadata::note(head, &self.settings, token);
         let headers = &mut head.headers;
         if let Some(name) = &self.payload_header {
             let payload = if self.settings.pad_payload_header {
@@ -307,6 +328,14 @@ impl Provider {
             }
             Place::Cookie(_) => {}
         }
+    }
+}
+
+impl Provider {
+    fn reroutes(&self) -> bool {
+        let settings = &self.settings;
+        settings.clear_route_cache
+            && !(settings.claim_headers.is_empty() && settings.payload_metadata.is_empty())
     }
 }
 
@@ -365,6 +394,9 @@ pub(super) async fn check(x: &mut Exchange, jwt: &Jwt) -> Step {
     match jwt.check(&mut x.head, need) {
         Ok(()) => {
             jwt.counts.allowed.fetch_add(1, Relaxed);
+            if jwt.reroutes(need) {
+                route::again(x);
+            }
             Ok(())
         }
         Err(status) => {

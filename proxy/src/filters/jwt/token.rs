@@ -1,5 +1,7 @@
 //! Reads tokens (RFC 7519, in the compact form of RFC 7515 section 7.1). Nothing is verified here.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Map, Value};
@@ -16,8 +18,11 @@ pub(super) struct Token<'a> {
     /// Empty: not said.
     pub(super) key_id: String,
     pub(super) signature: Vec<u8>,
+    /// The fields of its header.
+    pub(super) header: Map<String, Value>,
     pub(super) claims: Map<String, Value>,
     pub(super) issuer: String,
+    pub(super) subject: String,
     pub(super) audiences: Vec<String>,
     /// Seconds since 1970; 0: not said.
     not_before: u64,
@@ -84,7 +89,7 @@ impl<'a> Token<'a> {
         let key_id = text_of(&fields, "kid", Status::KeyId)?;
         let claims = object(payload, Status::PayloadBase64, Status::PayloadJson)?;
         let issuer = text_of(&claims, "iss", Status::Issuer)?;
-        text_of(&claims, "sub", Status::Subject)?;
+        let subject = text_of(&claims, "sub", Status::Subject)?;
         number_of(&claims, "iat", Status::IssuedAt, Status::IssuedAtRange)?;
         let not_before = number_of(&claims, "nbf", Status::NotBefore, Status::NotBeforeRange)?;
         let expiry = number_of(&claims, "exp", Status::Expiry, Status::ExpiryRange)?;
@@ -98,8 +103,10 @@ impl<'a> Token<'a> {
             algorithm,
             key_id,
             signature,
+            header: fields,
             claims,
             issuer,
+            subject,
             audiences,
             not_before,
             expiry,
@@ -115,6 +122,14 @@ impl<'a> Token<'a> {
             return Err(Status::Expired);
         }
         Ok(())
+    }
+
+    /// Whether it says when it ends, if it has to, and that is no later than `max` from `now`.
+    pub(super) fn ends_in_time(&self, now: u64, required: bool, max: Option<Duration>) -> bool {
+        match max {
+            Some(max) => self.expiry != 0 && self.expiry <= now.saturating_add(max.as_secs()),
+            None => !required || self.expiry != 0,
+        }
     }
 
     /// A claim as a header's value; `path`: names joined by dots.

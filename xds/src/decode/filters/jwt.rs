@@ -10,6 +10,7 @@ use pillion_model::tls::DataSource;
 
 use crate::decode::Context;
 use crate::decode::context::ignored;
+use crate::decode::matcher::string;
 use crate::pb;
 use pb::jwt_authn::jwt_requirement::RequiresType;
 
@@ -51,16 +52,8 @@ fn sorted<T>(map: HashMap<String, T>) -> Vec<(String, T)> {
 
 fn provider(cx: &mut Context, mut m: pb::jwt_authn::JwtProvider) -> JwtProvider {
     use pb::jwt_authn::jwt_provider::JwksSourceSpecifier as Source;
-    // Nothing that runs here reads dynamic metadata; every token is checked anew.
-    ignored!(
-        cx,
-        m,
-        payload_in_metadata,
-        header_in_metadata,
-        failed_status_in_metadata,
-        normalize_payload_in_metadata,
-        jwt_cache_config,
-    );
+    // Every token is checked anew.
+    ignored!(cx, m, failed_status_in_metadata, jwt_cache_config);
     let keys = match m.jwks_source_specifier.take() {
         Some(Source::LocalJwks(source)) => {
             JwtKeys::Local(cx.at("local_jwks", |cx| crate::decode::tls::data_source(cx, source)))
@@ -90,6 +83,16 @@ fn provider(cx: &mut Context, mut m: pb::jwt_authn::JwtProvider) -> JwtProvider 
         payload_header: take(&mut m.forward_payload_header).to_ascii_lowercase(),
         pad_payload_header: take(&mut m.pad_forward_payload_header),
         claim_headers: cx.each("claim_to_headers", take(&mut m.claim_to_headers), claim),
+        subjects: cx.some("subjects", m.subjects.take(), string),
+        require_expiration: take(&mut m.require_expiration),
+        max_lifetime: cx.duration("max_lifetime", m.max_lifetime.take()),
+        payload_metadata: take(&mut m.payload_in_metadata),
+        split_claims: m
+            .normalize_payload_in_metadata
+            .take()
+            .map_or_else(Vec::new, |normal| normal.space_delimited_claims),
+        header_metadata: take(&mut m.header_in_metadata),
+        clear_route_cache: take(&mut m.clear_route_cache),
         clock_skew_seconds: if skew == 0 { CLOCK_SKEW_SECONDS } else { skew },
     };
     cx.rest(&m);
