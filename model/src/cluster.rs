@@ -84,6 +84,9 @@ pub enum Discovery {
     },
     /// The address the connection was redirected from.
     OriginalDst,
+    /// Those of other clusters: their priorities one after the other, each cluster with its own policies.
+    /// Envoy: `envoy.clusters.aggregate`.
+    Aggregate(Vec<String>),
 }
 
 /// HTTP version spoken to endpoints. Envoy: `HttpProtocolOptions`.

@@ -150,9 +150,7 @@ impl Permission {
             Self::UrlPath(matcher) => request.is_some_and(|view| matcher.is_match(view.path())),
             Self::DestinationIp(range) => cidr_contains(range, peer.local.ip()),
             Self::DestinationPort(port) => peer.local.port() == *port,
-            Self::DestinationPortRange(start, end) => {
-                (*start..*end).contains(&i32::from(peer.local.port()))
-            }
+            Self::DestinationPortRange(start, end) => (*start..*end).contains(&i32::from(peer.local.port())),
             Self::Metadata(matcher) => {
                 matcher.is_match(|filter| request.and_then(|view| view.metadata(filter)))
             }

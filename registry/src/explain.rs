@@ -456,7 +456,7 @@ fn endpoints(model: &ServiceModel, cluster: &Cluster) -> Vec<EndpointStep> {
         | Discovery::StrictDns { assignment, .. }
         | Discovery::LogicalDns { assignment, .. } => Some(assignment),
         Discovery::Eds { .. } => model.endpoints.iter().find(|assignment| assignment.cluster == cluster.name),
-        Discovery::OriginalDst => None,
+        Discovery::OriginalDst | Discovery::Aggregate(_) => None,
     };
     let localities = assignment.into_iter().flat_map(|assignment| &assignment.localities);
     let steps = localities.flat_map(|locality| {

@@ -12,6 +12,7 @@ pub(crate) use envoy_types::pb::envoy::config::route::v3 as route;
 pub(crate) use envoy_types::pb::envoy::extensions::access_loggers::{
     file::v3 as file_log, stream::v3 as stream_log,
 };
+pub(crate) use envoy_types::pb::envoy::extensions::clusters::aggregate::v3 as aggregate;
 pub(crate) use envoy_types::pb::envoy::extensions::common::ratelimit::v3 as ratelimit;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
 pub(crate) use envoy_types::pb::envoy::extensions::filters::http::{

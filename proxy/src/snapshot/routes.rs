@@ -373,7 +373,7 @@ impl ClusterRef {
     ) -> Result<Self, String> {
         let labels = &forward.metadata_match;
         Ok(match &forward.to {
-            ClusterChoice::Cluster(name) => Self::find(compiler, name, clusters).asking(labels),
+            ClusterChoice::Cluster(name) => Self::find(compiler, name, clusters).asking(labels)?,
             ClusterChoice::Header(name) => {
                 // Any of them may be named.
                 for cluster in clusters.values() {
@@ -392,7 +392,7 @@ impl ClusterRef {
                         let mut labels = labels.clone();
                         labels.extend(entry.metadata_match.clone());
                         Ok(Choice {
-                            to: Self::find(compiler, &entry.cluster, clusters).asking(&labels),
+                            to: Self::find(compiler, &entry.cluster, clusters).asking(&labels)?,
                             weight: u64::from(entry.weight),
                             changes: Changes::compile(&entry.headers)?,
                             filters: RouteFilters::compile(&entry.filters, old)?,
@@ -417,11 +417,15 @@ impl ClusterRef {
     }
 
     /// The same, for endpoints with these labels.
-    fn asking(mut self, labels: &Fields) -> Self {
+    fn asking(mut self, labels: &Fields) -> Result<Self, String> {
         if let Self::Ready(target) = &mut self {
+            if !labels.is_empty() && target.cluster.is_aggregate() {
+                let name = target.cluster.name();
+                return Err(format!("metadata_match: is not supported for `{name}`, an aggregate cluster"));
+            }
             target.selection = target.cluster.select(labels);
         }
-        self
+        Ok(self)
     }
 
     /// Header changes of one of several clusters.

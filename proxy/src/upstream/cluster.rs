@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use pillion_model::cluster::{CircuitBreakers, Cluster as Config};
+use pillion_model::cluster::{CircuitBreakers, Cluster as Config, Discovery};
 use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, LocalityEndpoints};
 use pillion_model::health::Health;
 use pillion_model::metadata::Fields;
 use pillion_model::retry;
 
+use super::clusters::ClusterMap;
 use super::hosts::HostSet;
 use super::state::{ClusterState, Priority, next_id};
 use super::subset::{Selection, Selections};
@@ -29,6 +30,8 @@ pub struct Cluster {
     pub(super) transports: Vec<Arc<Transport>>,
     /// What routes ask for, in clusters with subsets.
     pub(super) selections: Selections,
+    /// Of an aggregate: its clusters, as far as they exist.
+    members: Option<Box<ArcSwap<Vec<Arc<Self>>>>>,
     hosts: ArcSwap<HostSet>,
     version: AtomicU64,
     retired: AtomicBool,
@@ -38,7 +41,9 @@ pub struct Cluster {
 
 impl Cluster {
     pub(super) fn new(config: Config, state: Arc<ClusterState>, transports: Vec<Arc<Transport>>) -> Self {
+        let is_aggregate = matches!(config.discovery, Discovery::Aggregate(_));
         Self {
+            members: is_aggregate.then(Box::default),
             id: next_id(),
             config,
             state,
@@ -73,6 +78,23 @@ impl Cluster {
     /// As [`Self::select`], for labels that were selected before.
     pub fn selection(&self, labels: &Fields) -> Selection {
         self.selections.find(labels).unwrap_or_default()
+    }
+
+    /// Whether it is made of other clusters.
+    pub(crate) fn is_aggregate(&self) -> bool {
+        self.members.is_some()
+    }
+
+    /// Of an aggregate: its clusters, as far as they exist.
+    pub(super) fn members(&self) -> Option<Arc<Vec<Arc<Self>>>> {
+        self.members.as_ref().map(|members| members.load_full())
+    }
+
+    /// Finds the clusters of an aggregate.
+    pub(super) fn gather(&self, all: &ClusterMap) {
+        if let (Some(members), Discovery::Aggregate(names)) = (&self.members, &self.config.discovery) {
+            members.store(Arc::new(names.iter().filter_map(|name| all.get(name)).cloned().collect()));
+        }
     }
 
     /// The present endpoints.

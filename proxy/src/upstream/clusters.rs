@@ -14,6 +14,7 @@ use pillion_net::tls::{Secrets, TlsError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::aggregate;
 use super::cluster::Cluster;
 use super::control::Control;
 use super::dns::Names;
@@ -85,6 +86,10 @@ impl Clusters {
         let mut inner = self.lock();
         let mut rejected = Vec::new();
         for (name, config) in clusters {
+            if let Some(reason) = aggregate::wrong(config, clusters) {
+                rejected.push(Rejected { name: name.clone(), reason });
+                continue;
+            }
             match inner.compile(name, config, secrets, &self.events) {
                 Ok(()) => inner.assign(name, config, endpoints),
                 Err(reason) => rejected.push(Rejected { name: name.clone(), reason }),
@@ -101,6 +106,9 @@ impl Clusters {
         inner.states.retain(|name, _| kept.contains(name));
         inner.assignments.retain(|name, _| kept.contains(name));
         inner.controls.retain(|name, _| kept.contains(name));
+        for cluster in inner.clusters.values() {
+            cluster.gather(&inner.clusters);
+        }
         let map = Arc::new(inner.clusters.clone());
         drop(inner);
         self.changes.send_modify(|generation| *generation += 1);
@@ -226,7 +234,10 @@ impl Inner {
                 endpoints.get(if service_name.is_empty() { name } else { service_name.as_str() })
             }
             // Found out by the control task, or by the request itself.
-            Discovery::StrictDns { .. } | Discovery::LogicalDns { .. } | Discovery::OriginalDst => None,
+            Discovery::StrictDns { .. }
+            | Discovery::LogicalDns { .. }
+            | Discovery::OriginalDst
+            | Discovery::Aggregate(_) => None,
         };
         // Endpoints not told yet, or not told any more: the last ones stay.
         let Some(assignment) = assignment else { return };

@@ -57,7 +57,10 @@ impl DnsCluster {
         let (assignment, refresh, choice) = match discovery {
             Discovery::StrictDns { assignment, refresh } => (assignment, refresh, Choice::All),
             Discovery::LogicalDns { assignment, refresh } => (assignment, refresh, Choice::One),
-            Discovery::Static(_) | Discovery::Eds { .. } | Discovery::OriginalDst => return None,
+            Discovery::Static(_)
+            | Discovery::Eds { .. }
+            | Discovery::OriginalDst
+            | Discovery::Aggregate(_) => return None,
         };
         let refresh = (*refresh).max(REFRESH_MIN);
         let (id, assignment) = (next_id(), assignment.clone());

@@ -9,7 +9,7 @@ use pillion_model::endpoint::{Endpoint, Fraction, HostAddress, LoadAssignment, L
 use pillion_model::health::Health;
 use tokio::time::Instant;
 
-use super::balance::{Balance, Draw, LocalityHosts, Rules, Turns};
+use super::balance::{Balance, Counts, Draw, LocalityHosts, Rules, Turns};
 use super::cluster::Cluster;
 use super::failure::Cause;
 use super::send::Attempt;
@@ -24,6 +24,8 @@ pub struct HostSet {
     pub hosts: Vec<Host>,
     /// Share of requests to drop, per category.
     pub drops: Vec<(String, Fraction)>,
+    /// Its priorities, counted.
+    pub(super) levels: Vec<Counts>,
     balance: Balance,
     /// Instead of `balance`, where the cluster has any.
     subsets: Option<SubsetHosts>,
@@ -130,7 +132,8 @@ impl HostSet {
         let by_address = matches!(config.discovery, Discovery::OriginalDst).then(|| {
             hosts.iter().enumerate().map(|(at, host)| (host.endpoint.address.clone(), at)).collect()
         });
-        Self { hosts, drops: assignment.drops.clone(), balance, subsets: subset_hosts, by_address }
+        let levels = Counts::by_level(&hosts, &localities);
+        Self { levels, hosts, drops: assignment.drops.clone(), balance, subsets: subset_hosts, by_address }
     }
 
     /// Chooses an endpoint: its place in `hosts`.
@@ -147,7 +150,8 @@ impl HostSet {
         }
         let avoid = |host: &Host| attempt.has_tried(host.endpoint.id);
         let again = attempt.is_retry();
-        let draw = Draw { hash: attempt.hash, redraws: attempt.redraws, avoid: &avoid, again, now };
+        let (hash, redraws, level) = (attempt.hash, attempt.redraws, attempt.level);
+        let draw = Draw { hash, redraws, level, avoid: &avoid, again, now };
         let choice = match &self.subsets {
             None => self.balance.pick(&self.hosts, turns, &draw),
             Some(subsets) => subsets.pick(attempt.selection, &self.hosts, turns, &draw, &state.stats),
@@ -159,10 +163,7 @@ impl HostSet {
                 }
                 Ok(choice.at)
             }
-            None => {
-                state.stats.upstream_cx_none_healthy.fetch_add(1, Relaxed);
-                Err(Cause::NoHealthyUpstream)
-            }
+            None => Err(Cause::NoHealthyUpstream),
         }
     }
 

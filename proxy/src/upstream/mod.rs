@@ -4,6 +4,7 @@
 //! [`Clusters`] is process-wide and takes configuration. [`Pools`] is one worker's; it owns that
 //! worker's connections and makes one try at a time. Retrying is the caller's.
 
+mod aggregate;
 mod balance;
 mod channel;
 mod check;

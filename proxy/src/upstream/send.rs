@@ -12,6 +12,7 @@ use pillion_model::cluster::{Discovery, UpstreamProtocol};
 use pillion_model::retry::{Reset, is_idempotent};
 use tokio::time::Instant;
 
+use super::balance::Source;
 use super::cluster::Cluster;
 use super::failure::{Cause, Failure, classify_h2, classify_http1, passive_status};
 use super::host::HostRewritten;
@@ -50,6 +51,8 @@ pub struct Attempt {
     /// The endpoint of the present or last try.
     pub endpoint: Option<Arc<EndpointState>>,
     tried: Tried,
+    /// Which endpoints of an aggregate's cluster take the present try.
+    pub(super) level: Option<(usize, Source)>,
     /// When the present try began, or had waited for a connection.
     started: Option<Instant>,
 }
@@ -89,6 +92,7 @@ impl Default for Attempt {
             keep_head: false,
             endpoint: None,
             tried: Tried::default(),
+            level: None,
             started: None,
         }
     }
@@ -154,8 +158,10 @@ impl Pools {
     ) -> Result<Sent, Failure> {
         let now = self.tick();
         attempt.endpoint = None;
+        let (asked, member) = (cluster, self.member(cluster, attempt)?);
+        let cluster = member.as_ref().unwrap_or(asked);
         let view = self.view(cluster);
-        let pool = match self.choose(&view, attempt, now) {
+        let pool = match self.choose(asked, &view, attempt, now) {
             Ok(at) => {
                 if let Some(auto) = attempt.auto_host {
                     let hosts = view.hosts();
@@ -184,14 +190,24 @@ impl Pools {
         sent
     }
 
-    /// The place of an endpoint of `view`.
-    pub(super) fn choose(&self, view: &View, attempt: &Attempt, now: Instant) -> Result<usize, Cause> {
+    /// The place of an endpoint of `view`, for who has asked for `asked`.
+    pub(super) fn choose(
+        &self,
+        asked: &Cluster,
+        view: &View,
+        attempt: &Attempt,
+        now: Instant,
+    ) -> Result<usize, Cause> {
         if let (Discovery::OriginalDst, Some(destination)) =
             (&view.cluster.config.discovery, attempt.destination)
         {
             return view.original_destination(destination).ok_or(Cause::NoHealthyUpstream);
         }
-        view.pick(attempt, now)
+        view.pick(attempt, now).inspect_err(|cause| {
+            if *cause == Cause::NoHealthyUpstream {
+                asked.state.stats.upstream_cx_none_healthy.fetch_add(1, Relaxed);
+            }
+        })
     }
 }
 

@@ -41,8 +41,10 @@ impl Pools {
         attempt: &mut Attempt,
     ) -> Result<TcpUpstream, Failure> {
         let now = self.tick();
+        let (asked, member) = (cluster, self.member(cluster, attempt)?);
+        let cluster = member.as_ref().unwrap_or(asked);
         let view = self.view(cluster);
-        let at = self.choose(&view, attempt, now).map_err(Failure::new)?;
+        let at = self.choose(asked, &view, attempt, now).map_err(Failure::new)?;
         let hosts = view.hosts();
         let host = &hosts.hosts[at];
         let endpoint = Arc::clone(&host.endpoint);

@@ -178,6 +178,10 @@ fn cluster(name: &str, fields: &Value, ports: &Ports) -> Value {
         "connect_timeout": "1s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     });
+    // A type of its own brings its own endpoints.
+    if fields.contains_key("cluster_type") {
+        defaults = json!({"name": name, "connect_timeout": "1s", "lb_policy": "CLUSTER_PROVIDED"});
+    }
     if fields.remove("http2").is_some() {
         defaults["typed_extension_protocol_options"] = json!({
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {

@@ -33,9 +33,9 @@ impl From<LoadBalancing> for Balancing {
 pub(super) fn balancing(cx: &mut Context, m: &mut pb::cluster::Cluster, discovery: &Discovery) -> Balancing {
     let old = take(&mut m.lb_policy);
     let config = m.lb_config.take();
-    if *discovery == Discovery::OriginalDst {
+    if matches!(discovery, Discovery::OriginalDst | Discovery::Aggregate(_)) {
         if LbPolicy::try_from(old) != Ok(LbPolicy::ClusterProvided) {
-            cx.refuse_at("lb_policy", "want CLUSTER_PROVIDED in an ORIGINAL_DST cluster");
+            cx.refuse_at("lb_policy", "want CLUSTER_PROVIDED in an ORIGINAL_DST or aggregate cluster");
         }
         if config.is_some() {
             cx.refuse_at("original_dst_lb_config", "is not supported");

@@ -10,7 +10,7 @@ use pillion_model::endpoint::LoadAssignment;
 
 use super::Context;
 use super::balancing::{Balancing, balancing};
-use super::context::{ignored, inert};
+use super::context::{ignored, inert, is};
 use super::matcher::{our_metadata, text};
 use super::source::source;
 use crate::pb;
@@ -118,10 +118,7 @@ fn discovery(cx: &mut Context, name: &str, m: &mut pb::cluster::Cluster) -> Disc
         }),
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
             let any = custom.typed_config.unwrap_or_default();
-            cx.at("cluster_type.typed_config", |cx| {
-                cx.unsupported_type(&any, "type: STATIC, STRICT_DNS, LOGICAL_DNS, EDS or ORIGINAL_DST");
-            });
-            DiscoveryType::Static
+            return cx.at("cluster_type.typed_config", |cx| custom_type(cx, &any));
         }
         None => DiscoveryType::Static,
     };
@@ -157,6 +154,23 @@ fn discovery(cx: &mut Context, name: &str, m: &mut pb::cluster::Cluster) -> Disc
     // What is left of these has no meaning for the type.
     ignored!(cx, m, dns_refresh_rate);
     discovery
+}
+
+fn custom_type(cx: &mut Context, any: &pb::Any) -> Discovery {
+    if !is::<pb::aggregate::ClusterConfig>(any) {
+        cx.unsupported_type(
+            any,
+            "aggregate, or a type: STATIC, STRICT_DNS, LOGICAL_DNS, EDS or ORIGINAL_DST",
+        );
+        return Discovery::Static(LoadAssignment::default());
+    }
+    let mut config: pb::aggregate::ClusterConfig = cx.unpack(any);
+    let clusters = take(&mut config.clusters);
+    if clusters.is_empty() {
+        cx.missing("clusters");
+    }
+    cx.rest(&config);
+    Discovery::Aggregate(clusters)
 }
 
 fn eds(cx: &mut Context, cluster: &str, config: Option<pb::cluster::cluster::EdsClusterConfig>) -> Discovery {

@@ -186,9 +186,7 @@ fn metadata_value(cx: &mut Context, m: pb::matcher::ValueMatcher, depth: usize) 
                 ValueMatcher::Null
             }
         },
-        Some(P::StringMatch(matcher)) => {
-            ValueMatcher::Text(cx.at("string_match", |cx| string(cx, matcher)))
-        }
+        Some(P::StringMatch(matcher)) => ValueMatcher::Text(cx.at("string_match", |cx| string(cx, matcher))),
         Some(P::BoolMatch(on)) => ValueMatcher::Bool(on),
         Some(P::PresentMatch(present)) => ValueMatcher::Present(present),
         Some(P::ListMatch(list)) => match list.match_pattern {

@@ -107,8 +107,7 @@ fn permission(cx: &mut Context, one: pb::rbac::Permission, depth: usize) -> Perm
     }
 }
 
-const PRINCIPALS: &str =
-    "any, and_ids, or_ids, not_id, authenticated, direct_remote_ip, remote_ip, header, url_path, metadata, \
+const PRINCIPALS: &str = "any, and_ids, or_ids, not_id, authenticated, direct_remote_ip, remote_ip, header, url_path, metadata, \
      sourced_metadata";
 
 fn principal(cx: &mut Context, one: pb::rbac::Principal, depth: usize) -> Principal {

@@ -17,7 +17,7 @@ pub(super) fn balancing(
     cluster: &Cluster,
     dialect: Dialect<'_>,
 ) -> (LbPolicy, Option<pb::cluster::LoadBalancingPolicy>) {
-    if cluster.discovery == Discovery::OriginalDst {
+    if matches!(cluster.discovery, Discovery::OriginalDst | Discovery::Aggregate(_)) {
         return (LbPolicy::ClusterProvided, None);
     }
     if matches!(dialect, Dialect::Grpc) {

@@ -22,7 +22,10 @@ pub(crate) fn cluster(cluster: &Cluster, dialect: Dialect<'_>) -> pb::cluster::C
     let (lb_policy, load_balancing_policy) = super::balancing::balancing(cluster, dialect);
     pb::cluster::Cluster {
         name: cluster.name.clone(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
+        cluster_discovery_type: Some(match &cluster.discovery {
+            Discovery::Aggregate(clusters) => ClusterDiscoveryType::ClusterType(aggregate(clusters)),
+            _ => ClusterDiscoveryType::Type(kind.into()),
+        }),
         eds_cluster_config: match &cluster.discovery {
             Discovery::Eds { service_name } => Some(pb::cluster::cluster::EdsClusterConfig {
                 eds_config: Some(ads()),
@@ -79,7 +82,15 @@ fn discovery(
             (DiscoveryType::LogicalDns, encode(assignment), rate(*refresh))
         }
         Discovery::Eds { .. } => (DiscoveryType::Eds, None, None),
-        Discovery::OriginalDst => (DiscoveryType::OriginalDst, None, None),
+        // The type of an aggregate is no number.
+        Discovery::OriginalDst | Discovery::Aggregate(_) => (DiscoveryType::OriginalDst, None, None),
+    }
+}
+
+fn aggregate(clusters: &[String]) -> pb::cluster::cluster::CustomClusterType {
+    pb::cluster::cluster::CustomClusterType {
+        name: "envoy.clusters.aggregate".to_owned(),
+        typed_config: Some(any(&pb::aggregate::ClusterConfig { clusters: clusters.to_vec() })),
     }
 }
 

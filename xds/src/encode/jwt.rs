@@ -54,9 +54,8 @@ fn provider(one: &JwtProvider) -> pb::jwt_authn::JwtProvider {
         require_expiration: one.require_expiration,
         max_lifetime: one.max_lifetime.map(duration),
         payload_in_metadata: one.payload_metadata.clone(),
-        normalize_payload_in_metadata: (!one.split_claims.is_empty()).then(|| NormalizePayload {
-            space_delimited_claims: one.split_claims.clone(),
-        }),
+        normalize_payload_in_metadata: (!one.split_claims.is_empty())
+            .then(|| NormalizePayload { space_delimited_claims: one.split_claims.clone() }),
         header_in_metadata: one.header_metadata.clone(),
         clear_route_cache: one.clear_route_cache,
         clock_skew_seconds: one.clock_skew_seconds,

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 use super::matchers::upstream_tls;
 use super::subsets::{other_fields, subsets};
-use super::{few, fraction, free, maybe, name, socket, text, time};
+use super::{few, fraction, free, maybe, name, socket, some, text, time};
 
 pub(crate) fn cluster() -> BoxedStrategy<Cluster> {
     let protocol = prop_oneof![
@@ -111,6 +111,7 @@ fn discovery() -> BoxedStrategy<Chosen> {
     prop_oneof![
         5 => (discovery, balancing, maybe(subsets())),
         1 => Just((Discovery::OriginalDst, (LoadBalancing::Ewma, None), None)),
+        1 => some(name()).prop_map(|names| (Discovery::Aggregate(names), (LoadBalancing::Ewma, None), None)),
     ]
     .boxed()
 }

@@ -149,8 +149,7 @@ mod tests {
     #[test]
     fn whoever_was_longest_away_makes_room() {
         let limit = dynamic("");
-        let takes =
-            |value: &'static str| limit.rule(&vec![("a".into(), value.into())], 0.0).bucket.take(0.0);
+        let takes = |value: &'static str| limit.rule(&vec![("a".into(), value.into())], 0.0).bucket.take(0.0);
         for (value, want) in [("x", true), ("y", true), ("x", false), ("z", true), ("x", false), ("y", true)]
         {
             assert_eq!(takes(value), want, "{value}");

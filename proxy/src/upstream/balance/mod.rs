@@ -10,12 +10,11 @@ mod priority;
 use pillion_model::cluster::{LoadBalancing, SlowStart};
 use tokio::time::Instant;
 
-pub(crate) use priority::{Counts, Source};
+pub(crate) use priority::{Counts, Loads, Source};
 
 use super::hosts::Host;
 use edf::Edf;
 use hash::{Entry, Table};
-use priority::Loads;
 
 /// How the endpoints of a cluster are chosen from.
 #[derive(Default)]
@@ -93,6 +92,8 @@ pub(crate) struct Draw<'a> {
     pub(crate) hash: Option<u64>,
     /// Further draws to avoid endpoints.
     pub(crate) redraws: u32,
+    /// The priority and its endpoints, where an aggregate has chosen.
+    pub(crate) level: Option<(usize, Source)>,
     pub(crate) avoid: &'a dyn Fn(&Host) -> bool,
     /// Whether the request has failed elsewhere.
     pub(crate) again: bool,
@@ -115,11 +116,11 @@ impl Balance {
         first: usize,
     ) -> Self {
         let Rules { policy, overprovisioning, panic_threshold, .. } = rules;
-        let count = localities.iter().map(|it| it.priority as usize + 1).max().unwrap_or(0);
         let of_level = |level: usize| -> Vec<&LocalityHosts> {
             localities.iter().filter(|it| it.priority as usize == level).collect()
         };
-        let counts: Vec<Counts> = (0..count).map(|level| Counts::of(hosts, &of_level(level))).collect();
+        let counts = Counts::by_level(hosts, localities);
+        let count = counts.len();
         let mut balance = Self {
             policy: policy.clone(),
             slow: Slow::of(rules, hosts),
@@ -241,7 +242,11 @@ impl Balance {
 
     fn pick_once(&self, hosts: &[Host], turns: &mut Turns, draw: &Draw<'_>, attempt: u32) -> Option<Choice> {
         let hash = draw.hash.filter(|_| self.is_hashing()).unwrap_or_else(|| fastrand::u64(..));
-        let (level, source) = self.loads.choose(hash);
+        let (level, source) = match draw.level {
+            None => self.loads.choose(hash),
+            Some((level, _)) if self.loads.panic.get(level) == Some(&true) => (level, Source::All),
+            Some(chosen) => chosen,
+        };
         let level = self.levels.get(level)?;
         let tier = match source {
             Source::Healthy => &level.healthy,
@@ -366,6 +371,15 @@ impl Turns {
 }
 
 impl Counts {
+    /// Of every priority.
+    pub(crate) fn by_level(hosts: &[Host], localities: &[LocalityHosts]) -> Vec<Self> {
+        let count = localities.iter().map(|it| it.priority as usize + 1).max().unwrap_or(0);
+        let of_level = |level: usize| -> Vec<&LocalityHosts> {
+            localities.iter().filter(|it| it.priority as usize == level).collect()
+        };
+        (0..count).map(|level| Self::of(hosts, &of_level(level))).collect()
+    }
+
     fn of(hosts: &[Host], localities: &[&LocalityHosts]) -> Self {
         let mut counts = Self::default();
         for host in localities.iter().flat_map(|it| &it.members).map(|&at| &hosts[at as usize]) {
