@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue, SERVER};
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use pillion_model::http::ServerHeader;
 
 use crate::body::Body;
@@ -98,6 +98,7 @@ async fn serve(x: &mut Exchange) -> Step<Response<Body>> {
 /// The way back: what every answer gets, whoever made it.
 fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBody> {
     let mut close = x.connection.draining.get() || x.connection.drain.is_cancelled();
+    let mut changed = false;
     let mut response = match answer {
         Ok(response) => response,
         Err(mut reply) => {
@@ -111,6 +112,9 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
             // A mark makes callers send a POST again.
             let mark = x.hcm.config.mark_local_replies && !x.asked;
             if let Some(replies) = &Arc::clone(&x.hcm).local_replies {
+                // What a route adds is rewritten as well.
+                reply = change(&mut x, reply);
+                changed = true;
                 replies.rewrite(&mut reply, &mut x.record);
             }
             reply.into_response(&x.record.method, x.head.grpc, mark)
@@ -121,7 +125,7 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
     // Nor is anything known of what follows a change of protocol that failed.
     close |= x.connection.activity.is_unjudged();
     x.record.status = response.status().as_u16();
-    if let Some(routed) = x.record.routed.clone() {
+    if let Some(routed) = x.record.routed.clone().filter(|_| !changed) {
         let record = &*x.record;
         for changes in routed.changes(x.weighted_changes(&routed)) {
             changes.response(response.headers_mut(), &record.request_headers, record);
@@ -148,6 +152,18 @@ fn finish(mut x: Exchange, answer: Step<Response<Body>>) -> Response<ResponseBod
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     x.respond(response)
+}
+
+/// Makes a route's header changes to an answer of our own.
+fn change(x: &mut Exchange, mut reply: LocalReply) -> LocalReply {
+    let Some(routed) = x.record.routed.clone() else { return reply };
+    x.record.status = reply.status.as_u16();
+    let mut headers: HeaderMap = reply.headers.drain(..).collect();
+    for changes in routed.changes(x.weighted_changes(&routed)) {
+        changes.response(&mut headers, &x.record.request_headers, &x.record);
+    }
+    reply.set_headers(headers);
+    reply
 }
 
 /// The phrase that goes with a status: Envoy's.

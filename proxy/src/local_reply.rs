@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use pillion_model::retry::Reset;
 
 use crate::body::Body;
@@ -126,6 +126,17 @@ impl LocalReply {
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    /// With these headers instead of those before.
+    pub(crate) fn set_headers(&mut self, headers: HeaderMap) {
+        let mut last = None;
+        self.headers.clear();
+        for (name, value) in headers {
+            // Only the first of several values comes with its name.
+            last = name.or(last);
+            self.headers.extend(last.clone().map(|name| (name, value)));
+        }
     }
 
     fn closing(mut self) -> Self {

@@ -76,12 +76,7 @@ impl LocalReplies {
         } else if headers.get(CONTENT_TYPE) == kind.as_ref() && (kind.is_none() || reply.body != text) {
             headers.insert(CONTENT_TYPE, content_type);
         }
-        let mut last = None;
-        for (name, value) in headers {
-            // Only the first of several values comes with its name.
-            last = name.or(last);
-            reply.headers.extend(last.clone().map(|name| (name, value)));
-        }
+        reply.set_headers(headers);
     }
 }
 
