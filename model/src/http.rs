@@ -188,6 +188,12 @@ pub struct FaultPolicy {
     pub delay: Option<(Duration, Fraction)>,
     /// Answer with this status for this share of requests.
     pub abort: Option<(u16, Fraction)>,
+    /// Answer with this status of gRPC for this share of requests.
+    pub grpc_abort: Option<(u32, Fraction)>,
+    /// Clients say how long to wait (`x-envoy-fault-delay-request`), for this share of requests at most.
+    pub header_delay: Option<Fraction>,
+    /// Clients say what to answer (`x-envoy-fault-abort-request`), for this share of requests at most.
+    pub header_abort: Option<Fraction>,
     /// Only requests with all of these headers.
     pub headers: Vec<HeaderMatcher>,
 }

@@ -11,6 +11,7 @@ use crate::matcher::{HeaderMatcher, QueryMatcher, Regex, RequestView};
 use crate::metadata::Fields;
 use crate::rate_limit::RateLimitActions;
 use crate::retry::RetryPolicy;
+use crate::tls::DataSource;
 
 /// Virtual hosts under one name. Envoy: `RouteConfiguration`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -124,6 +125,13 @@ pub enum RouteAction {
         status: u16,
         /// Body.
         body: Vec<u8>,
+    },
+    /// Answered here, with a body that stands elsewhere when configuration is read.
+    RespondFrom {
+        /// Status code, 200 to 599.
+        status: u16,
+        /// Where the body is.
+        body: DataSource,
     },
     /// Accepted without forwarding (gRPC servers). Envoy: `non_forwarding_action`.
     NonForwarding,
@@ -245,6 +253,13 @@ pub enum HostRewrite {
     Header(String),
     /// The chosen endpoint's host name (DNS clusters).
     Auto,
+    /// The path without query, every match of the expression replaced; `\1` names a group.
+    PathRegex {
+        /// The expression (not anchored).
+        pattern: String,
+        /// The replacement.
+        substitution: String,
+    },
 }
 
 /// A redirect. Envoy: `RedirectAction`.

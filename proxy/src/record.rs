@@ -198,7 +198,7 @@ impl Record {
             service,
             subset,
             route: self.routed.as_ref().map_or(Symbol::EMPTY, |routed| routed.route().symbol),
-            code_class: u8::try_from(self.status / 100).unwrap_or(0),
+            status: self.status,
             flags: self.flags,
         }
     }

@@ -256,7 +256,9 @@ impl Explainer<'_> {
                 ("forward".to_owned(), self.destinations(&forward.to, Some(&request)))
             }
             RouteAction::Redirect(redirect) => (format!("redirect with {}", redirect.status), Vec::new()),
-            RouteAction::Respond { status, .. } => (format!("respond with {status}"), Vec::new()),
+            RouteAction::Respond { status, .. } | RouteAction::RespondFrom { status, .. } => {
+                (format!("respond with {status}"), Vec::new())
+            }
             RouteAction::NonForwarding => ("accept".to_owned(), Vec::new()),
         };
         let forward = match &route.action {

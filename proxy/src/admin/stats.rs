@@ -151,7 +151,13 @@ impl Scope {
                 let _ = write!(labels, "envoy_response_code_class=\"{class}\"");
                 format!("{start}xx")
             }
-            _ => name.to_owned(),
+            _ => match name.rsplit_once('_') {
+                Some((start, code)) if start.ends_with("upstream_rq") && code.parse::<u16>().is_ok() => {
+                    let _ = write!(labels, "envoy_response_code=\"{code}\"");
+                    start.to_owned()
+                }
+                _ => name.to_owned(),
+            },
         };
         if let Some((key, value)) = label {
             let comma = if labels.is_empty() { "" } else { "," };
@@ -310,6 +316,15 @@ fn of_manager(view: &View, hcm: &Hcm, stats: &mut Stats) {
                     add(&scope, name.to_owned(), value);
                 }
             }
+            Work::Rbac { counts, .. } => {
+                counts.read().into_iter().for_each(|(name, value)| add(&http, format!("rbac.{name}"), value));
+            }
+            Work::Fault { counts, .. } => {
+                counts
+                    .read()
+                    .into_iter()
+                    .for_each(|(name, value)| add(&http, format!("fault.{name}"), value));
+            }
             Work::Jwt(jwt) => {
                 let own = &jwt.settings.stat_prefix;
                 for (name, value) in jwt.counts.read() {
@@ -360,7 +375,7 @@ fn of_manager(view: &View, hcm: &Hcm, stats: &mut Stats) {
 fn of_requests(view: &View, snapshot: &Snapshot, stats: &mut Stats) {
     let symbols = &view.shared.symbols;
     for (labels, count) in view.scrape.requests() {
-        let class = labels.code_class;
+        let class = labels.status / 100;
         let http = Scope::Http(symbols.text(labels.manager));
         *stats.entry((http.clone(), "downstream_rq_total".to_owned())).or_default() += count;
         if class > 0 {
@@ -370,8 +385,22 @@ fn of_requests(view: &View, snapshot: &Snapshot, stats: &mut Stats) {
         if class > 0 && snapshot.clusters.contains_key(&cluster) {
             let scope = Scope::Cluster(cluster);
             *stats.entry((scope.clone(), "upstream_rq_completed".to_owned())).or_default() += count;
-            *stats.entry((scope, format!("upstream_rq_{class}xx"))).or_default() += count;
+            *stats.entry((scope.clone(), format!("upstream_rq_{class}xx"))).or_default() += count;
+            *stats.entry((scope, format!("upstream_rq_{}", labels.status))).or_default() += count;
         }
+    }
+    // What the proxy followed itself nobody was answered with.
+    let is_3xx = |(scope, name): &(Scope, String)| match scope {
+        Scope::Http(prefix) if name == "downstream_rq_3xx" => Some(prefix.clone()),
+        _ => None,
+    };
+    let prefixes: Vec<String> = stats.keys().filter_map(is_3xx).collect();
+    for prefix in prefixes {
+        let Some(symbol) = symbols.known(&prefix) else { continue };
+        let followed = |labels: &[Symbol; 3]| labels[0] == symbol && labels[2] == Symbol::FOLLOWED;
+        let followed = view.scrape.counted(Family::Redirects, followed);
+        let stat = stats.entry((Scope::Http(prefix), "downstream_rq_3xx".to_owned()));
+        stat.and_modify(|count| *count = count.saturating_sub(followed));
     }
     for name in snapshot.clusters.keys() {
         let Some(symbol) = symbols.known(name) else { continue };
@@ -412,6 +441,13 @@ mod tests {
                 "cluster.a.upstream_rq_2xx",
                 "envoy_cluster_upstream_rq_xx",
                 "envoy_response_code_class=\"2\",envoy_cluster_name=\"a\"",
+            ),
+            (
+                Scope::Cluster("a".to_owned()),
+                "upstream_rq_503",
+                "cluster.a.upstream_rq_503",
+                "envoy_cluster_upstream_rq",
+                "envoy_response_code=\"503\",envoy_cluster_name=\"a\"",
             ),
             (
                 Scope::Http("in".to_owned()),

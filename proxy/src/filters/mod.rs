@@ -3,12 +3,12 @@
 mod buffer;
 pub(crate) mod cors;
 pub(crate) mod ext_authz;
-mod fault;
+pub(crate) mod fault;
 mod header_mutation;
 mod health_check;
 pub(crate) mod jwt;
 pub(crate) mod local_rate_limit;
-mod rbac;
+pub(crate) mod rbac;
 pub(crate) mod route;
 pub(crate) mod validate;
 
@@ -39,8 +39,10 @@ pub(crate) async fn run(x: &mut Exchange) -> Step {
     for filter in hcm.filters.iter().filter(|filter| filter.is_on(switches)) {
         // What may wait is boxed: all requests would carry the size of the largest.
         match &filter.work {
-            Work::Rbac { rules, shadow_rules } => rbac::check(x, rules.as_ref(), shadow_rules.as_ref())?,
-            Work::Fault(policy) => Box::pin(fault::inject(x, policy)).await?,
+            Work::Rbac { rules, shadow_rules, counts } => {
+                rbac::check(x, rules.as_ref(), shadow_rules.as_ref(), counts)?;
+            }
+            Work::Fault { policy, counts } => Box::pin(fault::inject(x, policy, counts)).await?,
             Work::Cors => cors::check(x)?,
             Work::HeaderMutation { changes, most_specific_wins } => {
                 header_mutation::request(x, changes, *most_specific_wins);
@@ -69,7 +71,7 @@ pub(crate) fn respond(x: &Exchange, headers: &mut HeaderMap) {
             Work::HealthCheck(_) => health_check::annotate(x, headers),
             Work::LocalRateLimit(_) => local_rate_limit::annotate(x, headers),
             Work::ExtAuthz(_) => ext_authz::annotate(x, headers),
-            Work::Rbac { .. } | Work::Fault(_) | Work::Cors | Work::Buffer { .. } | Work::Jwt(_) => {}
+            Work::Rbac { .. } | Work::Fault { .. } | Work::Cors | Work::Buffer { .. } | Work::Jwt(_) => {}
         }
     }
 }

@@ -21,6 +21,11 @@ names! {
     DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
     EXPECTED_TIMEOUT_MS = "x-envoy-expected-rq-timeout-ms";
     EXTERNAL_ADDRESS = "x-envoy-external-address";
+    FAULT_ABORT = "x-envoy-fault-abort-request";
+    FAULT_ABORT_PERCENTAGE = "x-envoy-fault-abort-request-percentage";
+    FAULT_DELAY = "x-envoy-fault-delay-request";
+    FAULT_DELAY_PERCENTAGE = "x-envoy-fault-delay-request-percentage";
+    FAULT_GRPC_ABORT = "x-envoy-fault-abort-grpc-request";
     FORCE_TRACE = "x-envoy-force-trace";
     FORWARDED_CLIENT_CERT = "x-forwarded-client-cert";
     FORWARDED_FOR = "x-forwarded-for";

@@ -30,8 +30,8 @@ pub(crate) struct Labels {
     pub(crate) service: Symbol,
     pub(crate) subset: Symbol,
     pub(crate) route: Symbol,
-    /// 0 to 5; 0: no response.
-    pub(crate) code_class: u8,
+    /// 0: no response.
+    pub(crate) status: u16,
     pub(crate) flags: Flags,
 }
 

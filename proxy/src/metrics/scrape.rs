@@ -198,7 +198,7 @@ impl Workers {
     }
 
     fn labels(&self, labels: &Labels) -> Vec<LabelPair> {
-        let code = match labels.code_class {
+        let code = match labels.status / 100 {
             0 => "0".to_owned(),
             class => format!("{class}xx"),
         };
@@ -277,7 +277,9 @@ fn sum<'a>(
     let mut sums: hashbrown::HashMap<Labels, Sum> = hashbrown::HashMap::new();
     for shard in shards {
         for (labels, series) in lock(shard).iter() {
-            let sum = sums.entry(Labels { manager: Symbol::EMPTY, ..*labels }).or_default();
+            // Of a status Prometheus is told the class.
+            let status = labels.status / 100 * 100;
+            let sum = sums.entry(Labels { manager: Symbol::EMPTY, status, ..*labels }).or_default();
             sum.count += series.count.load(Relaxed);
             sum.request_bytes += series.request_bytes.load(Relaxed);
             sum.response_bytes += series.response_bytes.load(Relaxed);

@@ -93,6 +93,7 @@ fn substitution_of(text: &str) -> String {
 
 /// Rewrites path and host as the route says. Both originals are kept in headers.
 pub(super) fn apply(head: &mut Head, forward: &ForwardTo, suppress_envoy_headers: bool) -> Step {
+    let by_path = forward.host_by_path.as_ref().map(|rewriter| rewriter.apply(head.path()));
     if let Some(rewriter) = &forward.rewrite {
         let old = head.uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
         let original = HeaderValue::from_str(old).ok();
@@ -111,6 +112,9 @@ pub(super) fn apply(head: &mut Head, forward: &ForwardTo, suppress_envoy_headers
     let host = match &forward.host_rewrite {
         Some(HostRewrite::Literal(host)) => HeaderValue::from_str(host).ok(),
         Some(HostRewrite::Header(name)) => head.headers.get(name).filter(|host| !host.is_empty()).cloned(),
+        Some(HostRewrite::PathRegex { .. }) => {
+            by_path.filter(|host| !host.is_empty()).and_then(|host| HeaderValue::try_from(host).ok())
+        }
         // The endpoint's name is known once it is chosen.
         Some(HostRewrite::Auto) | None => None,
     };

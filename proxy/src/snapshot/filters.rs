@@ -13,6 +13,7 @@ use pillion_model::rbac::Rbac;
 use crate::filters::ext_authz::Authz;
 use crate::filters::jwt::Jwt;
 use crate::filters::local_rate_limit::Limit;
+use crate::filters::{fault, rbac};
 use crate::headers::changes::Changes;
 
 /// One HTTP filter before the router.
@@ -25,8 +26,8 @@ pub(crate) struct Filter {
 
 /// What a filter does.
 pub(crate) enum Work {
-    Rbac { rules: Option<Rbac>, shadow_rules: Option<Rbac> },
-    Fault(FaultPolicy),
+    Rbac { rules: Option<Rbac>, shadow_rules: Option<Rbac>, counts: Arc<rbac::Counts> },
+    Fault { policy: FaultPolicy, counts: Arc<fault::Counts> },
     Cors,
     HeaderMutation { changes: Changes, most_specific_wins: bool },
     Buffer { bytes_max: u32 },
@@ -48,10 +49,21 @@ impl Filter {
             HttpFilter::Router { .. } | HttpFilter::OffByDefault(_) => {
                 return Err("a filter cannot be switched off twice".to_owned());
             }
-            HttpFilter::Rbac { rules, shadow_rules } => {
-                Work::Rbac { rules: rules.clone(), shadow_rules: shadow_rules.clone() }
-            }
-            HttpFilter::Fault(policy) => Work::Fault(policy.clone()),
+            HttpFilter::Rbac { rules, shadow_rules } => Work::Rbac {
+                rules: rules.clone(),
+                shadow_rules: shadow_rules.clone(),
+                counts: match old.map(|old| &old.work) {
+                    Some(Work::Rbac { counts, .. }) => Arc::clone(counts),
+                    _ => Arc::default(),
+                },
+            },
+            HttpFilter::Fault(policy) => Work::Fault {
+                policy: policy.clone(),
+                counts: match old.map(|old| &old.work) {
+                    Some(Work::Fault { counts, .. }) => Arc::clone(counts),
+                    _ => Arc::default(),
+                },
+            },
             HttpFilter::Cors => Work::Cors,
             HttpFilter::HeaderMutation(mutation) => Work::HeaderMutation {
                 changes: Changes::in_order(&mutation.changes)?,

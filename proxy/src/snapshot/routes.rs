@@ -13,6 +13,7 @@ use pillion_model::route::{
     self as model, ClusterChoice, Forward, HashPolicy, HostRewrite, PathMatch, PathRewrite, Redirect,
     RouteAction, RouteConfiguration, RouteTable,
 };
+use pillion_model::tls::DataSource;
 
 use super::Compiler;
 use super::filters::{Overrides, RouteFilters, Switches};
@@ -68,6 +69,8 @@ pub(crate) struct ForwardTo {
     pub(crate) cluster_missing_status: StatusCode,
     pub(crate) rewrite: Option<PathRewriter>,
     pub(crate) host_rewrite: Option<HostRewrite>,
+    /// Of a host that is made from the path.
+    pub(crate) host_by_path: Option<PathRewriter>,
     pub(crate) append_forwarded_host: bool,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
@@ -271,6 +274,9 @@ impl Route {
             RouteAction::Respond { status, body } => {
                 Action::Respond { status: status_code(*status)?, body: bytes::Bytes::copy_from_slice(body) }
             }
+            RouteAction::RespondFrom { status, body } => {
+                Action::Respond { status: status_code(*status)?, body: read_body(body)?.into() }
+            }
             RouteAction::NonForwarding => Action::NonForwarding,
         };
         let filters = RouteFilters::compile(&route.filters, old.and_then(|old| old.filters.as_deref()))?;
@@ -300,6 +306,29 @@ impl Route {
         std::iter::once(&self.changes).chain(self.choices().iter().map(|choice| &choice.changes))
     }
 }
+
+/// A body that is answered with.
+fn read_body(source: &DataSource) -> Result<Vec<u8>, String> {
+    let (name, body) = match source {
+        DataSource::Inline(body) => ("inline", Ok(body.clone())),
+        DataSource::File(path) => (path.as_str(), std::fs::read(path).map_err(|error| error.to_string())),
+        DataSource::Environment(name) => {
+            let value = std::env::var(name).map(String::into_bytes);
+            (name.as_str(), value.map_err(|error| error.to_string()))
+        }
+    };
+    let body = body.map_err(|error| format!("direct_response body `{name}`: {error}"))?;
+    if body.len() > BODY_BYTES_MAX {
+        let length = body.len();
+        return Err(format!(
+            "direct_response body `{name}`: has {length} bytes, want {BODY_BYTES_MAX} or fewer"
+        ));
+    }
+    Ok(body)
+}
+
+/// The longest body that is read from elsewhere.
+const BODY_BYTES_MAX: usize = 1 << 20;
 
 fn status_code(status: u16) -> Result<StatusCode, String> {
     StatusCode::from_u16(status)
@@ -346,6 +375,14 @@ impl ForwardTo {
             to,
             cluster_missing_status: status_code(forward.cluster_missing_status)?,
             rewrite: rewrite.map(|rewrite| PathRewriter::compile(rewrite, &route.matches)).transpose()?,
+            host_by_path: match &forward.host_rewrite {
+                Some(HostRewrite::PathRegex { pattern, substitution }) => {
+                    let (pattern, substitution) = (pattern.clone(), substitution.clone());
+                    let rewrite = PathRewrite::Regex { pattern, substitution };
+                    Some(PathRewriter::compile(&rewrite, &route.matches)?)
+                }
+                _ => None,
+            },
             host_rewrite: forward.host_rewrite.clone(),
             append_forwarded_host: forward.append_forwarded_host,
             timeout: forward.timeout.filter(|timeout| !timeout.is_zero()),

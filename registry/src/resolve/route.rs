@@ -408,7 +408,7 @@ fn fault(config: &Fault) -> FaultPolicy {
     FaultPolicy {
         delay: config.delay.as_ref().map(|delay| (delay.fixed.0, share(delay.percent))),
         abort: config.abort.as_ref().map(|abort| (abort.status, share(abort.percent))),
-        headers: Vec::new(),
+        ..FaultPolicy::default()
     }
 }
 

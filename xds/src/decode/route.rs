@@ -315,11 +315,17 @@ fn host_rewrite(cx: &mut Context, specifier: Option<HostRewriteSpecifier>) -> Op
         HostRewriteSpecifier::HostRewriteLiteral(text) => Some(HostRewrite::Literal(text)),
         HostRewriteSpecifier::HostRewriteHeader(name) => Some(HostRewrite::Header(name.to_ascii_lowercase())),
         HostRewriteSpecifier::AutoHostRewrite(on) => on.value.then_some(HostRewrite::Auto),
+        HostRewriteSpecifier::HostRewritePathRegex(regex) => {
+            let rewrite = cx.at("host_rewrite_path_regex", |cx| substitution(cx, regex));
+            match rewrite {
+                PathRewrite::Regex { pattern, substitution } => {
+                    Some(HostRewrite::PathRegex { pattern, substitution })
+                }
+                PathRewrite::Prefix(_) => None,
+            }
+        }
         _ => {
-            cx.refuse(
-                "host_rewrite_path_regex is not supported; supported: host_rewrite_literal, host_rewrite_header, \
-                 auto_host_rewrite",
-            );
+            cx.refuse("is not supported; supported: host_rewrite_literal, host_rewrite_header, auto_host_rewrite, host_rewrite_path_regex");
             None
         }
     }
@@ -377,15 +383,14 @@ fn direct_response(cx: &mut Context, mut m: pb::route::DirectResponseAction) -> 
     if !(200..600).contains(&status) {
         cx.refuse_at("status", format!("got {status}, want 200 to 599"));
     }
-    let body = cx.some("body", m.body.take(), |cx, source| match super::tls::data_source(cx, source) {
-        DataSource::Inline(body) => body,
-        DataSource::File(_) | DataSource::Environment(_) => {
-            cx.refuse("is not supported; supported: inline_bytes, inline_string");
-            Vec::new()
-        }
-    });
+    let body = cx.some("body", m.body.take(), super::tls::data_source);
     cx.rest(&m);
-    RouteAction::Respond { status: u16::try_from(status).unwrap_or(500), body: body.unwrap_or_default() }
+    let status = u16::try_from(status).unwrap_or(500);
+    match body {
+        None => RouteAction::Respond { status, body: Vec::new() },
+        Some(DataSource::Inline(body)) => RouteAction::Respond { status, body },
+        Some(body) => RouteAction::RespondFrom { status, body },
+    }
 }
 
 fn mirror(cx: &mut Context, mut m: route_action::RequestMirrorPolicy) -> Mirror {

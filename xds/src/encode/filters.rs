@@ -66,16 +66,21 @@ fn config(filter: &HttpFilter) -> pb::Any {
 }
 
 pub(super) fn fault(policy: &FaultPolicy) -> pb::fault::HttpFault {
-    use pb::common_fault::fault_delay::FaultDelaySecifier;
-    use pb::fault::fault_abort::ErrorType;
+    use pb::common_fault::fault_delay::{FaultDelaySecifier as D, HeaderDelay};
+    use pb::fault::fault_abort::{ErrorType as E, HeaderAbort};
+    let delay = policy.delay.map(|(time, share)| (D::FixedDelay(duration(time)), share));
+    let delay = delay.or_else(|| policy.header_delay.map(|share| (D::HeaderDelay(HeaderDelay {}), share)));
+    let abort = policy.abort.map(|(status, share)| (E::HttpStatus(status.into()), share));
+    let abort = abort.or_else(|| policy.grpc_abort.map(|(status, share)| (E::GrpcStatus(status), share)));
+    let abort = abort.or_else(|| policy.header_abort.map(|share| (E::HeaderAbort(HeaderAbort {}), share)));
     pb::fault::HttpFault {
-        delay: policy.delay.map(|(time, share)| pb::common_fault::FaultDelay {
+        delay: delay.map(|(kind, share)| pb::common_fault::FaultDelay {
             percentage: Some(fraction(share)),
-            fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(duration(time))),
+            fault_delay_secifier: Some(kind),
         }),
-        abort: policy.abort.map(|(status, share)| pb::fault::FaultAbort {
+        abort: abort.map(|(kind, share)| pb::fault::FaultAbort {
             percentage: Some(fraction(share)),
-            error_type: Some(ErrorType::HttpStatus(status.into())),
+            error_type: Some(kind),
             ..Default::default()
         }),
         headers: policy.headers.iter().map(header).collect(),

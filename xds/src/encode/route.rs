@@ -87,6 +87,13 @@ fn route(route: &Route, dialect: Dialect<'_>) -> pb::route::Route {
                     body_format: None,
                 })
             }
+            RouteAction::RespondFrom { status, body } => {
+                Action::DirectResponse(pb::route::DirectResponseAction {
+                    status: (*status).into(),
+                    body: Some(super::tls::data_source(body)),
+                    body_format: None,
+                })
+            }
             RouteAction::NonForwarding => Action::NonForwardingAction(pb::route::NonForwardingAction {}),
         }),
         ..Default::default()
@@ -160,6 +167,9 @@ fn forward(forward: &Forward, dialect: Dialect<'_>) -> pb::route::RouteAction {
         host_rewrite_specifier: forward.host_rewrite.as_ref().map(|rewrite| match rewrite {
             HostRewrite::Literal(text) => HostRewriteSpecifier::HostRewriteLiteral(text.clone()),
             HostRewrite::Header(name) => HostRewriteSpecifier::HostRewriteHeader(name.clone()),
+            HostRewrite::PathRegex { pattern, substitution } => {
+                HostRewriteSpecifier::HostRewritePathRegex(substitute(pattern, substitution))
+            }
             HostRewrite::Auto => HostRewriteSpecifier::AutoHostRewrite(boolean(true)),
         }),
         append_x_forwarded_host: forward.append_forwarded_host,

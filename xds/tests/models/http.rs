@@ -104,10 +104,25 @@ pub(crate) fn connection_manager() -> BoxedStrategy<HttpConnectionManager> {
 }
 
 pub(crate) fn fault() -> BoxedStrategy<FaultPolicy> {
-    let delay = (duration(), fraction());
-    let abort = (200_u16..600, fraction());
-    (maybe(delay), maybe(abort), few(header()))
-        .prop_map(|(delay, abort, headers)| FaultPolicy { delay, abort, headers })
+    let delay = prop_oneof![
+        Just(FaultPolicy::default()),
+        (duration(), fraction()).prop_map(|it| FaultPolicy { delay: Some(it), ..FaultPolicy::default() }),
+        fraction().prop_map(|it| FaultPolicy { header_delay: Some(it), ..FaultPolicy::default() }),
+    ];
+    let abort = prop_oneof![
+        Just(FaultPolicy::default()),
+        (200_u16..600, fraction()).prop_map(|it| FaultPolicy { abort: Some(it), ..FaultPolicy::default() }),
+        (0_u32..=16, fraction())
+            .prop_map(|it| FaultPolicy { grpc_abort: Some(it), ..FaultPolicy::default() }),
+        fraction().prop_map(|it| FaultPolicy { header_abort: Some(it), ..FaultPolicy::default() }),
+    ];
+    (delay, abort, few(header()))
+        .prop_map(|(delay, abort, headers)| FaultPolicy {
+            delay: delay.delay,
+            header_delay: delay.header_delay,
+            headers,
+            ..abort
+        })
         .boxed()
 }
 

@@ -11,6 +11,7 @@ use pillion_model::route::{
     HostRewrite, Mirror, PathMatch, PathRewrite, Redirect, RedirectPath, Route, RouteAction,
     RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
+use pillion_model::tls::DataSource;
 use proptest::collection::btree_map;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -70,6 +71,10 @@ fn route() -> BoxedStrategy<Route> {
         1 => redirect().prop_map(RouteAction::Redirect),
         1 => (200_u16..600, proptest::collection::vec(any::<u8>(), 0..8))
             .prop_map(|(status, body)| RouteAction::Respond { status, body }),
+        1 => (200_u16..600, text()).prop_map(|(status, path)| RouteAction::RespondFrom {
+            status,
+            body: DataSource::File(path),
+        }),
         1 => Just(RouteAction::NonForwarding),
     ];
     (name(), route_match(), action, changes(), overrides())
@@ -122,6 +127,10 @@ fn forward() -> BoxedStrategy<Forward> {
         text().prop_map(HostRewrite::Literal),
         name().prop_map(HostRewrite::Header),
         Just(HostRewrite::Auto),
+        (regex(), free()).prop_map(|(pattern, substitution)| HostRewrite::PathRegex {
+            pattern: pattern.source().to_owned(),
+            substitution,
+        }),
     ];
     let mirror = (name(), maybe(fraction())).prop_map(|(cluster, share)| Mirror { cluster, share });
     let missing = prop_oneof![Just(503), Just(404), Just(500)];
