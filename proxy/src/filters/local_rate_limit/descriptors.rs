@@ -70,7 +70,7 @@ impl Descriptors {
     /// The limits of a request with these descriptions, at most one for each.
     pub(super) fn find(&self, descriptions: &[Vec<Entry<'_>>], now: f64) -> Vec<Arc<Rule>> {
         let find = |entries: &Vec<Entry<'_>>| {
-            let written = self.written.get(entries).map(Arc::clone);
+            let written = self.written.get(entries.as_slice()).map(Arc::clone);
             written.or_else(|| {
                 self.dynamic.iter().find(|limit| limit.is_for(entries)).map(|limit| limit.rule(entries, now))
             })
@@ -104,7 +104,7 @@ impl Dynamic {
     }
 
     /// The bucket of these values; the one that was longest without a request makes room for a new one.
-    fn rule(&self, entries: &Vec<Entry<'_>>, now: f64) -> Arc<Rule> {
+    fn rule(&self, entries: &[Entry<'_>], now: f64) -> Arc<Rule> {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         let Met { rules, requests } = &mut *met;
         *requests += 1;
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn whoever_was_longest_away_makes_room() {
         let limit = dynamic("");
-        let takes = |value: &'static str| limit.rule(&vec![("a".into(), value.into())], 0.0).bucket.take(0.0);
+        let takes = |value: &'static str| limit.rule(&[("a".into(), value.into())], 0.0).bucket.take(0.0);
         for (value, want) in [("x", true), ("y", true), ("x", false), ("z", true), ("x", false), ("y", true)]
         {
             assert_eq!(takes(value), want, "{value}");
