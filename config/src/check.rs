@@ -1,5 +1,7 @@
 //! Rules that cross resources.
 
+mod federation;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -40,6 +42,7 @@ pub fn check_among(set: &ResourceSet, registered: &dyn Fn(&ServiceName) -> bool)
         checker.service(name, service);
     }
     checker.hosts();
+    checker.federations();
     for route in set.routes() {
         checker.route(route);
     }
@@ -76,6 +79,7 @@ impl Checker<'_> {
         if let Some(check) = &service.health_check {
             self.health_check(&key, service, check);
         }
+        self.shared(&key, service);
         for (index, endpoint) in service.endpoints.iter().enumerate() {
             if endpoint.port.is_some() && service.ports.len() > 1 {
                 let message = "is ambiguous, the service has several ports; leave it out and set each port's targetPort";
@@ -317,7 +321,8 @@ impl Checker<'_> {
         let key = ResourceKey::new(Kind::AuthorizationPolicy, &policy.namespace, &policy.name);
         let Some((name, service)) = self.target(&key, "to", &policy.namespace, &policy.to) else { return };
         let Some(service) = service.cloned() else { return };
-        if !service.endpoints.is_empty() {
+        self.callers_elsewhere(&key, policy, &service);
+        if !service.endpoints.is_empty() || service.import.is_some() {
             let message = format!("service {name} is outside the mesh, where no policy can be enforced");
             self.refuse(&key, "to", message);
         }

@@ -15,6 +15,8 @@ pub enum Kind {
     Route,
     /// Who may call a service.
     AuthorizationPolicy,
+    /// Another mesh.
+    Federation,
 }
 
 /// Kinds of the design that this version does not have yet.
@@ -22,7 +24,8 @@ pub(crate) const KINDS_LATER: [&str; 2] = ["Gateway", "Workload"];
 
 impl Kind {
     /// Every kind, in the order in which resources refer to each other.
-    pub const ALL: [Self; 4] = [Self::Mesh, Self::Service, Self::Route, Self::AuthorizationPolicy];
+    pub const ALL: [Self; 5] =
+        [Self::Mesh, Self::Service, Self::Route, Self::AuthorizationPolicy, Self::Federation];
 
     /// The word in `kind:`.
     pub fn as_str(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Route => "Route",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Federation => "Federation",
         }
     }
 
@@ -95,6 +99,7 @@ mod tests {
             ("Service", Some(Kind::Service)),
             ("authorizationpolicies", Some(Kind::AuthorizationPolicy)),
             ("meshes", Some(Kind::Mesh)),
+            ("federations", Some(Kind::Federation)),
             ("route", Some(Kind::Route)),
             ("rout", None),
         ] {

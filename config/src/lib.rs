@@ -12,6 +12,7 @@
 mod check;
 mod diagnostic;
 pub mod document;
+pub mod federation;
 mod format;
 mod kind;
 pub mod mesh;
@@ -28,6 +29,7 @@ mod text;
 
 pub use check::{Problem, check, check_among};
 pub use diagnostic::{Diagnostic, Diagnostics, Style};
+pub use federation::Federation;
 pub use format::{Format, Source};
 pub use kind::{Kind, ResourceKey};
 pub use mesh::Mesh;

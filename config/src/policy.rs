@@ -73,7 +73,7 @@ pub struct PolicyRule {
     pub when: BTreeMap<String, Vec<String>>,
 }
 
-/// A caller: a service, or a whole namespace.
+/// A caller: a service, or a whole namespace; of our own mesh unless `trustDomain` says which other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(deny_unknown_fields)]
@@ -84,6 +84,10 @@ pub struct Caller {
     /// Every service of a namespace; with `service`, the namespace of that service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// The other mesh that the caller is of, by the trust domain of its Federation. Without `service` and
+    /// `namespace`, all of that mesh. Whoever is not named with it is never a caller from elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
 }
 
 impl AuthorizationPolicy {
@@ -142,8 +146,16 @@ impl Caller {
             field.checked(|text| crate::reader::service_from("default", text).map(|_| text.to_owned()))
         });
         let namespace = object.optional("namespace", Field::name);
-        if !object.has("service") && !object.has("namespace") {
+        let trust_domain = object.optional("trustDomain", crate::federation::trust_domain);
+        if !["service", "namespace", "trustDomain"].iter().any(|name| object.has(name)) {
             object.refuse("names nobody; want `service` or `namespace`");
+        }
+        // From elsewhere the policy's own namespace means nothing.
+        if trust_domain.is_some()
+            && namespace.is_none()
+            && service.as_ref().is_some_and(|service| !service.contains('.'))
+        {
+            object.refuse("names a service of another mesh without its namespace; want `service: web.shop`");
         }
         if namespace.is_some() && service.as_ref().is_some_and(|service| service.contains('.')) {
             object.refuse(
@@ -151,7 +163,11 @@ impl Caller {
             );
         }
         object.finish();
-        (service.is_some() || namespace.is_some()).then_some(Self { service, namespace })
+        (service.is_some() || namespace.is_some() || trust_domain.is_some()).then_some(Self {
+            service,
+            namespace,
+            trust_domain,
+        })
     }
 }
 

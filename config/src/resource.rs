@@ -10,7 +10,7 @@ use crate::kind::KINDS_LATER;
 use crate::mesh::MESH_NAME;
 use crate::node::{Node, Value};
 use crate::reader::{Field, Object, Sink, did_you_mean};
-use crate::{AuthorizationPolicy, Kind, Mesh, Problem, ResourceKey, Route, Service};
+use crate::{AuthorizationPolicy, Federation, Kind, Mesh, Problem, ResourceKey, Route, Service};
 
 /// What `apiVersion` must be, where it is written.
 const API_VERSION: &str = "pillion/v1";
@@ -27,6 +27,8 @@ pub enum Resource {
     Route(Route),
     /// Who may call a service.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// Another mesh.
+    Federation(Federation),
 }
 
 /// A resource with its place in the file it came from.
@@ -54,6 +56,9 @@ impl Resource {
             Self::AuthorizationPolicy(policy) => {
                 ResourceKey::new(Kind::AuthorizationPolicy, &policy.namespace, &policy.name)
             }
+            Self::Federation(federation) => {
+                ResourceKey::new(Kind::Federation, &federation.namespace, &federation.name)
+            }
         }
     }
 
@@ -64,6 +69,7 @@ impl Resource {
             Self::Service(service) => serde_json::to_value(service),
             Self::Route(route) => serde_json::to_value(route),
             Self::AuthorizationPolicy(policy) => serde_json::to_value(policy),
+            Self::Federation(federation) => serde_json::to_value(federation),
         };
         let fields = fields.expect("only texts, numbers, lists and maps with text keys are written");
         let mut map = serde_json::Map::new();
@@ -206,6 +212,7 @@ fn read_object(mut object: Object<'_>) -> Option<Resource> {
         Kind::Service => Service::read(id, object).map(Resource::Service),
         Kind::Route => Route::read(id, object).map(Resource::Route),
         Kind::AuthorizationPolicy => AuthorizationPolicy::read(id, object).map(Resource::AuthorizationPolicy),
+        Kind::Federation => Federation::read(id, object).map(Resource::Federation),
     };
     resource.filter(|_| is_named)
 }

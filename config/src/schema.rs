@@ -4,7 +4,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::{AuthorizationPolicy, Kind, Mesh, Route, Service};
+use crate::{AuthorizationPolicy, Federation, Kind, Mesh, Route, Service};
 
 /// The JSON Schema (2020-12) of any resource.
 pub fn schema() -> Value {
@@ -40,6 +40,7 @@ fn generate(prefix: &str) -> (Map<String, Value>, Map<String, Value>) {
             Kind::Service => fields_of::<Service>(&mut generator),
             Kind::Route => fields_of::<Route>(&mut generator),
             Kind::AuthorizationPolicy => fields_of::<AuthorizationPolicy>(&mut generator),
+            Kind::Federation => fields_of::<Federation>(&mut generator),
         };
         kinds.insert(kind.as_str().to_owned(), with_kind(kind, fields));
     }

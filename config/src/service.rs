@@ -60,6 +60,25 @@ pub struct Service {
     /// TLS to `endpoints` under this server name, verified against the system's root certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
+    /// Trust domains of other meshes (Federations) whose callers may reach this service, as far as an
+    /// AuthorizationPolicy names them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub export: Vec<String>,
+    /// The service of another mesh that serves this, instead of instances of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import: Option<Import>,
+}
+
+/// A service of another mesh, which exports it to us.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct Import {
+    /// The other mesh's trust domain, which a Federation names.
+    pub trust_domain: String,
+    /// The service as it is called there: `orders.shop`. Its ports are found by their names.
+    pub service: String,
 }
 
 /// One port of a service.

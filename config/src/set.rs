@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pillion_model::name::ServiceName;
 
-use crate::{AuthorizationPolicy, Kind, Mesh, Resource, ResourceKey, Route, Service};
+use crate::{AuthorizationPolicy, Federation, Kind, Mesh, Resource, ResourceKey, Route, Service};
 
 /// All resources of a mesh. A resource put in replaces the one of the same key.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,6 +14,7 @@ pub struct ResourceSet {
     /// By namespace and name.
     routes: BTreeMap<(String, String), Route>,
     policies: BTreeMap<(String, String), AuthorizationPolicy>,
+    federations: BTreeMap<(String, String), Federation>,
 }
 
 impl ResourceSet {
@@ -33,6 +34,10 @@ impl ResourceSet {
                 let key = (policy.namespace.clone(), policy.name.clone());
                 self.policies.insert(key, policy).map(Resource::AuthorizationPolicy)
             }
+            Resource::Federation(federation) => {
+                let key = (federation.namespace.clone(), federation.name.clone());
+                self.federations.insert(key, federation).map(Resource::Federation)
+            }
         }
     }
 
@@ -47,6 +52,7 @@ impl ResourceSet {
             }
             Kind::Route => self.routes.remove(&pair).map(Resource::Route),
             Kind::AuthorizationPolicy => self.policies.remove(&pair).map(Resource::AuthorizationPolicy),
+            Kind::Federation => self.federations.remove(&pair).map(Resource::Federation),
         }
     }
 
@@ -61,7 +67,8 @@ impl ResourceSet {
         let services = self.services.values().cloned().map(Resource::Service);
         let routes = self.routes.values().cloned().map(Resource::Route);
         let policies = self.policies.values().cloned().map(Resource::AuthorizationPolicy);
-        mesh.chain(services).chain(routes).chain(policies)
+        let federations = self.federations.values().cloned().map(Resource::Federation);
+        mesh.chain(services).chain(routes).chain(policies).chain(federations)
     }
 
     /// The mesh's settings, or the defaults.
@@ -92,6 +99,11 @@ impl ResourceSet {
     /// Every authorization policy, in the order of namespace and name.
     pub fn policies(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
         self.policies.values()
+    }
+
+    /// Every other mesh, in the order of namespace and name.
+    pub fn federations(&self) -> impl Iterator<Item = &Federation> {
+        self.federations.values()
     }
 
     /// The authorization policies of a service, in the order of their names.

@@ -88,7 +88,7 @@ fn a_broken_file_does_not_hide_the_mistakes_of_another() {
     assert_eq!(found.0.len(), 2, "{found}");
     assert_eq!(
         found.0[1].to_string(),
-        "b.yaml:1:7: kind: unknown kind \"Servce\", want one of Mesh, Service, Route, AuthorizationPolicy; did you mean `Service`?"
+        "b.yaml:1:7: kind: unknown kind \"Servce\", want one of Mesh, Service, Route, AuthorizationPolicy, Federation; did you mean `Service`?"
     );
 }
 

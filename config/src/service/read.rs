@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pillion_model::instance::Protocol;
-use pillion_model::name::RESERVED_LABELS;
+use pillion_model::name::{DEFAULT_NAMESPACE, RESERVED_LABELS};
 use pillion_model::retry::RetryOn;
 
 use super::{
-    Backoff, BalancingPolicy, CircuitBreaker, ExternalEndpoint, HashKey, HealthCheck, LoadBalancing, Mtls,
-    OutlierDetection, Port, Retry, Service, Timeouts,
+    Backoff, BalancingPolicy, CircuitBreaker, ExternalEndpoint, HashKey, HealthCheck, Import, LoadBalancing,
+    Mtls, OutlierDetection, Port, Retry, Service, Timeouts,
 };
 use crate::mesh::dns_name;
 use crate::reader::{Field, Object, header_name};
@@ -44,6 +44,18 @@ impl Service {
         object.later("rateLimits", "rate limits are");
         let endpoints = object.list("endpoints", ExternalEndpoint::read);
         let sni = object.optional("sni", dns_name);
+        let export = object.list("export", crate::federation::trust_domain);
+        let import = object.optional("import", Import::read);
+        if object.has("import") {
+            for other in ["endpoints", "export", "healthCheck"] {
+                if object.has(other) {
+                    object.refuse(format!("has `import` and `{other}`; its instances are another mesh's"));
+                }
+            }
+        }
+        if object.has("export") && object.has("endpoints") {
+            object.refuse("has `export` and `endpoints`; what is outside the mesh is not exported");
+        }
         if sni.is_some() && !object.has("endpoints") {
             object.refuse("has `sni` but no `endpoints`; sni is for services outside the mesh");
         }
@@ -69,7 +81,19 @@ impl Service {
             health_check,
             endpoints,
             sni,
+            export,
+            import,
         })
+    }
+}
+
+impl Import {
+    fn read(field: Field<'_>) -> Option<Self> {
+        let mut object = field.object()?;
+        let trust_domain = object.required("trustDomain", crate::federation::trust_domain);
+        let service = object.required("service", |field| field.service(DEFAULT_NAMESPACE));
+        object.finish();
+        Some(Self { trust_domain: trust_domain?, service: service?.to_string() })
     }
 }
 
