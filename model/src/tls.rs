@@ -1,6 +1,7 @@
 //! TLS contexts: what a listener presents and demands, what a cluster presents and demands.
 
 use crate::matcher::StringMatcher;
+use crate::name::TrustDomain;
 
 /// The name under which a Pillion proxy finds its own certificate and key.
 ///
@@ -8,6 +9,14 @@ use crate::matcher::StringMatcher;
 pub const SVID_SECRET: &str = "pillion:svid";
 /// The name under which a Pillion proxy finds the mesh's root certificates.
 pub const ROOTS_SECRET: &str = "pillion:roots";
+/// The name under which a Pillion proxy finds the root certificates of every trust domain it knows, ours
+/// and the federated ones: which of them count is decided by the peer's own trust domain.
+pub const ALL_ROOTS_SECRET: &str = "pillion:all-roots";
+
+/// The name under which a Pillion proxy finds the root certificates of one federated trust domain.
+pub fn federated_secret(trust_domain: &TrustDomain) -> String {
+    format!("spiffe://{trust_domain}")
+}
 
 /// Where bytes come from. Envoy: `DataSource`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::sync::watch;
 
 use crate::revoked::Revoked;
-use crate::tls::{self, PeerCertificate, PeerError, Roots};
+use crate::tls::{self, Federated, PeerCertificate, PeerError, Roots};
 
 /// A certificate chain with its key: proof of one SPIFFE id.
 #[derive(Clone)]
@@ -54,6 +54,9 @@ pub struct Identity {
     pub zone: String,
     certified: Arc<CertifiedKey>,
     roots: Arc<Roots>,
+    /// Other trust domains' roots, used only where a TLS context names them.
+    federated: Arc<Federated>,
+    all_roots: Arc<Roots>,
 }
 
 /// Why certificates, key and roots do not make an identity.
@@ -114,6 +117,8 @@ impl Identity {
         bundle: TrustBundle,
         zone: impl Into<String>,
     ) -> Result<Self, IdentityError> {
+        let mut bundle = bundle;
+        bundle.revoked = Arc::new(bundle.revoked.among(&bundle.trust_domain, []));
         let roots = Arc::new(Roots::mesh(&bundle)?);
         let refuse =
             |source| IdentityError::Certificate { trust_domain: bundle.trust_domain.clone(), source };
@@ -130,7 +135,25 @@ impl Identity {
             .map_err(IdentityError::Key)?;
         let svid =
             Svid { id, chain, key: Arc::new(key), not_before: leaf.not_before, not_after: leaf.not_after };
-        Ok(Self { svid, bundle, zone: zone.into(), certified: Arc::new(certified), roots })
+        let (certified, all_roots) = (Arc::new(certified), Arc::clone(&roots));
+        Ok(Self { svid, bundle, zone: zone.into(), certified, roots, federated: Arc::default(), all_roots })
+    }
+
+    /// The same, knowing these other trust domains. Whoever is of none of them is trusted no more.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::NoRoots`] and [`IdentityError::Root`], of our own bundle.
+    pub fn with_federated(&self, federated: Arc<Federated>) -> Result<Self, IdentityError> {
+        let mut bundle = self.bundle.clone();
+        let mut federated = federated;
+        if federated.contains_key(&bundle.trust_domain) {
+            Arc::make_mut(&mut federated).remove(&bundle.trust_domain); // nobody else speaks for ours
+        }
+        bundle.revoked = Arc::new(bundle.revoked.among(&bundle.trust_domain, federated.keys().cloned()));
+        let roots = Arc::new(Roots::mesh(&bundle)?);
+        let all_roots = Arc::new(roots.beside(Arc::clone(&federated)));
+        Ok(Self { bundle, roots, federated, all_roots, ..self.clone() })
     }
 
     /// The same certificate and key with other roots, DER, and others that are trusted no more.
@@ -147,7 +170,7 @@ impl Identity {
         let bundle = TrustBundle { trust_domain: self.bundle.trust_domain.clone(), roots, revoked };
         let svid = self.svid.clone();
         let made = Self::new(svid.chain.clone(), svid.key.clone_key(), bundle, self.zone.clone())?;
-        Ok(Self { svid, ..made })
+        Self { svid, ..made }.with_federated(Arc::clone(&self.federated))
     }
 
     /// Reads an identity from PEM texts: chain (leaf first), key, roots.
@@ -214,6 +237,24 @@ impl Identity {
     /// The chain and key as rustls wants them.
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified)
+    }
+
+    /// The roots of other trust domains.
+    pub fn federated(&self) -> &Arc<Federated> {
+        &self.federated
+    }
+
+    /// Our roots and those of other trust domains, each for its own peers.
+    pub fn all_roots(&self) -> Arc<Roots> {
+        Arc::clone(&self.all_roots)
+    }
+
+    /// The roots of one other trust domain; one that is not known has none, so nobody of it is trusted.
+    pub fn federated_roots(&self, trust_domain: &TrustDomain) -> Arc<Roots> {
+        let known = self.federated.get(trust_domain).map(Arc::clone);
+        let none =
+            || Roots::federated(trust_domain, Vec::new()).map(Arc::new).expect("no certificate is at fault");
+        known.unwrap_or_else(none)
     }
 
     /// The roots as the verifier wants them.

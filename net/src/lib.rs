@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod drain;
 pub mod fetch;
 pub mod grpc;
+pub mod https;
 pub mod identity;
 pub mod listen;
 pub mod proxy_protocol;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use pillion_model::name::{NameError, NodeId, SpiffeId};
+use pillion_model::name::{NameError, NodeId, SpiffeId, TrustDomain};
 
 use crate::tls::PeerCertificate;
 
@@ -36,9 +36,13 @@ pub enum RevocationError {
     Form(String),
 }
 
-/// Everything that is revoked.
+/// Everything that is revoked, and whose certificates count at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Revoked(BTreeSet<String>);
+pub struct Revoked {
+    texts: BTreeSet<String>,
+    /// Our trust domain, and the others that are trusted; `None`: that is not judged here.
+    domains: Option<(TrustDomain, BTreeSet<TrustDomain>)>,
+}
 
 impl FromStr for Revocation {
     type Err = RevocationError;
@@ -75,32 +79,49 @@ impl Revoked {
     /// Those that these texts name; one that names nothing is left out.
     pub fn new<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Self {
         let parse = |text: T| text.as_ref().parse::<Revocation>().ok();
-        Self(texts.into_iter().filter_map(parse).map(|it| it.to_string()).collect())
+        let texts = texts.into_iter().filter_map(parse).map(|it| it.to_string()).collect();
+        Self { texts, domains: None }
+    }
+
+    /// The same, where peers of other trust domains than these are trusted no more either.
+    pub fn among(&self, own: &TrustDomain, others: impl IntoIterator<Item = TrustDomain>) -> Self {
+        Self { texts: self.texts.clone(), domains: Some((own.clone(), others.into_iter().collect())) }
+    }
+
+    /// Whether a trust domain is not ours.
+    pub fn is_elsewhere(&self, domain: &TrustDomain) -> bool {
+        self.domains.as_ref().is_some_and(|(own, _)| own != domain)
     }
 
     /// As texts.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
+        self.texts.iter().map(String::as_str)
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.texts.is_empty()
     }
 
     /// Whether exactly this is revoked.
     pub fn contains(&self, what: &str) -> bool {
-        self.0.contains(what)
+        self.texts.contains(what)
     }
 
     /// By what a peer is revoked, if it is.
     pub fn names(&self, peer: &PeerCertificate) -> Option<&str> {
+        if let (Some((own, others)), Some(id)) = (&self.domains, peer.spiffe_id())
+            && id.trust_domain() != own
+            && !others.contains(id.trust_domain())
+        {
+            return Some("its whole trust domain, which is federated no more");
+        }
         if self.is_empty() {
             return None;
         }
         let instance = peer.instance();
         let mut texts = peer.uri_sans.iter().chain([&peer.serial]).chain(&instance);
-        texts.find_map(|text| self.0.get(text)).map(String::as_str)
+        texts.find_map(|text| self.texts.get(text)).map(String::as_str)
     }
 }
 

@@ -3,6 +3,8 @@
 //! Sessions are never resumed: a resumed session skips the certificate checks, and a mesh handshake
 //! costs a fraction of a millisecond.
 
+#[cfg(test)]
+mod federated_tests;
 mod live;
 mod peer;
 mod refusals;
@@ -31,7 +33,7 @@ use rustls_pki_types::ServerName;
 pub use live::{ClientTls, ServerTls};
 pub use peer::{PeerCertificate, hex, public_key_sha256, sha256};
 pub use refusals::refused;
-pub use secret::{NoSecrets, Roots, Secrets, load_certificate, load_roots};
+pub use secret::{Federated, NoSecrets, Roots, Secrets, load_certificate, load_roots};
 pub(crate) use verify::verify_client;
 pub use verify::{PeerError, explain, is_of_another_mesh, verify_svid};
 use verify::{PeerVerifier, Trust};

@@ -1,16 +1,20 @@
 //! Where TLS contexts find certificates and roots: by secret name, in files, in the environment, or
 //! written into the context.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use pillion_model::name::TrustDomain;
-use pillion_model::tls::{Certificate, DataSource, ROOTS_SECRET, Roots as RootsSource, SVID_SECRET};
+use pillion_model::tls::{
+    ALL_ROOTS_SECRET, Certificate, DataSource, ROOTS_SECRET, Roots as RootsSource, SVID_SECRET,
+};
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::TlsError;
+use super::verify::PeerError;
+use super::{PeerCertificate, TlsError};
 use crate::identity::{Identity, IdentityError, TrustBundle};
 use crate::revoked::Revoked;
 
@@ -21,7 +25,14 @@ pub struct Roots {
     store: RootCertStore,
     trust_domain: Option<TrustDomain>,
     revoked: Arc<Revoked>,
+    /// Of other trust domains, each of which counts for its own peers only.
+    others: Arc<Federated>,
+    /// As given, where they are another trust domain's.
+    certificates: Vec<CertificateDer<'static>>,
 }
+
+/// The roots of trust domains other than ours.
+pub type Federated = BTreeMap<TrustDomain, Arc<Roots>>;
 
 impl Roots {
     /// The mesh's roots.
@@ -35,7 +46,48 @@ impl Roots {
             return Err(IdentityError::NoRoots);
         }
         let trust_domain = Some(bundle.trust_domain.clone());
-        Ok(Self { store, trust_domain, revoked: Arc::clone(&bundle.revoked) })
+        Ok(Self { trust_domain, revoked: Arc::clone(&bundle.revoked), ..Self::of_store(store) })
+    }
+
+    fn of_store(store: RootCertStore) -> Self {
+        let (revoked, others) = (Arc::default(), Arc::default());
+        Self { store, trust_domain: None, revoked, others, certificates: Vec::new() }
+    }
+
+    /// The roots of another trust domain; without any, nobody of it is trusted.
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Root`].
+    pub fn federated(
+        trust_domain: &TrustDomain,
+        certificates: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, IdentityError> {
+        let store = store(&certificates).map_err(|(at, reason)| IdentityError::Root { at, reason })?;
+        Ok(Self { trust_domain: Some(trust_domain.clone()), certificates, ..Self::of_store(store) })
+    }
+
+    /// The certificates of another trust domain's roots.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    /// The same roots, and beside them those of other trust domains for peers of these.
+    pub(crate) fn beside(&self, others: Arc<Federated>) -> Self {
+        let (trust_domain, revoked) = (self.trust_domain.clone(), Arc::clone(&self.revoked));
+        Self { trust_domain, revoked, others, ..Self::of_store(self.store.clone()) }
+    }
+
+    /// The roots that count for a peer: those of the trust domain that it says it is of, and no other.
+    pub(super) fn of(&self, leaf: &CertificateDer<'_>) -> Result<&Self, PeerError> {
+        if self.others.is_empty() {
+            return Ok(self);
+        }
+        let peer = PeerCertificate::parse(std::slice::from_ref(leaf))?;
+        let [uri] = &peer.uri_sans[..] else { return Ok(self) };
+        let domain = uri.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next());
+        let other = domain.and_then(|domain| TrustDomain::parse(domain).ok());
+        Ok(other.and_then(|domain| self.others.get(&domain)).map_or(self, |roots| roots))
     }
 
     /// Other roots: no SPIFFE rules.
@@ -44,7 +96,7 @@ impl Roots {
     ///
     /// Which certificate (from 0) cannot be used, and why.
     pub fn plain(certificates: &[CertificateDer<'static>]) -> Result<Self, (usize, String)> {
-        Ok(Self { store: store(certificates)?, trust_domain: None, revoked: Arc::default() })
+        Ok(Self::of_store(store(certificates)?))
     }
 
     /// As rustls wants them.
@@ -85,7 +137,14 @@ impl Secrets for Identity {
     }
 
     fn roots(&self, name: &str) -> Option<Arc<Roots>> {
-        (name == ROOTS_SECRET).then(|| Self::roots(self))
+        match name {
+            ROOTS_SECRET => Some(Self::roots(self)),
+            ALL_ROOTS_SECRET => Some(self.all_roots()),
+            name => {
+                let domain = TrustDomain::parse(name.strip_prefix("spiffe://")?).ok()?;
+                Some(self.federated_roots(&domain))
+            }
+        }
     }
 }
 
@@ -170,7 +229,7 @@ fn system_roots(field: &str) -> Result<Arc<Roots>, TlsError> {
     let roots = SYSTEM.get_or_init(|| {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(Roots { store, trust_domain: None, revoked: Arc::default() })
+        Arc::new(Roots::of_store(store))
     });
     if roots.store.is_empty() {
         return Err(TlsError::invalid(

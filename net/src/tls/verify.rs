@@ -2,7 +2,8 @@
 //!
 //! As in Envoy: the chain must end in the given roots, the leaf must carry one of the given names,
 //! and no host name is compared. With the mesh's roots the SPIFFE rules hold on top: exactly one URI
-//! name, in the trust domain of these roots, on a leaf that signs nothing.
+//! name, in the trust domain of these roots, on a leaf that signs nothing. Where roots of several trust
+//! domains are known, only those of the leaf's own count: no root vouches for another domain's names.
 
 use std::sync::Arc;
 use std::{fmt, io};
@@ -213,6 +214,12 @@ impl PeerVerifier {
         verified
     }
 
+    /// A client's certificate without others in between.
+    #[cfg(test)]
+    pub(super) fn verify_as_client(&self, leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), PeerError> {
+        self.verify(leaf, &[], now, Role::Client)
+    }
+
     fn judge(
         &self,
         leaf: &CertificateDer<'_>,
@@ -224,6 +231,7 @@ impl PeerVerifier {
             Trust::Any => Ok(()),
             Trust::Pins(pins) => verify_registry(self.algorithms, leaf, intermediates, pins, now),
             Trust::Roots { roots, names } => {
+                let roots = roots.of(leaf)?;
                 verify_chain(self.algorithms, leaf, intermediates, &roots.store().roots, now, role)?;
                 if names.is_empty() && roots.trust_domain().is_none() {
                     return Ok(());
@@ -435,6 +443,10 @@ fn check_spiffe(peer: &PeerCertificate, want: &TrustDomain) -> Result<(), PeerEr
         uri.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).ok_or_else(not_spiffe)?;
     if domain != want.as_str() {
         return Err(PeerError::TrustDomain { found: uri.to_owned(), want: want.clone() });
+    }
+    // Policies look at names of every kind: none may pass for an identity that it is not.
+    if let Some(name) = peer.dns_sans.iter().chain(&peer.email_sans).find(|name| name.contains('/')) {
+        return Err(PeerError::Rule { reason: format!("`{name}` is no DNS name and no address") });
     }
     if uri.len() > SPIFFE_ID_BYTES_MAX || !path.split('/').all(is_segment) {
         return Err(not_spiffe());

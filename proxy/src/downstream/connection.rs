@@ -469,8 +469,13 @@ fn source(worker: &Worker, listener: &Listener, tls: Option<&TlsInfo>) -> Symbol
         return worker.own_service;
     }
     let id = tls.and_then(|tls| tls.peer.as_ref()).and_then(PeerCertificate::spiffe_id);
-    match id.as_ref().and_then(|id| id.service_name()) {
-        Some(service) => worker.metrics.symbols.intern(&service.to_string()),
+    let service = id.as_ref().and_then(|id| Some((id.service_name()?, id.trust_domain())));
+    match service {
+        // Of another mesh no more than which: it could make up services without end.
+        Some((_, domain)) if worker.shared().clusters.revoked().borrow().is_elsewhere(domain) => {
+            worker.metrics.symbols.intern(&format!("spiffe://{domain}"))
+        }
+        Some((service, _)) => worker.metrics.symbols.intern(&service.to_string()),
         None => Symbol::UNKNOWN,
     }
 }

@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime};
 use pillion_model::name::{NodeId, SpiffeId, TrustDomain};
 use pillion_net::bootstrap::{self, Credential, JoinError};
 use pillion_net::grpc::{Dialer, Security};
-use pillion_net::identity::{Identity, IdentityPublisher, IdentityWatch};
+use pillion_net::identity::{Identity, IdentityPublisher, IdentityWatch, pem_text};
 use pillion_net::resolve::{Resolver, Target};
 use pillion_net::revoked::Revoked;
-use pillion_net::tls::{ClientTls, PeerCertificate, mesh_client_context};
+use pillion_net::tls::{ClientTls, Federated, PeerCertificate, Roots, mesh_client_context};
 use pillion_xds::mesh::Trust;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -153,6 +155,8 @@ impl Keeper {
                     // Only the roots come with a certificate.
                     let revoked = Arc::clone(&current.bundle.revoked);
                     let identity = identity.with_trust(&identity.bundle.roots, revoked).unwrap_or(identity);
+                    let federated = Arc::clone(current.federated());
+                    let identity = identity.with_federated(federated).unwrap_or(identity);
                     stored = self.save(&identity);
                     info!(id = %identity.svid.id, "identity renewed");
                     publisher.publish(Arc::new(identity));
@@ -176,8 +180,13 @@ impl Keeper {
         let mut stored = true;
         let have: BTreeSet<&[u8]> = current.bundle.roots.iter().map(|root| &root[..]).collect();
         let revoked = Arc::new(Revoked::new(&told.revoked));
-        if have != told.roots.iter().map(Vec::as_slice).collect() || revoked != current.bundle.revoked {
-            let identity = match current.with_trust(&told.roots, revoked) {
+        let federated = federated(told.federated.iter().map(|it| (it.trust_domain.as_str(), &it.roots[..])));
+        if have != told.roots.iter().map(Vec::as_slice).collect()
+            || !revoked.texts().eq(current.bundle.revoked.texts())
+            || certificates(&federated).ne(certificates(current.federated()))
+        {
+            let trusted = current.with_trust(&told.roots, revoked);
+            let identity = match trusted.and_then(|identity| identity.with_federated(federated)) {
                 Ok(identity) => identity,
                 Err(error) => {
                     warn!(error = chain(&error), "the roots that the registry tells cannot be used");
@@ -186,7 +195,8 @@ impl Keeper {
             };
             stored = self.save(&identity);
             let (roots, revoked) = (identity.bundle.roots.len(), identity.bundle.revoked.texts().count());
-            info!(roots, revoked, "whom to trust has changed");
+            let federated = identity.federated().len();
+            info!(roots, revoked, federated, "whom to trust has changed");
             publisher.publish(Arc::new(identity));
         }
         in_force.send_replace(told.version.clone());
@@ -244,6 +254,7 @@ impl IdentityStore for StateDir {
             "key": identity.key_pem(),
             "roots": identity.roots_pem(),
             "revoked": identity.bundle.revoked.texts().collect::<Vec<_>>(),
+            "federated": federated_pem(identity),
         });
         Ok(self.write(FILE, text.to_string().as_bytes())?)
     }
@@ -270,9 +281,44 @@ fn parse(bytes: &[u8]) -> Result<Identity, String> {
         Identity::from_pem(chain.as_bytes(), key.as_bytes(), roots.as_bytes(), trust_domain, text("zone")?)
             .map_err(|error| error.to_string())?;
     let revoked = value["revoked"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let stored = value["federated"].as_object().into_iter().flatten().map(|(domain, pem)| {
+        let roots = CertificateDer::pem_slice_iter(pem.as_str().unwrap_or_default().as_bytes());
+        let roots = roots.collect::<Result<Vec<_>, _>>();
+        Ok((domain, roots.map_err(|error| format!("{FILE}: federated.{domain}: {error}"))?))
+    });
+    let stored = stored.collect::<Result<Vec<_>, String>>()?;
     identity
         .with_trust(&identity.bundle.roots, Arc::new(Revoked::new(revoked)))
+        .and_then(|it| {
+            it.with_federated(federated(stored.iter().map(|(domain, roots)| (domain.as_str(), &roots[..]))))
+        })
         .map_err(|error| error.to_string())
+}
+
+/// The roots of other trust domains. One that cannot be used is left out, and so nobody of it trusted.
+fn federated<'a, T: AsRef<[u8]> + 'a>(told: impl IntoIterator<Item = (&'a str, &'a [T])>) -> Arc<Federated> {
+    let usable = told.into_iter().filter_map(|(domain, roots)| {
+        let roots = roots.iter().map(|der| CertificateDer::from(der.as_ref().to_vec())).collect();
+        let made = TrustDomain::parse(domain).map_err(|error| error.to_string()).and_then(|domain| {
+            let roots = Roots::federated(&domain, roots).map_err(|error| error.to_string())?;
+            Ok((domain, Arc::new(roots)))
+        });
+        made.inspect_err(|error| warn!(domain, error, "the roots of a federated mesh cannot be used")).ok()
+    });
+    Arc::new(usable.collect())
+}
+
+/// What two sets of federated roots are compared by.
+fn certificates(federated: &Federated) -> impl Iterator<Item = (&TrustDomain, &[CertificateDer<'static>])> {
+    federated.iter().map(|(domain, roots)| (domain, roots.certificates()))
+}
+
+fn federated_pem(identity: &Identity) -> Value {
+    let pem = certificates(identity.federated()).map(|(domain, roots)| {
+        let text: String = roots.iter().map(|der| pem_text("CERTIFICATE", der)).collect();
+        (domain.to_string(), Value::from(text))
+    });
+    Value::Object(pem.collect())
 }
 
 /// An error with its sources, in one line.

@@ -10,6 +10,7 @@ use pillion_net::resolve::Target;
 use rcgen::{KeyPair, PublicKeyData};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use super::federated;
 use super::material::Material;
 use super::root::{Leaf, Signer, Subject, public_key};
 use super::{Authority, CaError};
@@ -118,7 +119,8 @@ impl Authority {
             roots: material.bundle(),
             revoked: Arc::clone(&material.revocations.revoked),
         };
-        Ok(Identity::new(chain, key, bundle, settings.zone)?)
+        let identity = Identity::new(chain, key, bundle, settings.zone)?;
+        Ok(identity.with_federated(federated::roots(&material))?)
     }
 }
 

@@ -3,6 +3,7 @@
 //! One value under one key: whoever changes it demands that nobody else did meanwhile, so of several
 //! registries one takes each step. The steps are pure functions from one material to the next.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
+use super::federated::{self, TrustedBundle};
 use super::files::Given;
 use super::keys::Keys;
 use super::revocation::Revocations;
@@ -37,6 +39,7 @@ pub(super) struct Material {
     /// The longest lifetime that leaves were given.
     pub(super) leaf_lifetime_max: Duration,
     pub(super) revocations: Revocations,
+    pub(super) federated: BTreeMap<TrustDomain, TrustedBundle>,
     keys: Keys,
     /// What the store holds is not what it should: keys in the clear, or the roots of other files.
     pub(super) differs: bool,
@@ -182,6 +185,7 @@ impl Material {
             },
             leaf_lifetime_max: Duration::from_secs(kept.leaf_lifetime_max_secs),
             revocations: Revocations::read(state)?,
+            federated: federated::read(state),
         }))
     }
 
@@ -227,6 +231,7 @@ impl Material {
             step: Step::Steady,
             leaf_lifetime_max: Duration::ZERO,
             revocations: Revocations::read(state)?,
+            federated: federated::read(state),
             differs: ours != kept.roots_sha256,
             keys: Keys::Files(Arc::clone(given)),
         })
@@ -278,13 +283,18 @@ impl Material {
         hashes.sort_unstable();
         let revoked = self.revocations.revoked.texts().map(|text| sha256(text.as_bytes()));
         hashes.extend(revoked);
+        for (domain, bundle) in &self.federated {
+            hashes.push(sha256(domain.as_str().as_bytes()));
+            hashes.extend(bundle.roots.iter().map(|root| sha256(root)));
+        }
         hex(&sha256(&hashes.concat())[..16])
     }
 
     /// Whether this is later than `other`.
     pub(super) fn is_newer(&self, other: &Self) -> bool {
         let of = |it: &Self| (it.revision, it.revocations.revision);
-        self.at.epoch != other.at.epoch || of(self) > of(other)
+        let others = self.at.revision > other.at.revision && self.federated != other.federated;
+        self.at.epoch != other.at.epoch || of(self) > of(other) || others
     }
 
     /// What goes with a leaf, so that whoever knows only the root before reaches the one that signed it.

@@ -7,6 +7,7 @@
 //! service), or, on a registry started with `--open`, the loopback interface. Issuing writes nothing to
 //! the store, except that a single-use token is marked used before the answer leaves.
 
+mod federated;
 mod files;
 mod followers;
 mod issue;
@@ -40,6 +41,7 @@ use material::Material;
 use root::Signer;
 use token::{millis, moment};
 
+pub use federated::TrustedBundle;
 pub use files::{CaFiles, FilesError};
 pub use issue::{Issued, RegistryNames};
 pub use keep::{keep_identity, keep_roots, write_roots};

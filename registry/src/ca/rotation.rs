@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::federated;
 use super::followers::{Acknowledged, PENDING_MAX};
 use super::material::{Material, validity};
 use super::revocation::Revocations;
@@ -187,7 +188,9 @@ impl Authority {
             tokio::select! {
                 () = stop.cancelled() => return,
                 next = watch.next() => {
-                    let ours = |op: &Op| op.key == Material::key() || op.key == Revocations::key();
+                    let ours = |op: &Op| {
+                        op.key == Material::key() || op.key == Revocations::key() || federated::is_key(&op.key)
+                    };
                     let lost = next.is_err();
                     let touched = next.map_or(true, |commits| {
                         commits.iter().any(|commit| commit.ops.iter().any(ours))

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::federated;
 use super::followers::Seat;
 use super::material::Material;
 use super::{Authority, CaError, TokenError};
@@ -206,6 +207,7 @@ impl Follower {
                         version: material.version(),
                         roots: material.bundle().iter().map(|root| root.to_vec()).collect(),
                         revoked: material.revocations.revoked.texts().map(str::to_owned).collect(),
+                        federated: federated::told(&material),
                     });
                 }
             }

@@ -1,8 +1,8 @@
 //! TLS contexts, as transport sockets.
 
 use pillion_model::tls::{
-    Certificate, DataSource, DownstreamTls, NameKind, NameMatcher, ROOTS_SECRET, Roots, SVID_SECRET,
-    TlsVersion, UpstreamTls, Validation,
+    ALL_ROOTS_SECRET, Certificate, DataSource, DownstreamTls, NameKind, NameMatcher, ROOTS_SECRET, Roots,
+    SVID_SECRET, TlsVersion, UpstreamTls, Validation,
 };
 
 use super::matcher::string;
@@ -125,16 +125,14 @@ fn validation_context(validation: &Validation, dialect: Dialect<'_>) -> Validati
             context.system_root_certs = Some(pb::tls::certificate_validation_context::SystemRootCerts {});
             None
         }
-        (Roots::Secret(secret), Dialect::Envoy(options)) if secret == ROOTS_SECRET => {
-            match &options.secrets {
-                EnvoySecrets::Pem { roots, .. } => {
-                    context.trusted_ca = Some(data_source(&DataSource::File(roots.clone())));
-                    None
-                }
-                EnvoySecrets::Sds { roots, .. } => Some(sds_file(secret, roots)),
+        (Roots::Secret(secret), Dialect::Envoy(options)) if is_ours(secret) => match &options.secrets {
+            EnvoySecrets::Pem { roots, .. } => {
+                context.trusted_ca = Some(data_source(&DataSource::File(roots.clone())));
+                None
             }
-        }
-        (Roots::Secret(secret), Dialect::Grpc) if secret == ROOTS_SECRET => {
+            EnvoySecrets::Sds { roots, .. } => Some(sds_file(ROOTS_SECRET, roots)),
+        },
+        (Roots::Secret(secret), Dialect::Grpc) if is_ours(secret) => {
             context.ca_certificate_provider_instance = Some(instance());
             None
         }
@@ -150,6 +148,12 @@ fn validation_context(validation: &Validation, dialect: Dialect<'_>) -> Validati
             })
         }
     }
+}
+
+/// Whether the mesh's own roots are meant. Foreign clients are not told those of other meshes: where these
+/// would count as well, they trust their own mesh only.
+fn is_ours(secret: &str) -> bool {
+    secret == ROOTS_SECRET || secret == ALL_ROOTS_SECRET
 }
 
 /// Which names are accepted. gRPC looks at a certificate's names of every kind at once, and some of its

@@ -20,7 +20,7 @@ impl ::prost::Name for Following {
     }
 }
 /// Whom the mesh trusts, as a whole.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Trust {
     /// Differs when anything else does.
     #[prost(string, tag = "1")]
@@ -32,6 +32,9 @@ pub struct Trust {
     /// (`<namespace>/<service>/<instance-id>`) and serial numbers (hex).
     #[prost(string, repeated, tag = "3")]
     pub revoked: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Other trust domains, whose identities are known for what they are.
+    #[prost(message, repeated, tag = "4")]
+    pub federated: ::prost::alloc::vec::Vec<FederatedBundle>,
 }
 impl ::prost::Name for Trust {
     const NAME: &'static str = "Trust";
@@ -41,6 +44,26 @@ impl ::prost::Name for Trust {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/pillion.mesh.v1.Trust".into()
+    }
+}
+/// The roots of another trust domain.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FederatedBundle {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Every root of it, DER.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for FederatedBundle {
+    const NAME: &'static str = "FederatedBundle";
+    const PACKAGE: &'static str = "pillion.mesh.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "pillion.mesh.v1.FederatedBundle".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/pillion.mesh.v1.FederatedBundle".into()
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
