@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use pillion_model::name::{NameError, TrustDomain};
-use pillion_model::tls::{Certificate, DownstreamTls, SVID_SECRET, TlsVersion};
+use pillion_model::tls::{ALL_ROOTS_SECRET, Certificate, DownstreamTls, Roots, SVID_SECRET, TlsVersion};
 use pillion_net::grpc::{Serve, ServerSecurity};
 use pillion_net::identity::{self, IdentityWatch};
 use pillion_net::listen::{BindError, Reuse, bind_tcp};
@@ -30,6 +30,7 @@ use crate::ca::{
 };
 use crate::catalog::Catalog;
 use crate::control::Control;
+use crate::federation::{self, Federations, Publishing};
 use crate::metrics::Metrics;
 use crate::registration::RegistrationService;
 use crate::store::{self, Engine, EngineTls, OpenError, Opened, StoreError, StoreOptions};
@@ -58,6 +59,8 @@ pub struct Options {
     pub mesh: SocketAddr,
     /// DNS, UDP and TCP. Default `127.0.0.1:7053`.
     pub dns: SocketAddr,
+    /// Our bundle and exports for other meshes, over TLS. Default: nowhere.
+    pub federation: Option<SocketAddr>,
     /// How many answers over UDP one network gets. Default 1000 a second, loopback as many as it wants.
     pub dns_limit: DnsLimit,
     /// Resolvers that are asked for names of other zones, all of them, the first answer wins. Default:
@@ -94,6 +97,7 @@ impl Options {
             api: loopback(7070),
             mesh: loopback(7071),
             dns: loopback(7053),
+            federation: None,
             dns_limit: DnsLimit { answers_per_second: NonZeroU32::new(1000), loopback: false },
             dns_forward: Vec::new(),
             advertise: Vec::new(),
@@ -186,6 +190,8 @@ pub struct Running {
     pub mesh_addr: SocketAddr,
     /// Where DNS answers, UDP and TCP.
     pub dns_addr: SocketAddr,
+    /// Where other meshes are told our bundle and exports, if anywhere.
+    pub federation_addr: Option<SocketAddr>,
     /// The operator's token file, unless the API is open.
     pub token_file: Option<PathBuf>,
     /// Whether the token was made by this start.
@@ -214,6 +220,9 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     // Sockets first: a taken port is told before anything is written.
     let api_listener = listen("HTTP API", options.api, "--api")?;
     let mesh_listener = listen("mesh gRPC", options.mesh, "--mesh")?;
+    let federation_listener =
+        options.federation.map(|at| listen("federation", at, "--federation")).transpose()?;
+    let federation_addr = federation_listener.as_ref().map(address).transpose()?;
     let (api_addr, mesh_addr) = (address(&api_listener)?, address(&mesh_listener)?);
     let dns_sockets = dns::bind(options.dns)?;
     let dns_addr = address(&dns_sockets.tcp)?;
@@ -297,6 +306,16 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let mut mesh = Serve::new("mesh gRPC", mesh_security(identity.clone()), grpc);
     mesh.grace = options.grace;
 
+    let federations =
+        Federations::new(Arc::clone(&catalog), Arc::clone(&authority), identity.clone(), metrics.registry());
+    tasks.spawn(Arc::clone(&federations).run(background.clone()));
+    let publishing = Publishing {
+        authority: Arc::clone(&authority),
+        catalog: Arc::clone(&catalog),
+        model: control.model(),
+        stop: serving.clone(),
+    };
+
     let parts = api::Parts {
         catalog: Arc::clone(&catalog),
         hub: Arc::clone(&hub),
@@ -306,6 +325,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         authority: Arc::clone(&authority),
         audit,
         zone,
+        federations,
         metrics,
         readiness: readiness.clone(),
         stop: serving.clone(),
@@ -319,6 +339,12 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     drop(identity_ready);
     servers.spawn(mesh.run(mesh_listener, serving.clone()));
     servers.spawn(api.run(api_listener, serving.clone()));
+    if let Some(listener) = federation_listener {
+        let router = federation::router(publishing);
+        let mut federation = Serve::new("federation", federation_security(identity), router);
+        federation.grace = options.grace;
+        servers.spawn(federation.run(listener, serving.clone()));
+    }
     let token_file = (!options.open).then(|| options.data_dir.join(TOKEN_FILE));
     if_dropped.0.disarm();
     if_dropped.1.disarm();
@@ -327,6 +353,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         api_tls,
         mesh_addr,
         dns_addr,
+        federation_addr,
         token_file,
         token_is_new,
         readiness,
@@ -424,6 +451,18 @@ fn advertised(options: &Options, bound: &[SocketAddr]) -> Vec<Target> {
 /// A certificate is asked of the client, and whoever has none may only obtain one.
 fn mesh_security(identity: IdentityWatch) -> ServerSecurity {
     let context = DownstreamTls { require_client_certificate: false, ..mesh_server_context(&["h2"]) };
+    ServerSecurity::Mesh(Arc::new(ServerTls::new(context, identity)))
+}
+
+/// Anybody may have the bundle; registries of other meshes say who they are. Nowhere else does this process
+/// look at identities of other trust domains.
+fn federation_security(identity: IdentityWatch) -> ServerSecurity {
+    let mut context =
+        DownstreamTls { require_client_certificate: false, ..mesh_server_context(&["http/1.1"]) };
+    if let Some(validation) = &mut context.validation {
+        validation.roots = Roots::Secret(ALL_ROOTS_SECRET.to_owned());
+    }
+    context.min_version = TlsVersion::V1_2;
     ServerSecurity::Mesh(Arc::new(ServerTls::new(context, identity)))
 }
 

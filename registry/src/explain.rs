@@ -3,6 +3,7 @@
 //! Uses the functions the proxy uses ([`RouteTable::find`], [`Rbac::authorize`], the one path
 //! normalisation), over the same model: what this says is what the proxies do.
 
+mod elsewhere;
 mod left_out;
 mod reason;
 mod render;
@@ -32,7 +33,8 @@ use crate::resolve::{InboundPort, MeshModel, ServiceModel};
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Question {
-    /// The calling service, `web.shop`. Without one the caller has no identity.
+    /// The calling service, `web.shop`, or a caller of another mesh, `spiffe://acme.example/ns/shop/svc/web`.
+    /// Without one the caller has no identity.
     #[serde(default)]
     pub caller: Option<String>,
     /// The called service: `orders.shop`, or any of its DNS names.
@@ -207,6 +209,9 @@ impl DestinationStep {
 }
 
 fn identity(model: &MeshModel, text: &str) -> Result<SpiffeId, ExplainError> {
+    if text.starts_with("spiffe://") {
+        return elsewhere::identity(text);
+    }
     let name = text.parse::<ServiceName>();
     let name =
         name.map_err(|error| ExplainError::Caller { name: text.to_owned(), reason: error.to_string() })?;
@@ -292,8 +297,10 @@ impl Explainer<'_> {
     }
 
     fn caller_is_known(&self) -> bool {
-        let name = self.caller.as_ref().and_then(SpiffeId::service_name);
-        name.is_some_and(|name| self.model.services.contains_key(name))
+        let Some(caller) = &self.caller else { return false };
+        // What there is in another mesh is not known here, and not asked.
+        *caller.trust_domain() != self.model.trust_domain
+            || caller.service_name().is_some_and(|name| self.model.services.contains_key(name))
     }
 
     fn explanation(
@@ -350,12 +357,15 @@ impl Explainer<'_> {
             without_sidecar: 0,
             authorization: match (found, port) {
                 (None, _) => refused("there is no such cluster: 503"),
-                (Some(_), None) => Authorization {
-                    allowed: true,
-                    reason: "outside the mesh: nothing of ours decides there".to_owned(),
-                    policies: Vec::new(),
-                },
-                (Some(_), Some(port)) => self.authorize(port, request),
+                (Some(found), None) => {
+                    Authorization { allowed: true, reason: elsewhere::decides(found), policies: Vec::new() }
+                }
+                (Some(_), Some(port)) => {
+                    let exported_to = model.map_or(&[][..], |model| &model.inbound.exported_to);
+                    let barred =
+                        elsewhere::barred(self.caller.as_ref(), &self.model.trust_domain, exported_to);
+                    barred.map_or_else(|| self.authorize(port, request), |reason| refused(&reason))
+                }
             },
         }
     }

@@ -12,6 +12,7 @@ pub mod catalog;
 pub mod control;
 pub mod dns;
 pub mod explain;
+pub mod federation;
 pub mod lease;
 pub mod metrics;
 pub mod registration;

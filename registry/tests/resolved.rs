@@ -69,7 +69,9 @@ fn mesh() -> (MeshModel, Vec<Instance>) {
     }
     let names: BTreeSet<_> = resources.services().keys().chain(catalog.services.keys()).cloned().collect();
     let indexes = names.into_iter().zip(1..).collect();
-    (resolve(&Input { resources: &resources, catalog: &catalog, indexes: &indexes }), instances)
+    let imports = Default::default();
+    let input = Input { resources: &resources, catalog: &catalog, indexes: &indexes, imports: &imports };
+    (resolve(&input), instances)
 }
 
 #[test]

@@ -18,6 +18,16 @@ pub(crate) enum Command {
     Revoke(RevokeArguments),
     /// Take a revocation back.
     Unrevoke(UnrevokeArguments),
+    /// Print the trust bundle as other meshes are to trust it: a JWK set, for `bundle.trusted` of their
+    /// Federation.
+    Bundle(BundleArguments),
+}
+
+/// Arguments of `pillion ca bundle`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BundleArguments {
+    #[command(flatten)]
+    api: ApiArguments,
 }
 
 /// Arguments of `pillion ca status`.
@@ -87,6 +97,9 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
             let path = format!("/v1/ca/revocations?what={}", what.replace(':', "%3A").replace('/', "%2F"));
             api.client()?.request(Method::DELETE, &path, &[], "").await?;
             line(format_args!("{what} is not revoked any more"))
+        }
+        Command::Bundle(arguments) => {
+            line(format_args!("{}", arguments.api.client()?.get("/v1/ca/bundle").await?))
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::output::{self, OutputArguments, Rows};
 /// Arguments of `pillion get`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// services, instances, proxies, brake, resources, or a kind of resource such as routes.
+    /// services, instances, proxies, federations, brake, resources, or a kind of resource such as routes.
     what: String,
     /// Only this one: a service for services, instances and brake, a service or node for proxies, else a
     /// resource's name.
@@ -32,6 +32,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if ["proxies", "proxy"].contains(&&*arguments.what.to_ascii_lowercase()) {
         let list = proxies(&client, arguments.name.as_deref(), namespace).await?;
         return output::print(arguments.output.format, &list, || proxy_rows(&list));
+    }
+    if ["federations", "federation"].contains(&&*arguments.what.to_ascii_lowercase()) {
+        let list = federations(&client, arguments.name.as_deref(), namespace).await?;
+        return output::print(arguments.output.format, &list, || federation_rows(&list));
     }
     let name = arguments.name.as_deref().map(|name| Name::parse(name, namespace)).transpose()?;
     let (list, rows): (Value, fn(&Value) -> Rows) = match &*arguments.what.to_ascii_lowercase() {
@@ -84,7 +88,7 @@ pub(super) fn kind(text: &str) -> anyhow::Result<Kind> {
     let known = || {
         let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
         Usage(format!(
-            "`{text}` is unknown; want services, instances, proxies, brake, resources or a kind: {}",
+            "`{text}` is unknown; want services, instances, proxies, federations, brake, resources or a kind: {}",
             kinds.join(", ")
         ))
     };
@@ -143,6 +147,45 @@ async fn instances(client: &Client, name: Option<&Name>, namespace: Option<&str>
         all.extend(instances_of(client, &name).await?.as_array().cloned().unwrap_or_default());
     }
     Ok(Value::Array(all))
+}
+
+/// The federations as they stand; by name or by trust domain.
+async fn federations(client: &Client, name: Option<&str>, namespace: Option<&str>) -> anyhow::Result<Value> {
+    let mut list = client.get("/v1/federations").await?["federations"].take();
+    if let Some(all) = list.as_array_mut() {
+        all.retain(|one| {
+            name.is_none_or(|name| one["name"] == name || one["trustDomain"] == name)
+                && namespace.is_none_or(|namespace| one["namespace"] == namespace)
+        });
+        if let (Some(name), true) = (name, all.is_empty()) {
+            anyhow::bail!("there is no federation {name}");
+        }
+    }
+    Ok(list)
+}
+
+fn federation_rows(list: &Value) -> Rows {
+    let mut rows =
+        Rows::new(["NAME", "TRUST DOMAIN", "ROOTS", "SEQUENCE", "AGE", "IMPORTED", "EXPORTED", "TROUBLE"]);
+    for one in list.as_array().into_iter().flatten() {
+        let number = |field: &str| one[field].as_u64().map_or_else(|| "-".to_owned(), |it| it.to_string());
+        let names = |field: &str| {
+            let names = one[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+            names.collect::<Vec<_>>().join(",")
+        };
+        let trouble = ["bundleError", "servicesError"].into_iter().filter_map(|field| one[field].as_str());
+        rows.push([
+            text(one, "name"),
+            text(one, "trustDomain"),
+            number("roots"),
+            number("sequence"),
+            one["bundleAge"].as_u64().map_or_else(|| "-".to_owned(), |age| format!("{age}s")),
+            names("imported"),
+            names("exported"),
+            trouble.collect::<Vec<_>>().join("; "),
+        ]);
+    }
+    rows
 }
 
 /// The brake, of all services or of those that were asked for.

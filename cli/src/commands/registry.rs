@@ -56,6 +56,10 @@ pub(crate) struct Arguments {
     /// `system`: those of /etc/resolv.conf. For clients at private addresses; without it, such names are refused.
     #[arg(long, env = "PILLION_DNS_FORWARD", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = resolver)]
     dns_forward: Vec<Resolvers>,
+    /// The federation port: our trust bundle for other meshes, and what is exported to them, over TLS. Without
+    /// it other meshes learn nothing from this registry. The usual port is 7072.
+    #[arg(long, env = "PILLION_LISTEN_FEDERATION", value_name = "ADDRESS")]
+    federation: Option<SocketAddr>,
     /// Names and addresses by which others call this registry; they go into its certificate.
     #[arg(long, env = "PILLION_ADVERTISE", value_name = "HOST[:PORT]", value_delimiter = ',', value_parser = advertised)]
     advertise: Vec<Target>,
@@ -125,6 +129,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     options.api = arguments.api;
     options.mesh = arguments.mesh;
     options.dns = arguments.dns;
+    options.federation = arguments.federation;
     options.dns_limit = app::DnsLimit {
         answers_per_second: NonZeroU32::new(arguments.dns_rate_limit),
         loopback: arguments.dns_limit_loopback,
@@ -146,6 +151,9 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     line(format_args!("api      {scheme}://{}", registry.api_addr))?;
     line(format_args!("mesh     {}", registry.mesh_addr))?;
     line(format_args!("dns      {}", registry.dns_addr))?;
+    if let Some(address) = registry.federation_addr {
+        line(format_args!("federation {address}"))?;
+    }
     if let Some(file) = registry.token_file.as_ref().filter(|_| registry.token_is_new) {
         note(format_args!("the operator's token is in {}", file.display()));
     }

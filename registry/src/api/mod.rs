@@ -22,6 +22,7 @@ use crate::ca::{Authority, Role};
 use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::dns::RegistryZone;
+use crate::federation::Federations;
 use crate::metrics::Metrics;
 use crate::watch::Hub;
 
@@ -31,6 +32,7 @@ mod batch;
 mod bodies;
 mod cloud_map;
 mod consul;
+mod federation;
 mod instances;
 mod json;
 mod openapi;
@@ -84,6 +86,8 @@ pub struct Parts {
     pub audit: Arc<Audit>,
     /// DNS, for what it has answered.
     pub zone: Arc<RegistryZone>,
+    /// Other meshes.
+    pub federations: Arc<Federations>,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     /// Whether every part of the process is up.
@@ -389,6 +393,20 @@ fn table() -> Vec<(Operation, axum::routing::MethodRouter<Api>)> {
                 .query(&["what"])
                 .status(204),
             delete(authority::unrevoke),
+        ),
+        (
+            Operation::new(
+                "get",
+                "/v1/ca/bundle",
+                "The trust bundle, as other meshes are to trust it (JWK set)",
+            )
+            .open(),
+            get(federation::bundle),
+        ),
+        (
+            Operation::new("get", "/v1/federations", "Other meshes, and what of them is in force")
+                .gives("FederationList"),
+            get(federation::list),
         ),
         (
             Operation::new("get", "/v1/audit", "The last changes and refusals, the latest last")

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::authority::{RevocationDocument, RootsView, RotateDocument};
 use super::batch::{InstancesDocument, RegisteredMany};
 use super::consul::{Agent, HealthEntries, ServiceTags};
+use super::federation::FederationList;
 use super::instances::{HeartbeatDocument, HeartbeatsDocument, HeartbeatsView, RegisteredView};
 use super::operate::{AuditList, BrakeView, StoreView, TargetGroups};
 use super::proxies::{ProxyDetails, ProxyList};
@@ -234,6 +235,7 @@ fn schemas() -> Map<String, Value> {
     generator.subschema_for::<TokenList>();
     generator.subschema_for::<AuthorityView>();
     generator.subschema_for::<RootsView>();
+    generator.subschema_for::<FederationList>();
     generator.subschema_for::<RotateDocument>();
     generator.subschema_for::<RevocationDocument>();
     generator.subschema_for::<AuditList>();

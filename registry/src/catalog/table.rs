@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use pillion_config::Resource;
 use pillion_model::instance::Instance;
-use pillion_model::name::{InstanceId, ServiceName};
+use pillion_model::name::{InstanceId, ServiceName, TrustDomain};
 
 use super::holders::Holders;
 use super::read::{ReadInstance, read_instances};
 use super::record::{GoneRecord, IndexRecord, ServiceRecord, parse_instance, parse_service};
 use super::view::{ByService, CatalogService, CatalogView, World};
+use crate::federation::Imports;
 use crate::lease::{Leases, RECONNECT_WINDOW};
 use crate::resources::{RESOURCES, Resources, parse_key};
 use crate::store::{Key, Space, State, StoreError};
@@ -36,6 +37,7 @@ pub(super) struct Table {
     /// Indexes that services had: by whom until when, and the revision that wrote it.
     pub(super) quarantined: BTreeMap<u16, (u64, String, u64)>,
     pub(super) resources: Arc<Resources>,
+    imports: Arc<Imports>,
     pub(super) holders: Holders,
     trust_domain: Option<Arc<str>>,
     operators: Arc<BTreeSet<String>>,
@@ -222,6 +224,11 @@ impl Table {
                     self.quarantined.insert(index, (revision, service, until));
                 }
             }
+            Space::Federation => {
+                let domain = TrustDomain::parse(&key.name).map_err(|error| error.to_string())?;
+                let told = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+                Arc::make_mut(&mut self.imports).insert(domain, Arc::new(told));
+            }
             Space::Ca | Space::Token => {}
         }
         Ok(())
@@ -257,6 +264,11 @@ impl Table {
             Space::Index => {
                 if let Ok(index) = key.name.parse::<u16>() {
                     self.rested(index);
+                }
+            }
+            Space::Federation => {
+                if let Ok(domain) = TrustDomain::parse(&key.name) {
+                    Arc::make_mut(&mut self.imports).remove(&domain);
                 }
             }
             Space::Meta | Space::Ca | Space::Token => {}
@@ -300,6 +312,7 @@ impl Table {
             floor: self.floor,
             departed: self.departed.clone(),
             resources: Arc::clone(&self.resources),
+            imports: Arc::clone(&self.imports),
             trust_domain: self.trust_domain.clone(),
             operators: Arc::clone(&self.operators),
             ..last.clone()

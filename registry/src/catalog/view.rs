@@ -7,6 +7,7 @@ use pillion_model::instance::{Instance, Protocol};
 use pillion_model::name::{InstanceId, ServiceName};
 
 use super::changes::{ChangedServices, differing};
+use crate::federation::Imports;
 use crate::resources::Resources;
 use crate::store::Position;
 
@@ -38,6 +39,8 @@ pub struct World {
     pub changes: ChangedServices,
     /// Resources as applied.
     pub resources: Arc<Resources>,
+    /// What other meshes export to us.
+    pub imports: Arc<Imports>,
     /// The registries that share the store.
     pub replicas: Arc<BTreeSet<Arc<str>>>,
     /// SHA-256 (hex) of the operators' tokens of all registries on the store.

@@ -81,7 +81,12 @@ impl Builder {
     fn next(&mut self, world: Arc<World>, last: &Snapshot) -> (Snapshot, News, BTreeSet<ServiceName>) {
         let before = std::mem::replace(&mut self.world, world);
         let input = input(&self.world);
-        let touched = self.world.changed_since(&before);
+        let mut touched = self.world.changed_since(&before);
+        if !Arc::ptr_eq(&before.imports, &self.world.imports) {
+            let services = self.world.resources.set.services();
+            let imported = services.iter().filter(|(_, service)| service.import.is_some());
+            touched.extend(imported.map(|(name, _)| name.clone()));
+        }
         let different = if Arc::ptr_eq(&before.resources, &self.world.resources) {
             self.resolver.some(&input, &touched)
         } else {
@@ -213,7 +218,12 @@ fn check_of(service: Option<&Arc<ServiceModel>>) -> Option<&HealthCheckPlan> {
 }
 
 fn input(world: &World) -> Input<'_> {
-    Input { resources: &world.resources.set, catalog: &world.catalog, indexes: &world.indexes }
+    Input {
+        resources: &world.resources.set,
+        catalog: &world.catalog,
+        indexes: &world.indexes,
+        imports: &world.imports,
+    }
 }
 
 /// A node's own instance, if it is registered.

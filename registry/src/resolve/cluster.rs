@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pillion_config::mesh::Defaults;
-use pillion_config::service::{BalancingPolicy, ExternalEndpoint, HashKey, Mtls};
+use pillion_config::service::{BalancingPolicy, ExternalEndpoint, HashKey, Import, Mtls};
 use pillion_model::cluster::{
     CircuitBreakers, Cluster, Destination, Discovery, LoadBalancing, OutlierDetection, RetryBudget,
     TransportMatch, UpstreamProtocol,
@@ -15,9 +15,11 @@ use pillion_model::endpoint::{Endpoint, HostAddress, LoadAssignment, LocalityEnd
 use pillion_model::health::Health;
 use pillion_model::instance::{Protocol, WEIGHT_DEFAULT};
 use pillion_model::matcher::StringMatcher;
-use pillion_model::name::{SpiffeId, TrustDomain, outbound_cluster};
+use pillion_model::name::{ServiceName, SpiffeId, TrustDomain, outbound_cluster};
 use pillion_model::route::{HashPolicy, HashSource};
-use pillion_model::tls::{NameKind, NameMatcher, Roots, TlsVersion, UpstreamTls, Validation};
+use pillion_model::tls::{
+    NameKind, NameMatcher, Roots, TlsVersion, UpstreamTls, Validation, federated_secret,
+};
 use pillion_net::tls::mesh_client_context;
 
 use super::endpoint::{OVERPROVISIONING, has_labels};
@@ -43,6 +45,11 @@ impl ServiceView<'_> {
     /// Whether addresses outside the mesh serve it.
     pub(super) fn is_external(&self) -> bool {
         self.service.is_some_and(|service| !service.endpoints.is_empty())
+    }
+
+    /// The service of another mesh that serves it, if one does.
+    pub(super) fn import(&self) -> Option<&Import> {
+        self.service?.import.as_ref()
     }
 
     /// Every subset with its labels; first the one of all instances, whose name is empty.
@@ -78,7 +85,10 @@ fn cluster(
             (external_discovery(&service.endpoints, &name, port, labels), tls, Vec::new())
         }
         None => {
-            let (tls, transports) = mesh_tls(view, port);
+            let (tls, transports) = match view.import() {
+                Some(import) => (imported_tls(view, import, port), Vec::new()),
+                None => mesh_tls(view, port),
+            };
             (Discovery::Eds { service_name: String::new() }, tls, transports)
         }
     };
@@ -132,6 +142,23 @@ fn mesh_tls(view: &ServiceView<'_>, port: &PortView) -> (Option<UpstreamTls>, Ve
             (None, vec![meshed, plain])
         }
     }
+}
+
+/// TLS to a service of another mesh: its roots alone, and the very service it is there. Until that mesh has
+/// told of it, it has no endpoints either.
+fn imported_tls(view: &ServiceView<'_>, import: &Import, port: &PortView) -> Option<UpstreamTls> {
+    let sni =
+        view.input.imported(import).and_then(|told| told.ports.get(&port.name)).map(|it| it.sni.as_str());
+    let identity =
+        TrustDomain::parse(&import.trust_domain).ok().zip(import.service.parse::<ServiceName>().ok());
+    let (domain, service) = identity.expect("checked when the resource was read");
+    let alpn: &[&str] = if port.protocol.is_http() { &["h2"] } else { &[] };
+    let identity = SpiffeId::service(domain.clone(), service);
+    let mut tls = mesh_client_context(&[identity], sni.unwrap_or_default(), alpn);
+    if let Some(validation) = &mut tls.validation {
+        validation.roots = Roots::Secret(federated_secret(&domain));
+    }
+    Some(tls)
 }
 
 /// TLS to a service outside the mesh: the system's roots, and the name that is asked for.

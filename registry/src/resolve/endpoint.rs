@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pillion_config::service::Mtls;
+use pillion_config::service::{Import, Mtls};
 use pillion_model::endpoint::{
     Endpoint, HostAddress, LoadAssignment, Locality, LocalityEndpoints, TRANSPORT_MTLS,
 };
@@ -21,6 +21,9 @@ pub(super) const OVERPROVISIONING: u32 = 140;
 pub(super) fn assignments(view: &ServiceView<'_>) -> Vec<LoadAssignment> {
     if view.is_external() {
         return Vec::new();
+    }
+    if let Some(import) = view.import() {
+        return imported(view, import);
     }
     let mut assignments = Vec::new();
     for port in view.ports {
@@ -40,27 +43,52 @@ fn assignment(
     let instances =
         view.input.registered(view.name).into_iter().flat_map(|service| service.instances.values());
     // By priority, then zone. BTreeMap: the same instances give the same assignment, byte for byte.
-    let mut groups: BTreeMap<(u32, String), Vec<Endpoint>> = BTreeMap::new();
+    let mut groups: BTreeMap<(u32, &str), Vec<Endpoint>> = BTreeMap::new();
     let meshed = Arc::new(BTreeMap::from([(TRANSPORT_MTLS.0.to_owned(), TRANSPORT_MTLS.1.to_owned())]));
     for instance in instances.filter(|instance| has_labels(&instance.labels, labels)) {
         let Some(endpoint) = endpoint(instance, port, &meshed) else { continue };
         let priority = u32::from(endpoint.health == Health::Stale);
-        groups.entry((priority, instance.zone.clone())).or_default().push(endpoint);
+        groups.entry((priority, &instance.zone)).or_default().push(endpoint);
     }
+    grouped(outbound_cluster(&port.name, subset, view.name), groups)
+}
+
+/// Endpoints by priority and zone.
+fn grouped(cluster: String, groups: BTreeMap<(u32, &str), Vec<Endpoint>>) -> LoadAssignment {
     // Priorities begin at 0: where everything is stale, stale is the best there is.
     let lowest = groups.keys().next().map_or(0, |(priority, _)| *priority);
     let localities = groups.into_iter().map(|((priority, zone), endpoints)| LocalityEndpoints {
-        locality: Locality { zone, ..Locality::default() },
+        locality: Locality { zone: zone.to_owned(), ..Locality::default() },
         weight: None,
         priority: priority - lowest,
         endpoints,
     });
     LoadAssignment {
-        cluster: outbound_cluster(&port.name, subset, view.name),
+        cluster,
         localities: localities.collect(),
         drops: Vec::new(),
         overprovisioning: OVERPROVISIONING,
     }
+}
+
+/// What the other mesh tells; nothing yet is no endpoints.
+fn imported(view: &ServiceView<'_>, import: &Import) -> Vec<LoadAssignment> {
+    let told = view.input.imported(import);
+    let meshed = Arc::new(BTreeMap::from([(TRANSPORT_MTLS.0.to_owned(), TRANSPORT_MTLS.1.to_owned())]));
+    let mut assignments = Vec::new();
+    for port in view.ports {
+        let endpoints = told.and_then(|told| told.ports.get(&port.name)).map_or(&[][..], |it| &it.endpoints);
+        for (subset, labels) in view.subsets() {
+            let mut groups: BTreeMap<(u32, &str), Vec<Endpoint>> = BTreeMap::new();
+            for endpoint in endpoints.iter().filter(|endpoint| has_labels(&endpoint.labels, labels)) {
+                let priority = u32::from(endpoint.health == Health::Stale.as_str());
+                let made = endpoint.endpoint(&meshed);
+                groups.entry((priority, &endpoint.zone)).or_default().push(made);
+            }
+            assignments.push(grouped(outbound_cluster(&port.name, subset, view.name), groups));
+        }
+    }
+    assignments
 }
 
 /// The endpoint of `instance` on `port`; `None` if it takes no traffic there: down, no such port, weight

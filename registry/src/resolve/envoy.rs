@@ -31,7 +31,7 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Host, one listener for each tcp port, and its own inbound side where `instance` has one.
 pub fn envoy(model: &MeshModel, instance: Option<&Instance>, options: &EnvoyOptions) -> Resources {
     let mut resources = instance.map(|instance| inbound(model, instance)).unwrap_or_default();
-    for service in model.services.values() {
+    for service in told(model) {
         for cluster in &service.clusters {
             let cluster = with_system_roots(one_protocol(cluster.clone()));
             resources.clusters.insert(cluster.name.clone(), cluster);
@@ -42,7 +42,7 @@ pub fn envoy(model: &MeshModel, instance: Option<&Instance>, options: &EnvoyOpti
     }
     let routes = RouteConfiguration {
         name: OUTBOUND_LISTENER.to_owned(),
-        virtual_hosts: model.services.values().flat_map(|service| virtual_hosts(model, service)).collect(),
+        virtual_hosts: told(model).flat_map(|service| virtual_hosts(model, service)).collect(),
         ..RouteConfiguration::default()
     };
     resources.routes.insert(routes.name.clone(), routes);
@@ -50,10 +50,15 @@ pub fn envoy(model: &MeshModel, instance: Option<&Instance>, options: &EnvoyOpti
     let http = listener(OUTBOUND_LISTENER.to_owned(), options.outbound, Terminal::Http(Box::new(manager)));
     resources.listeners.insert(http.name.clone(), http);
     if let Some(slot) = options.vip_slot {
-        let tcp = model.services.values().flat_map(|service| tcp_listeners(service, slot));
+        let tcp = told(model).flat_map(|service| tcp_listeners(service, slot));
         resources.listeners.extend(tcp.map(|listener| (listener.name.clone(), listener)));
     }
     resources
+}
+
+/// What an Envoy can call.
+fn told(model: &MeshModel) -> impl Iterator<Item = &ServiceModel> {
+    model.services.values().map(|service| &**service).filter(|service| !service.is_imported())
 }
 
 /// Envoy takes the HTTP version from ALPN only if every transport socket of the cluster offers it; where

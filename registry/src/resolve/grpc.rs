@@ -40,7 +40,7 @@ pub enum GrpcCredentials {
 pub fn grpc_listener(model: &MeshModel, name: &str) -> Option<Listener> {
     let (host, number) = grpc_target(name);
     let service = grpc_service(model, host)?;
-    if service.endpoints.is_empty() {
+    if service.endpoints.is_empty() || service.is_imported() {
         return None;
     }
     let ports = || service.service.ports.iter().filter(|port| port.protocol.is_http());
@@ -128,7 +128,8 @@ fn can_match(matches: &mut RouteMatch) -> bool {
 
 /// The service's clusters. gRPC has one transport for all endpoints of a cluster.
 pub fn grpc_clusters(service: &ServiceModel, credentials: GrpcCredentials) -> Vec<Cluster> {
-    let meshed = service.clusters.iter().filter(|cluster| matches!(cluster.discovery, Discovery::Eds { .. }));
+    let ours = service.clusters.iter().filter(|_| !service.is_imported());
+    let meshed = ours.filter(|cluster| matches!(cluster.discovery, Discovery::Eds { .. }));
     let one = |cluster: &Cluster| {
         let mut transports = cluster.transports.iter();
         let secure = cluster.tls.clone().or_else(|| transports.find_map(|transport| transport.tls.clone()));

@@ -12,12 +12,14 @@ use pillion_model::http::{
 };
 use pillion_model::instance::{Instance, InstancePort, Protocol};
 use pillion_model::listener::{Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal};
+use pillion_model::matcher::StringMatcher;
 use pillion_model::mesh::{INBOUND_LISTENER, Resources};
-use pillion_model::name::inbound_cluster;
+use pillion_model::name::{TrustDomain, inbound_cluster};
 use pillion_model::rbac::Rbac;
 use pillion_model::route::{
     FilterOverrides, Forward, HeaderChanges, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
 };
+use pillion_model::tls::{ALL_ROOTS_SECRET, DownstreamTls, NameKind, NameMatcher, Roots};
 use pillion_net::tls::mesh_server_context;
 
 use super::endpoint::OVERPROVISIONING;
@@ -31,6 +33,8 @@ pub struct InboundPolicy {
     pub ports: Vec<InboundPort>,
     /// The check the sidecar makes of its application.
     pub health_check: Option<HealthCheckPlan>,
+    /// Whose callers are let in beside our own, as far as the policies name them.
+    pub exported_to: Vec<TrustDomain>,
 }
 
 /// One port.
@@ -83,7 +87,7 @@ pub(super) const SERVER_NAME: &str = "pillion";
 
 /// What the sidecars of a service enforce and check.
 pub(super) fn policy(view: &ServiceView<'_>) -> InboundPolicy {
-    if view.is_external() {
+    if view.is_external() || view.import().is_some() {
         return InboundPolicy::default();
     }
     let port = |port: &PortView| {
@@ -99,7 +103,12 @@ pub(super) fn policy(view: &ServiceView<'_>) -> InboundPolicy {
             idle_timeout: idle_timeout(view, port.protocol),
         }
     };
-    InboundPolicy { ports: view.ports.iter().map(port).collect(), health_check: health_check(view) }
+    let exported = view.service.into_iter().flat_map(|service| &service.export);
+    InboundPolicy {
+        ports: view.ports.iter().map(port).collect(),
+        health_check: health_check(view),
+        exported_to: exported.filter_map(|domain| TrustDomain::parse(domain).ok()).collect(),
+    }
 }
 
 fn idle_timeout(view: &ServiceView<'_>, protocol: Protocol) -> Option<Duration> {
@@ -272,10 +281,24 @@ impl Chains<'_> {
         FilterChain {
             name: format!("{}{suffix}", inbound_cluster(&self.port.port.name)),
             matches,
-            tls: Some(mesh_server_context(alpn)),
+            tls: Some(self.tls(alpn)),
             rbac: self.port.network_rules.clone(),
             terminal: self.terminal(&self.port.filters),
         }
+    }
+
+    /// Callers from other meshes get no further than the handshake unless the service is exported there.
+    fn tls(&self, alpn: &[&str]) -> DownstreamTls {
+        let mut tls = mesh_server_context(alpn);
+        let exported_to = &self.service.inbound.exported_to;
+        if let Some(validation) = tls.validation.as_mut().filter(|_| !exported_to.is_empty()) {
+            validation.roots = Roots::Secret(ALL_ROOTS_SECRET.to_owned());
+            let domains = std::iter::once(&self.model.trust_domain).chain(exported_to);
+            let of = |domain| StringMatcher::prefix(format!("spiffe://{domain}/"));
+            validation.names =
+                domains.map(|domain| NameMatcher { kind: NameKind::Uri, matcher: of(domain) }).collect();
+        }
+        tls
     }
 
     fn terminal(&self, filters: &[HttpFilter]) -> Terminal {

@@ -23,11 +23,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pillion_config::ResourceSet;
+use pillion_config::service::Import;
 use pillion_model::cluster::Cluster;
 use pillion_model::endpoint::LoadAssignment;
 use pillion_model::mesh::{MeshPort, MeshService};
 use pillion_model::name::{ServiceName, TrustDomain};
 use pillion_model::route::RouteConfiguration;
+use pillion_model::tls::Roots;
 
 pub(crate) use egress::egress;
 pub use envoy::{EnvoyOptions, envoy};
@@ -39,6 +41,7 @@ pub use port::PortView;
 pub use resolver::Resolver;
 
 use crate::catalog::{ByService, CatalogService, CatalogView};
+use crate::federation::{ExportedService, Imports};
 
 /// What the model is made of.
 #[derive(Clone, Copy)]
@@ -49,6 +52,8 @@ pub struct Input<'a> {
     pub catalog: &'a CatalogView,
     /// The stable index of each service; 0 and absent mean that it has none yet.
     pub indexes: &'a ByService<u16>,
+    /// What other meshes export to us.
+    pub imports: &'a Imports,
 }
 
 /// The whole mesh, resolved.
@@ -79,6 +84,14 @@ pub struct ServiceModel {
     pub endpoints: Vec<LoadAssignment>,
     /// What the service's own sidecars enforce.
     pub inbound: InboundPolicy,
+}
+
+impl ServiceModel {
+    /// Whether another mesh serves it: only sidecars know that mesh's roots, so nobody else is told of it.
+    pub fn is_imported(&self) -> bool {
+        let tls = self.clusters.iter().filter_map(|cluster| cluster.tls.as_ref()?.validation.as_ref());
+        tls.into_iter().any(|it| matches!(&it.roots, Roots::Secret(name) if name.starts_with("spiffe://")))
+    }
 }
 
 /// Resolves everything.
@@ -134,6 +147,12 @@ impl<'a> Input<'a> {
     /// Every service there is.
     fn services(&self) -> BTreeSet<&'a ServiceName> {
         self.resources.services().keys().chain(self.catalog.services.keys()).collect()
+    }
+
+    /// What another mesh tells of the service that this one imports.
+    fn imported(&self, import: &Import) -> Option<&'a ExportedService> {
+        let domain = TrustDomain::parse(&import.trust_domain).ok()?;
+        self.imports.get(&domain)?.services.get(&import.service)
     }
 
     fn exists(&self, name: &ServiceName) -> bool {

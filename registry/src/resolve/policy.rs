@@ -21,6 +21,8 @@ pub(super) struct Rules {
     /// `None`: whoever passed the deny rules may pass.
     allow: Option<BTreeMap<String, Policy>>,
     allow_dry: BTreeMap<String, Policy>,
+    /// Whom an allow rule without `from` means where callers from other meshes may come: not them.
+    anybody: Option<Principal>,
 }
 
 impl Rules {
@@ -28,12 +30,18 @@ impl Rules {
     pub(super) fn of(view: &ServiceView<'_>, port: &PortView) -> Self {
         let mesh = view.input.resources.mesh();
         let trust_domain = TrustDomain::parse(&mesh.trust_domain).unwrap_or_default();
-        let mut rules = Self::default();
+        let is_exported = view.service.is_some_and(|service| !service.export.is_empty());
+        let anybody = is_exported.then(|| not_from_elsewhere(&trust_domain));
+        let mut rules = Self { anybody, ..Self::default() };
         if mesh.authorization == Access::Deny {
             rules.allow = Some(BTreeMap::new());
         }
         for policy in view.input.resources.policies_to(view.name) {
             rules.add(policy, port, &trust_domain);
+        }
+        if let Some(ours) = rules.anybody.clone() {
+            let ours = Policy { permissions: vec![Permission::Any], principals: vec![ours] };
+            rules.allow.get_or_insert_with(|| [(OWN_MESH_POLICY.to_owned(), ours)].into());
         }
         rules
     }
@@ -58,7 +66,10 @@ impl Rules {
                 continue;
             }
             let permission = if requests { permission(rule) } else { Permission::Any };
-            let principals = principals(rule, &policy.namespace, trust_domain);
+            let principals = match rule.from.is_empty() && policy.action == PolicyAction::Allow {
+                true => vec![self.anybody.clone().unwrap_or(Principal::Any)],
+                false => principals(rule, &policy.namespace, trust_domain),
+            };
             into.insert(
                 format!("{}[{index}]", policy.name),
                 Policy { permissions: vec![permission], principals },
@@ -119,6 +130,17 @@ impl Rules {
         }
         rules
     }
+}
+
+/// Name of the policy of an exported service that lets its own mesh through, where no other says whom.
+const OWN_MESH_POLICY: &str = "pillion:own-mesh";
+
+/// Everybody but those with an identity of another trust domain.
+fn not_from_elsewhere(own: &TrustDomain) -> Principal {
+    let is_of = |prefix: String| Principal::Authenticated(Some(StringMatcher::prefix(prefix)));
+    let ours = is_of(format!("spiffe://{own}/"));
+    let elsewhere = Principal::And(vec![is_of("spiffe://".to_owned()), Principal::Not(Box::new(ours))]);
+    Principal::Not(Box::new(elsewhere))
 }
 
 /// Name of the policy that lets probes through.
@@ -200,6 +222,8 @@ fn principals(rule: &PolicyRule, namespace: &str, trust_domain: &TrustDomain) ->
 }
 
 fn principal(caller: &Caller, namespace: &str, trust_domain: &TrustDomain) -> Option<Principal> {
+    let elsewhere = caller.trust_domain.as_deref().map(TrustDomain::parse).transpose().ok()?;
+    let trust_domain = elsewhere.as_ref().unwrap_or(trust_domain);
     let matcher = match (&caller.service, &caller.namespace) {
         (Some(service), own) => {
             let name = match service.contains('.') {
@@ -209,7 +233,7 @@ fn principal(caller: &Caller, namespace: &str, trust_domain: &TrustDomain) -> Op
             StringMatcher::exact(SpiffeId::service(trust_domain.clone(), name).to_string())
         }
         (None, Some(namespace)) => StringMatcher::prefix(format!("spiffe://{trust_domain}/ns/{namespace}/")),
-        (None, None) => return None,
+        (None, None) => StringMatcher::prefix(format!("spiffe://{}/", elsewhere.as_ref()?)),
     };
     Some(Principal::Authenticated(Some(matcher)))
 }

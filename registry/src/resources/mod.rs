@@ -5,11 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use pillion_config::{Kind, Problem, Resource, ResourceKey, ResourceSet, check_among};
-use pillion_model::name::ServiceName;
+use pillion_config::{Federation, Kind, Problem, Resource, ResourceKey, ResourceSet, check_among};
+use pillion_model::name::{ServiceName, TrustDomain};
 
 use crate::catalog::Catalog;
+use crate::federation::Bundle;
 use crate::store::{Key, Op, Space, StoreError, Transaction};
 
 #[cfg(test)]
@@ -220,6 +222,12 @@ fn judge(world: &crate::catalog::World, change: &Change) -> Result<Vec<(Resource
 /// What the authority has certified cannot be renamed.
 fn fixed(world: &crate::catalog::World, put: &[Resource]) -> Vec<Problem> {
     let mut problems = Vec::new();
+    for federation in put.iter().filter_map(|resource| match resource {
+        Resource::Federation(federation) => Some(federation),
+        _ => None,
+    }) {
+        problems.extend(federated(world, federation));
+    }
     for resource in put {
         let (Resource::Mesh(mesh), Some(domain)) = (resource, &world.trust_domain) else { continue };
         if mesh.trust_domain != **domain {
@@ -235,6 +243,21 @@ fn fixed(world: &crate::catalog::World, put: &[Resource]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// A federation is with another trust domain than ours, and begins with a bundle that is one.
+fn federated(world: &crate::catalog::World, federation: &Federation) -> Option<Problem> {
+    let domain = TrustDomain::parse(&federation.trust_domain).ok()?;
+    let refuse = |path: &str, message: String| {
+        let key = ResourceKey::new(Kind::Federation, &federation.namespace, &federation.name);
+        Some(Problem { key, path: path.to_owned(), message })
+    };
+    if world.trust_domain.as_deref() == Some(domain.as_str()) {
+        return refuse("trustDomain", format!("{domain} is this mesh's own trust domain"));
+    }
+    let trusted = federation.bundle.trusted.as_deref()?;
+    let wrong = Bundle::parse(trusted.as_bytes(), &domain, SystemTime::now()).err()?;
+    refuse("bundle.trusted", format!("cannot be trusted: {wrong}"))
 }
 
 /// Name of the value whose revision is that of the last change to any resource.

@@ -119,6 +119,8 @@ pub enum Space {
     Ca,
     /// Join tokens, opaque here.
     Token,
+    /// What other meshes export to us: `<trust-domain>`.
+    Federation,
     /// Single values of the registry itself.
     Meta,
     /// The registries that share the store, each for as long as it is there: `<id>`.
@@ -126,13 +128,14 @@ pub enum Space {
 }
 
 impl Space {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Resource,
         Self::Service,
         Self::Index,
         Self::Instance,
         Self::Ca,
         Self::Token,
+        Self::Federation,
         Self::Meta,
         Self::Replica,
     ];
@@ -146,6 +149,7 @@ impl Space {
             Self::Instance => "instance",
             Self::Ca => "ca",
             Self::Token => "token",
+            Self::Federation => "federation",
             Self::Meta => "meta",
             Self::Replica => "replica",
         }

@@ -32,6 +32,7 @@ pub(crate) struct Mesh {
     resources: ResourceSet,
     catalog: CatalogView,
     indexes: ByService<u16>,
+    pub(crate) imports: Imports,
 }
 
 impl Mesh {
@@ -57,7 +58,12 @@ impl Mesh {
     }
 
     pub(crate) fn input(&self) -> Input<'_> {
-        Input { resources: &self.resources, catalog: &self.catalog, indexes: &self.indexes }
+        Input {
+            resources: &self.resources,
+            catalog: &self.catalog,
+            indexes: &self.indexes,
+            imports: &self.imports,
+        }
     }
 
     pub(crate) fn catalog(&self) -> Arc<CatalogView> {
