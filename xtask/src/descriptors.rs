@@ -9,8 +9,15 @@ use prost::Message;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
 /// What is kept: these files and what they import.
-const ROOTS: [&str; 5] =
-    ["envoy/config/", "envoy/extensions/", "envoy/service/discovery/v3/", "envoy/admin/v3/", "envoy/type/"];
+const ROOTS: [&str; 7] = [
+    "envoy/config/",
+    "envoy/extensions/",
+    "envoy/service/discovery/v3/",
+    "envoy/service/load_stats/v3/",
+    "envoy/service/status/v3/",
+    "envoy/admin/v3/",
+    "envoy/type/",
+];
 
 /// Reads the descriptors that envoy-types was generated from, leaves out comments and what nothing
 /// needs, adds our own, and writes `xds/descriptors/envoy.bin`.
