@@ -262,10 +262,12 @@ fn join(path: &str, field: &str) -> String {
 }
 
 /// Descriptors of Envoy's API and of ours; see `xds/descriptors/README.md`.
+/// Of Envoy's API and ours.
+pub(crate) const DESCRIPTORS: &[u8] = include_bytes!("../descriptors/envoy.bin");
+
 fn pool() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| {
-        DescriptorPool::decode(include_bytes!("../descriptors/envoy.bin").as_slice())
-            .expect("the committed descriptors are read by a test")
+        DescriptorPool::decode(DESCRIPTORS).expect("the committed descriptors are read by a test")
     })
 }

@@ -11,6 +11,7 @@ pub mod decode;
 pub mod encode;
 pub mod json;
 mod pb;
+pub mod reflect;
 pub mod type_url;
 
 /// Pillion's own messages and services, generated from `proto/pillion/mesh/v1/mesh.proto`.

@@ -56,7 +56,7 @@ const PYTHON_PACKAGES: [&str; 8] = [
     "botocore==1.44.5",
 ];
 
-const PEERS: [Peer; 31] = [
+const PEERS: [Peer; 32] = [
     Peer {
         program: "envoy",
         from: From::Python("envoy"),
@@ -128,6 +128,16 @@ const PEERS: [Peer; 31] = [
             "import jwcrypto.jwk, importlib.metadata as m; print('jwcrypto', m.version('jwcrypto'))",
         ],
         wants: "jwcrypto 1.6.",
+    },
+    Peer {
+        program: "python-reflection",
+        from: From::Alone { folder: "reflection", package: "grpcio-reflection==1.85.0", file: "python" },
+        proves: "asks gRPC servers what they serve",
+        version: &[
+            "-c",
+            "import grpc_reflection.v1alpha.reflection, importlib.metadata as m; print('grpcio-reflection', m.version('grpcio-reflection'))",
+        ],
+        wants: "grpcio-reflection 1.85.",
     },
     apt("dig", "bind9-dnsutils", "DNS answers", &["-v"], "DiG"),
     apt("kdig", "knot-dnsutils", "DNS over TCP and EDNS", &["--version"], "Knot"),

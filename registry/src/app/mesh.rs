@@ -1,7 +1,7 @@
 //! What port 7071 serves: one call for whoever has no certificate yet, the rest for the mesh.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::body::Body;
@@ -20,6 +20,8 @@ use tonic::server::NamedService;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
 use tonic_health::server::health_reporter;
+use tonic_reflection::server::Builder;
+use tonic_reflection::server::{v1, v1alpha};
 use tower::Service;
 
 use crate::ca::{Alive, Authority, IdentityService, Live, Settings};
@@ -37,6 +39,8 @@ pub(super) fn router(
 ) -> Router {
     let guarded = with(with(Router::new(), ads.clone().into_server()), registration.into_server());
     let guarded = with(with(guarded, ads.into_status_server()), loads.into_server());
+    let (v1, before) = reflection();
+    let guarded = with(with(guarded, v1), before);
     let guarded = require_peer(guarded.layer(middleware::from_fn(tell_peer)));
     with(with(guarded, issuing.into_server()), health).fallback(unknown)
 }
@@ -61,6 +65,22 @@ pub(super) fn health(
         say(ServingStatus::NotServing).await;
     };
     (server, tell)
+}
+
+/// What can be asked here, for tools that ask that first: by version 1 and by the one before, which many
+/// clients still speak.
+fn reflection() -> (
+    v1::ServerReflectionServer<impl v1::ServerReflection>,
+    v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>,
+) {
+    static SERVICES: LazyLock<Vec<u8>> = LazyLock::new(pillion_xds::reflect::services);
+    let described = || {
+        Builder::configure()
+            .register_encoded_file_descriptor_set(&SERVICES)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let known = "descriptors that were compiled";
+    (described().build_v1().expect(known), described().build_v1alpha().expect(known))
 }
 
 /// The name of the aggregated discovery service.

@@ -2,4 +2,5 @@
 
 mod envoy;
 mod grpc;
+mod reflection;
 mod status;
