@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use pillion_tests::support::process::run;
 use pillion_tests::support::wait::length;
-use pillion_tests::support::{App, DEADLINE, Load, Plan, Registry, Sidecar, eventually};
+use pillion_tests::support::{App, DEADLINE, Etcd, Load, Plan, Registry, Sidecar, eventually};
 
 /// How long certificates live: the shortest that a registry gives.
 const LIFETIME: &str = "10s";
@@ -34,7 +35,7 @@ fn roles(status: &serde_json::Value) -> Vec<&str> {
     status["roots"].as_array().into_iter().flatten().filter_map(|root| root["role"].as_str()).collect()
 }
 
-/// As many rotations as fit into `PILLION_TEST_ROTATIONS` (such as `10m`), at least one.
+/// As many rotations as fit into `PILLION_TEST_ROTATIONS` (such as `600s`), at least one.
 #[tokio::test]
 async fn roots_rotate_under_load_and_no_request_fails() {
     let time = length("PILLION_TEST_ROTATIONS", Duration::from_secs(1));
@@ -95,4 +96,47 @@ async fn a_sidecar_that_missed_the_switch_comes_back_with_its_old_certificate() 
     reaches(&registry, "switched").await;
     let log = again.process.output();
     assert!(log.contains("whom to trust has changed"), "{log}");
+}
+
+#[tokio::test]
+async fn of_two_registries_one_takes_each_step_and_both_know() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+    let [data, other_data, files] = &folders;
+    let store = etcd.store("mesh");
+    let ours = ["--open", "--store", &store, "--certificate-lifetime", LIFETIME];
+    let one = Registry::start_with(data.path(), &ours).await;
+    let two = Registry::start_with(other_data.path(), &ours).await;
+    one.apply(HELLO).await;
+    let app = App::start("hello").await;
+    let _hello = Plan::new(one.mesh, "hello.default", &app.port()).start().await;
+    two.serving("hello.default", 1).await;
+    let web = Sidecar::caller(&two, "web.default").await;
+    web.get_until(NAME, "/", 200).await;
+    let before = two.get("/v1/ca").await.body;
+    rotate(&two).await;
+    for registry in [&one, &two] {
+        eventually("the root has rotated", ROTATION + DEADLINE, || async {
+            let status = registry.cli(&["ca", "status", "-o", "json"]).await.stdout;
+            let json: serde_json::Value = serde_json::from_str(&status).map_err(|error| error.to_string())?;
+            let done = json["step"] == "steady" && roles(&json) == ["active", "retired"];
+            if done { Ok(()) } else { Err(status) }
+        })
+        .await;
+    }
+    let after = one.get("/v1/ca").await.body;
+    assert!(after != before && after == two.get("/v1/ca").await.body, "{before} {after}");
+    web.get_until(NAME, "/", 200).await;
+
+    // What one takes back, the other does not give.
+    let revoked = one.cli(&["ca", "revoke", "spiffe://mesh.internal/ns/default/svc/late"]).await;
+    assert_eq!(revoked.code, 0, "{revoked:?}");
+    eventually("the other refuses it", DEADLINE, || async {
+        let (mesh, out) = (two.mesh.to_string(), files.path().display().to_string());
+        let join = ["generate", "envoy", "--registry", &mesh, "--service", "late", "--out", &out];
+        let refused = run(join).await;
+        let good = refused.code == 1 && refused.stderr.contains("is revoked");
+        if good { Ok(()) } else { Err(format!("{refused:?}")) }
+    })
+    .await;
 }
