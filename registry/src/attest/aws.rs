@@ -117,14 +117,15 @@ fn moment(date: &str) -> Option<SystemTime> {
 /// The ARN, and for a session that of its role: `arn:aws:sts::1:assumed-role/web/i-0` is of
 /// `arn:aws:iam::1:role/web`. STS leaves out the role's path.
 fn facts(arn: String) -> Vec<String> {
-    let mut parts = arn.splitn(6, ':');
-    let role = (|| {
-        let (_, partition, _, _, account) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let name = parts.next()?.strip_prefix("assumed-role/")?.split('/').next()?;
-        Some(format!("arn:{partition}:iam::{account}:role/{name}"))
-    })();
-    std::iter::once(arn.clone()).chain(role).collect()
+    let role = role(&arn);
+    std::iter::once(arn).chain(role).collect()
+}
+
+fn role(arn: &str) -> Option<String> {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    let [_, partition, _, _, account, resource] = parts[..] else { return None };
+    let name = resource.strip_prefix("assumed-role/")?.split('/').next()?;
+    Some(format!("arn:{partition}:iam::{account}:role/{name}"))
 }
 
 /// The text of the first element of that name. Names and ARNs hold nothing that XML would have to escape.

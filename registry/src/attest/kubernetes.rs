@@ -5,13 +5,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use pillion_net::fetch::Origin;
 use pillion_net::resolve::Resolver;
 use pillion_xds::mesh::issue_request::Proof;
 use serde_json::Value;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::jwt::{Keys, Token};
 use super::{Attestor, Bound, Method, Proven, Refusal};
