@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use pillion_tests::support::http::{Answer, send};
 use pillion_tests::support::process::Finished;
-use pillion_tests::support::{Plan, Registry};
+use pillion_tests::support::{DEADLINE, Plan, Process, Registry, peer};
 use serde_json::{Value, json};
 
 /// Asks the registry with a token.
@@ -131,4 +131,18 @@ async fn a_role_may_do_what_it_says_and_everything_is_written_down() {
             assert!(!text.contains(secret), "a secret is in {place}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_token_it_was_opened_with() {
+    let Some(curl) = peer("curl") else { return };
+    let data = tempfile::tempdir().expect("a folder");
+    let registry = Registry::start_with(data.path(), &[]).await;
+    let token = operator(&registry, "read").await;
+    let (header, url) =
+        (format!("authorization: Bearer {token}"), format!("http://{}/v1/watch", registry.api));
+    let mut stream = Process::program("curl", &curl, ["-sN", "-H", &header, &url]);
+    stream.line("the stream", |line| line.starts_with("retry").then_some(())).await;
+    assert_eq!(registry.cli(&["token", "delete", "read"]).await.code, 0);
+    stream.exit(DEADLINE).await;
 }

@@ -9,10 +9,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt as _;
 use pillion_net::tls::{hex, sha256};
 
 use super::Api;
@@ -103,9 +105,10 @@ impl Auth {
                 let hash = hex(&sha256(given));
                 let shared = |catalog: &Arc<Catalog>| catalog.world().operators.contains(&hash);
                 if same_secret(given, token.as_bytes()) || catalog.as_ref().is_some_and(shared) {
-                    return Ok(Caller { name: "operator".to_owned(), role: Role::Admin });
+                    return Ok(Caller { name: "operator".to_owned(), role: Role::Admin, token: None });
                 }
-                let caller = |it: OperatorInfo| Caller { name: it.name, role: it.role };
+                let caller =
+                    |it: OperatorInfo| Caller { name: it.name, role: it.role, token: Some(hash.clone()) };
                 named(&hash).map(caller).ok_or_else(|| unauthorized(headers))
             }
             Self::Open => {
@@ -115,7 +118,7 @@ impl Auth {
                     headers.get(name).is_none_or(|value| value.to_str().is_ok_and(is_loopback))
                 };
                 if ours(header::HOST) && ours(header::ORIGIN) {
-                    return Ok(Caller { name: "local".to_owned(), role: Role::Admin });
+                    return Ok(Caller { name: "local".to_owned(), role: Role::Admin, token: None });
                 }
                 let detail = "with --open only requests to localhost or a loopback address are answered";
                 Err(Problem::new(StatusCode::FORBIDDEN, detail))
@@ -129,6 +132,8 @@ impl Auth {
 pub(super) struct Caller {
     pub(super) name: String,
     pub(super) role: Role,
+    /// SHA-256 of a token that can be deleted, hex.
+    token: Option<String>,
 }
 
 impl Caller {
@@ -137,7 +142,7 @@ impl Caller {
         if self.role >= required {
             return Ok(());
         }
-        let Self { name, role } = self;
+        let Self { name, role, .. } = self;
         let detail = format!("the token `{name}` has the role {role}; this needs {required}");
         Err(Problem::new(StatusCode::FORBIDDEN, detail))
     }
@@ -169,9 +174,9 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
     let required = guard.required(&request);
     let tokens = guard.api.authority.tokens();
     let admitted = guard.auth.admits(request.headers(), |hash| tokens.operator(hash));
-    let (who, admitted) = match admitted {
-        Ok(caller) => (caller.name.clone(), caller.may(required)),
-        Err(problem) => (String::new(), Err(problem)),
+    let (who, token, admitted) = match admitted {
+        Ok(caller) => (caller.name.clone(), caller.token.clone(), caller.may(required)),
+        Err(problem) => (String::new(), None, Err(problem)),
     };
     let path = super::tokens::told(request.uri().path(), tokens);
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
@@ -179,7 +184,13 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
     let what = format!("{} {path}", request.method());
     match admitted {
         // A heartbeat changes nothing.
-        Ok(()) if required == Role::Read || path.contains("/heartbeat") => next.run(request).await,
+        Ok(()) if required == Role::Read || path.contains("/heartbeat") => {
+            let response = next.run(request).await;
+            match token {
+                Some(token) if is_stream(&response) => until_deleted(response, token, guard.api),
+                _ => response,
+            }
+        }
         Ok(()) => {
             let response = next.run(request).await;
             guard.api.audit.note(&who, from, what, response.status().as_u16().to_string(), false);
@@ -197,6 +208,16 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
             response
         }
     }
+}
+
+fn is_stream(response: &Response) -> bool {
+    response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream")
+}
+
+/// A stream ends with the token that it was opened with.
+fn until_deleted(response: Response, token: String, api: Api) -> Response {
+    let deleted = Box::pin(async move { api.authority.tokens().operator_ended(&token).await });
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(deleted)))
 }
 
 /// Before a token.

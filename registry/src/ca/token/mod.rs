@@ -4,25 +4,25 @@
 //! condition that nobody changed it meanwhile, before anybody is told that it was good: of two uses
 //! at once one wins, on one registry or on several.
 
+mod known;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use pillion_config::DurationText;
 use pillion_model::name::{NameError, ServiceName, check_name};
 use pillion_net::bootstrap::JoinToken;
 use pillion_net::tls::{hex, sha256};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::operator::OPERATOR;
 use super::{Clock, operator};
-use crate::store::{Entry, Key, Op, Position, Space, State, Store, StoreError, Transaction};
+use crate::store::{Op, Space, Store, StoreError, Transaction};
+use known::{Kept, Known, Token, check, encode, key};
 
 /// For whom a token is good.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,41 +115,21 @@ pub struct Tokens {
     known: Mutex<Known>,
     /// The root that new tokens name.
     pin: Mutex<[u8; 32]>,
+    /// Rung when an operator's token changes or goes.
+    operators_changed: watch::Sender<()>,
     clock: Clock,
-}
-
-/// The tokens as of a revision of the store.
-#[derive(Default)]
-struct Known {
-    at: Position,
-    tokens: BTreeMap<String, Token>,
-    operators: BTreeMap<String, (u64, operator::Kept)>,
-}
-
-#[derive(Clone)]
-struct Token {
-    revision: u64,
-    kept: Kept,
-}
-
-/// A token as the store keeps it; moments in Unix milliseconds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Kept {
-    secret_sha256: String,
-    created: u64,
-    expires: u64,
-    reusable: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    used: Option<u64>,
-    #[serde(default)]
-    binding: Binding,
 }
 
 impl Tokens {
     pub(super) async fn open(store: Arc<dyn Store>, pin: [u8; 32], clock: Clock) -> Result<Self, StoreError> {
         let known = Known::read(&store.load_space(Space::Token).await?);
-        Ok(Self { store, known: Mutex::new(known), pin: Mutex::new(pin), clock })
+        Ok(Self {
+            store,
+            known: Mutex::new(known),
+            pin: Mutex::new(pin),
+            operators_changed: watch::Sender::new(()),
+            clock,
+        })
     }
 
     /// New tokens name another root from now on.
@@ -252,6 +232,8 @@ impl Tokens {
                     for commit in commits {
                         known.apply(commit.revision, &commit.ops);
                     }
+                    drop(known);
+                    self.operators_changed.send_replace(());
                 }
                 Err(compacted) => {
                     tracing::debug!(%compacted, "reading the join tokens again");
@@ -261,6 +243,18 @@ impl Tokens {
                     }
                     watch = self.store.watch(&self.lock().at);
                 }
+            }
+        }
+    }
+
+    /// Waits until the operator's token of this hash is good no more.
+    pub async fn operator_ended(&self, secret_sha256: &str) {
+        let mut changed = self.operators_changed.subscribe();
+        while self.operator(secret_sha256).is_some() {
+            tokio::select! {
+                _ = changed.changed() => {}
+                // It may end by itself.
+                () = tokio::time::sleep(ENDED_LOOK) => {}
             }
         }
     }
@@ -301,110 +295,13 @@ impl Tokens {
     pub(super) async fn commit(&self, transaction: Transaction) -> Result<(), StoreError> {
         let revision = self.store.commit(transaction.clone()).await?;
         self.lock().apply(revision, &transaction.ops);
+        self.operators_changed.send_replace(());
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Known {
-    fn read(state: &State) -> Self {
-        let mut known = Self { at: state.at.clone(), ..Self::default() };
-        for (id, Entry { revision, value }) in state.space(Space::Token) {
-            known.put(id, *revision, Some(value));
-        }
-        known
-    }
-
-    fn put(&mut self, id: &str, revision: u64, value: Option<&Bytes>) {
-        if let Some(name) = id.strip_prefix(OPERATOR) {
-            let known = self.operators.get(name);
-            if known.is_some_and(|(known, _)| *known > revision) {
-                return; // our own later write is known already
-            }
-            match value.and_then(|value| read(id, value)) {
-                Some(kept) => drop(self.operators.insert(name.to_owned(), (revision, kept))),
-                None => drop(self.operators.remove(name)),
-            }
-            return;
-        }
-        if self.tokens.get(id).is_some_and(|token| token.revision > revision) {
-            return;
-        }
-        match value.and_then(|value| read(id, value)) {
-            Some(kept) => drop(self.tokens.insert(id.to_owned(), Token { revision, kept })),
-            None => drop(self.tokens.remove(id)),
-        }
-    }
-
-    fn apply(&mut self, revision: u64, ops: &[Op]) {
-        for op in ops.iter().filter(|op| op.key.space == Space::Token) {
-            self.put(&op.key.name, revision, op.value.as_ref());
-        }
-        self.at.revision = self.at.revision.max(revision);
-    }
-}
-
-impl Kept {
-    fn info(&self, id: &str) -> TokenInfo {
-        TokenInfo {
-            id: id.to_owned(),
-            created: moment(self.created),
-            expires: moment(self.expires),
-            reusable: self.reusable,
-            used: self.used.map(moment),
-            binding: self.binding.clone(),
-        }
-    }
-}
-
-/// Decides about a use. The secret comes first: nothing else is told without it.
-fn check(
-    found: Option<Token>,
-    presented: &JoinToken,
-    service: &ServiceName,
-    now: SystemTime,
-) -> Result<Token, TokenError> {
-    let offered = hex(&sha256(presented.secret.as_bytes()));
-    // An id that does not exist costs the same comparison.
-    let want = found.as_ref().map_or(NO_HASH, |token| &token.kept.secret_sha256);
-    let same = verify_slices_are_equal(offered.as_bytes(), want.as_bytes()).is_ok();
-    let Some(token) = found.filter(|_| same) else { return Err(TokenError::Unknown) };
-    if token.kept.used.is_some() {
-        return Err(TokenError::Used);
-    }
-    let (now, expires) = (millis(now), token.kept.expires);
-    if now >= expires {
-        return Err(TokenError::Expired { ago: Duration::from_secs((now - expires) / 1000) });
-    }
-    let binding = &token.kept.binding;
-    let fits = |bound: &Option<String>, name: &str| bound.as_deref().is_none_or(|bound| bound == name);
-    if fits(&binding.namespace, service.namespace()) && fits(&binding.service, service.service()) {
-        return Ok(token);
-    }
-    let bound = match (&binding.service, &binding.namespace) {
-        (Some(service), Some(namespace)) => format!("{service}.{namespace}"),
-        (Some(service), None) => format!("services named {service}"),
-        (None, Some(namespace)) => format!("namespace {namespace}"),
-        (None, None) => "nobody".to_owned(),
-    };
-    Err(TokenError::Binding { bound, asked: service.clone() })
-}
-
-fn read<T: DeserializeOwned>(id: &str, value: &[u8]) -> Option<T> {
-    serde_json::from_slice(value)
-        .inspect_err(|error| tracing::warn!(id, %error, "a token in the store cannot be read and is ignored"))
-        .ok()
-}
-
-fn encode(kept: &Kept) -> Vec<u8> {
-    serde_json::to_vec(kept).expect("plain fields have a JSON form")
-}
-
-fn key(id: &str) -> Key {
-    Key::new(Space::Token, id)
 }
 
 /// Random bytes for keys, from the system.
@@ -437,6 +334,5 @@ const TOKENS_MAX: usize = 10_000;
 /// With the token itself within the 128 operations that etcd takes at once.
 const SWEEP_MAX: usize = 100;
 const CONFLICTS_MAX: usize = 8;
+const ENDED_LOOK: Duration = Duration::from_secs(10);
 const RELOAD_PAUSE: Duration = Duration::from_secs(1);
-/// As long as a hash, and no hash.
-const NO_HASH: &str = "----------------------------------------------------------------";
