@@ -1,7 +1,7 @@
 //! The command line from outside: exit codes, help, completions, and what `ready` says.
 
 use pillion_tests::support::process::run;
-use pillion_tests::support::{Process, http};
+use pillion_tests::support::{Process, Registry, http};
 
 #[tokio::test]
 async fn wrong_usage_is_exit_code_2_and_says_what_would_be_right() {
@@ -17,6 +17,12 @@ async fn wrong_usage_is_exit_code_2_and_says_what_would_be_right() {
         (&["registry", "--log", "info=x=y"], "parsing level filter"),
         (&["registry", "--open", "--api", "0.0.0.0:0"], "listens on loopback only"),
         (&["registry", "--dns-forward", "resolver"], "want an IP address"),
+        (&["registry", "--ca-cert", "x.pem"], "--ca-key <FILE>"),
+        (&["token", "create", "--ttl", "5"], "the unit is missing; want 5s, 5m or 5h"),
+        (&["cert", "show", "/"], "is a folder"),
+        (&["proxy", "--service", "a", "--memory-max", "5"], "no proxy runs in less than 1MiB"),
+        (&["proxy", "--service", "a", "--attest", "aws"], "--registry-roots <FILE>"),
+        (&["proxy", "--service", "a", "--spiffe-socket", "tcp://x"], "want unix:///"),
         (&[], "Usage: pillion"),
     ] {
         let finished = run(arguments).await;
@@ -78,4 +84,14 @@ async fn a_sample_service_serves_and_fails_when_told_to() {
     assert_eq!(told.status, 200, "{told:?}");
     let page = http::get(address, "orders", "/orders").await.expect("served");
     assert_eq!(page.status, 503, "{page:?}");
+}
+
+#[tokio::test]
+async fn who_takes_the_api_for_the_port_of_proxies_is_told() {
+    let (data, out) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let registry = Registry::start(data.path()).await;
+    let (api, out) = (registry.api.to_string(), out.path().display().to_string());
+    let finished = run(["generate", "envoy", "--registry", &api, "--service", "web", "--out", &out]).await;
+    assert_eq!(finished.code, 1, "{finished:?}");
+    assert!(finished.stderr.contains("what answers does not speak TLS; a registry's port"), "{finished:?}");
 }

@@ -29,7 +29,7 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArguments {
     /// How long it is good: `15m`, `24h`.
-    #[arg(long, env = "PILLION_TOKEN_TTL", value_name = "DURATION", default_value = "1h")]
+    #[arg(long, env = "PILLION_TOKEN_TTL", value_name = "DURATION", default_value = "1h", value_parser = ttl)]
     ttl: String,
     /// May be used any number of times, as task definitions need it; without it, once.
     #[arg(long, env = "PILLION_REUSABLE")]
@@ -79,6 +79,14 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         Command::Create(arguments) => create(arguments).await,
         Command::List(arguments) => list(arguments).await,
         Command::Delete(arguments) => delete(arguments).await,
+    }
+}
+
+/// The registry says which durations it takes; a number alone is told here.
+fn ttl(text: &str) -> Result<String, String> {
+    match text.parse::<u64>() {
+        Ok(number) => Err(format!("the unit is missing; want {number}s, {number}m or {number}h")),
+        Err(_) => Ok(text.to_owned()),
     }
 }
 

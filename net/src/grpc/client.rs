@@ -50,7 +50,7 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// TLS did not come about.
-    #[error("no TLS with {target} at {address}: {}", crate::tls::explain(error))]
+    #[error("no TLS with {target} at {address}: {}{}", crate::tls::explain(error), hint(error))]
     Handshake {
         /// As configured.
         target: Target,
@@ -76,6 +76,17 @@ impl ConnectError {
     /// Whether a registry answered that is not the one that the join token names.
     pub fn is_of_another_mesh(&self) -> bool {
         matches!(self, Self::Handshake { error, .. } if crate::tls::is_of_another_mesh(error))
+    }
+}
+
+/// What a server that speaks no TLS may be.
+fn hint(error: &io::Error) -> &'static str {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "; a registry's port for proxies is 7071, its API is another"
+        }
+        _ => "",
     }
 }
 

@@ -14,7 +14,9 @@ use pillion_model::tls::{NameKind, NameMatcher};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use rustls::{
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
@@ -166,7 +168,11 @@ pub fn explain(error: &io::Error) -> String {
             "the certificate is revoked".to_owned()
         }
         Some(rustls::Error::InvalidCertificate(reason)) => reason.to_string(),
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRevoked)) => {
+            "the peer refuses us: our certificate is revoked".to_owned()
+        }
         Some(rustls::Error::AlertReceived(alert)) => format!("the peer refuses us: {alert:?}"),
+        Some(rustls::Error::InvalidMessage(_)) => "what answers does not speak TLS".to_owned(),
         Some(other) => other.to_string(),
         None => error.to_string(),
     }

@@ -42,7 +42,9 @@ impl FromAgent {
     async fn begin(&self) -> Result<(Identity, Identities), WorkloadError> {
         let mut stream = self.agent.follow().await?;
         let identity = stream.next(&self.node, &self.zone).await?;
-        identity.map(|identity| (identity, stream)).ok_or(WorkloadError::Malformed("it is empty".to_owned()))
+        identity
+            .map(|identity| (identity, stream))
+            .ok_or_else(|| WorkloadError::Malformed("it is empty".to_owned()))
     }
 
     /// Publishes what the agent and the registry tell, for ever.

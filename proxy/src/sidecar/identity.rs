@@ -163,7 +163,17 @@ impl Keeper {
                 }
                 Err(error) => {
                     wait = (wait * 2).min(RENEW_WAIT_MAX);
-                    warn!(error = chain(&error), "the identity could not be renewed, trying again");
+                    let error = chain(&error);
+                    match revoked(&current) {
+                        Some(what) => {
+                            warn!(
+                                what,
+                                error,
+                                "this identity is revoked, so it is not renewed; `pillion ca unrevoke` takes that back"
+                            );
+                        }
+                        None => warn!(error, "the identity could not be renewed, trying again"),
+                    }
                 }
             }
         }
@@ -234,6 +244,12 @@ impl Keeper {
         }
         saved.is_ok()
     }
+}
+
+/// What of an identity is revoked, as far as it has been told itself.
+fn revoked(identity: &Identity) -> Option<String> {
+    let leaf = PeerCertificate::parse(&identity.svid.chain).ok()?;
+    identity.roots().revoked().names(&leaf).map(str::to_owned)
 }
 
 impl IdentityStore for StateDir {

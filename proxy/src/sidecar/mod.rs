@@ -19,6 +19,7 @@ mod state;
 mod supervise;
 mod trust;
 mod upstreams;
+mod validity;
 mod vip;
 mod vips;
 
@@ -195,6 +196,7 @@ impl Sidecar {
                 (zone, dialer)
             }
         };
+        tasks.spawn(validity::watch(identity.clone(), readiness.clone(), stop.clone()));
         let called = called_names(&options, &zone);
         let control = start_control(&options, called.clone(), &dialer, identity.clone(), &stop, &tasks);
 

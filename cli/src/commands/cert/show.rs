@@ -11,6 +11,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::json;
 
 use super::remaining;
+use crate::exit::Usage;
 use crate::http::{Origin, dial};
 use crate::onlooker;
 use crate::output::{self, OutputArguments, Rows};
@@ -33,6 +34,10 @@ pub(crate) struct Arguments {
 /// Shows it.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let chain = match Path::new(&arguments.source) {
+        folder if folder.is_dir() => {
+            let text = format!("{0} is a folder; want a file in it, such as {0}/chain.pem", folder.display());
+            return Err(Usage(text).into());
+        }
         file if file.exists() => read(file)?,
         _ => ask(&arguments.source, arguments.server_name.as_deref()).await?,
     };

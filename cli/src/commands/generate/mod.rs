@@ -15,7 +15,7 @@ use pillion_net::resolve::{Resolver, Target};
 use serde_json::Value;
 
 use super::cert::remaining;
-use super::sidecar::{JoinArguments, LabelText, PortText};
+use super::sidecar::{JoinArguments, LabelText, PortText, host_name};
 use crate::exit::Usage;
 use crate::output::note;
 use crate::pem::PemFolder;
@@ -48,7 +48,7 @@ struct MemberArguments {
     /// The service's namespace.
     #[arg(long, env = "PILLION_NAMESPACE", value_name = "NAME", default_value = "default")]
     namespace: String,
-    /// The instance's id within the service (default: envoy or grpc).
+    /// The instance's id within the service. Default: host name and port with --port, else envoy or grpc.
     #[arg(long, env = "PILLION_INSTANCE_ID", value_name = "ID")]
     instance_id: Option<String>,
     /// A port of an application: `[name=]port[:protocol]`. With it, the stream to the registry registers
@@ -77,8 +77,12 @@ impl MemberArguments {
     /// Gets a certificate.
     async fn join(&self, default_id: &str) -> anyhow::Result<Member> {
         let service = ServiceName::new(&self.namespace, &self.service).context("--service, --namespace")?;
-        let id = self.instance_id.as_deref().unwrap_or(default_id);
-        let instance = InstanceId::parse(id).context("--instance-id")?;
+        let instance = match (&self.instance_id, self.port.first()) {
+            (Some(id), _) => InstanceId::parse(id).context("--instance-id")?,
+            // Those of two machines must not take each other out.
+            (None, Some(port)) => InstanceId::from_host_and_port(&host_name(), port.port),
+            (None, None) => InstanceId::parse(default_id).context("--instance-id")?,
+        };
         let node = NodeId { service, instance };
         let there = PemFolder::open(&self.out)?.leaf()?;
         let there = there.and_then(|leaf| leaf.spiffe_id()?.service_name().cloned());

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-pub(crate) use options::resolve_advertised;
+pub(crate) use options::{host_name, resolve_advertised};
 use pillion_net::workload::Agent;
 pub(crate) use texts::{LabelText, PortText, UpstreamText};
 pub(crate) use words::{Words, value_name};
@@ -202,12 +202,19 @@ fn size(text: &str) -> Result<u64, String> {
         .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))
         .unwrap_or((text, 0));
     let bytes = digits.trim_end().parse::<u64>().ok().and_then(|count| count.checked_mul(1 << shift));
-    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "want a size such as 256MiB".to_owned())
+    let bytes = bytes.ok_or_else(|| "want a size such as 256MiB".to_owned())?;
+    match bytes < MEMORY_MIN {
+        true => Err("no proxy runs in less than 1MiB; want a size such as 256MiB".to_owned()),
+        false => Ok(bytes),
+    }
 }
 
 fn agent(text: &str) -> Result<Agent, String> {
     Agent::parse(text).map_err(|error| error.to_string())
 }
+
+/// What is less is a size without its unit.
+const MEMORY_MIN: u64 = 1 << 20;
 
 /// What `--egress` takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]

@@ -227,7 +227,7 @@ impl TrafficArguments {
     }
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     if name.is_empty() { Ipv4Addr::LOCALHOST.to_string() } else { name }
 }
