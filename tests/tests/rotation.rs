@@ -15,13 +15,15 @@ const RATE: u32 = 200;
 const HELLO: &str = "kind: Service\nname: hello\nports: [{name: http, port: 80, protocol: http}]\n";
 const NAME: &str = "hello.default.mesh.internal";
 
-/// Waits until the rotation stands at this step; the status then.
+/// Waits until the rotation stands at this step, and everybody knows the root that signs; the status then.
 async fn reaches(registry: &Registry, step: &str) -> serde_json::Value {
     eventually(&format!("the rotation is {step}"), ROTATION + DEADLINE, || async {
         let status = registry.cli(&["ca", "status", "-o", "json"]).await;
         let json: serde_json::Value =
             serde_json::from_str(&status.stdout).map_err(|error| format!("{error}: {status:?}"))?;
-        if json["step"] == step { Ok(json) } else { Err(status.stdout) }
+        // Whoever has just renewed is on its way to another stream, and missing for a moment.
+        let known = step != "switched" || json["pendingTotal"] == 0;
+        if json["step"] == step && known { Ok(json) } else { Err(status.stdout) }
     })
     .await
 }
@@ -60,7 +62,6 @@ async fn roots_rotate_under_load_and_no_request_fails() {
         rotate(&registry).await;
         let status = reaches(&registry, "switched").await;
         assert_eq!(roles(&status)[..2], ["active", "old"], "{status}");
-        assert_eq!(status["pendingTotal"], 0, "{status}");
         let status = reaches(&registry, "steady").await;
         assert_eq!(roles(&status)[..2], ["active", "retired"], "{status}");
         away = plan.start().await;
