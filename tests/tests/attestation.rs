@@ -149,7 +149,8 @@ async fn by_a_role_of_aws() {
         .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
         .env("INITIAL_NO_AUTH_ACTION_COUNT", "3");
     let _sts = Process::spawn("moto", command);
-    eventually("moto answers", DEADLINE, || http::get(address, "moto", "/moto-api/")).await;
+    // It takes seconds to load, and longer where others load the machine.
+    eventually("moto answers", DEADLINE * 3, || http::get(address, "moto", "/moto-api/")).await;
     let endpoint = format!("http://{address}");
     let script = pillion_tests::support::peer::script("aws_role.py");
     let role = finish(&python, [script.as_str(), &endpoint, "web"]).await;
