@@ -69,7 +69,7 @@ impl Fetch<'_> {
         tls: Arc<ClientConfig>,
     ) -> Result<(StatusCode, bytes::Bytes), FetchError> {
         let late = |_| FetchError::Late(self.target.clone(), self.time);
-        timeout(self.time, self.run(resolver, tls)).await.map_err(late)?
+        timeout(self.time, Box::pin(self.run(resolver, tls))).await.map_err(late)?
     }
 
     async fn run(

@@ -50,8 +50,8 @@ impl Mesh {
     /// What is known here of the other mesh.
     async fn knows(&self, other: &Self) -> Value {
         let list = self.registry.get("/v1/federations").await.json();
-        let all = list["federations"].as_array().into_iter().flatten();
-        all.cloned().find(|one| one["trustDomain"] == other.domain).unwrap_or_default()
+        let mut all = list["federations"].as_array().into_iter().flatten();
+        all.find(|one| one["trustDomain"] == other.domain).cloned().unwrap_or_default()
     }
 
     async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
