@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` has its command's, 127 and 126 where that
 //! cannot be started (see [`exit`]).
 
+mod allocator;
 mod api;
 mod arguments;
 mod commands;
@@ -19,9 +20,6 @@ mod pem;
 mod store;
 
 use std::process::ExitCode;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     if std::env::var_os(demo::child::DIE_WITH_PARENT).is_some() {

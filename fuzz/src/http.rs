@@ -39,7 +39,7 @@ impl Proxy {
         let bootstrap = read_bootstrap(&bootstrap(application.port()))
             .map_err(|refused| anyhow::anyhow!("{:?}", refused.problems))?;
         let options = Options { workers: NonZeroUsize::MIN, ..Options::default() };
-        let running = static_mode(&bootstrap, &options, AdminOptions::default())?;
+        let running = static_mode(bootstrap, &options, AdminOptions::default())?;
         let address = running.runtime.bound("web").context("the listener is bound")?;
         let wrong = Arc::<Mutex<Option<String>>>::default();
         let told = Arc::clone(&wrong);

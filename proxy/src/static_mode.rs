@@ -59,15 +59,17 @@ impl StaticProxy {
 ///
 /// [`StaticError`] with every resource that cannot be run, and why.
 pub fn static_mode(
-    bootstrap: &Bootstrap,
+    mut bootstrap: Bootstrap,
     options: &Options,
     admin: AdminOptions,
 ) -> Result<StaticProxy, StaticError> {
     let runtime = Arc::new(Runtime::start(options)?);
     let (begun, stop, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let mut rejected = Vec::new();
-    let mut resources = bootstrap.resources.clone();
-    if bootstrap.is_dynamic() {
+    let is_dynamic = bootstrap.is_dynamic();
+    let mut resources =
+        if is_dynamic { bootstrap.resources.clone() } else { std::mem::take(&mut bootstrap.resources) };
+    if is_dynamic {
         // Listeners follow when what they need is there.
         for (name, listener) in std::mem::take(&mut resources.listeners) {
             let refused = runtime.check_listener(&listener).err();
@@ -80,8 +82,8 @@ pub fn static_mode(
         return Err(StaticError::Rejected(rejected));
     }
     let mut admin = admin;
-    if bootstrap.is_dynamic() {
-        let follow = dynamic::follow(bootstrap, &runtime, begun.clone(), &tasks, stop.clone());
+    if is_dynamic {
+        let follow = dynamic::follow(&bootstrap, &runtime, begun.clone(), &tasks, stop.clone());
         admin.discovery = Some(Discovery(follow));
     } else {
         begun.cancel();

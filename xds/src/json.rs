@@ -3,6 +3,7 @@
 //! Needs the descriptors of Envoy's API, which take some 20 MB once loaded: nothing on the way of
 //! ordinary resources comes here.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
@@ -98,9 +99,11 @@ pub(crate) fn message_from_json<M: Message + Default>(
     let descriptor = pool()
         .get_message_by_name(type_name)
         .ok_or_else(|| problem(format!("no descriptor of {type_name}")))?;
-    let mut written = value.clone();
-    write_switches(&mut written);
-    let value = &written;
+    let mut value = Cow::Borrowed(value);
+    if has_switch(&value) {
+        write_switches(value.to_mut());
+    }
+    let value = &*value;
     match read(&descriptor, value) {
         Ok(message) => {
             M::decode(message.encode_to_vec().as_slice()).map_err(|error| problem(error.to_string()))
@@ -114,13 +117,24 @@ pub(crate) fn message_from_json<M: Message + Default>(
     }
 }
 
+fn has_switch(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(has_switch),
+        Value::Object(fields) => is_switch(fields) || fields.values().any(has_switch),
+        _ => false,
+    }
+}
+
+fn is_switch(fields: &Map<String, Value>) -> bool {
+    fields.get("@type").and_then(Value::as_str).is_some_and(|kind| kind.ends_with(FILTER_CONFIG))
+}
+
 /// A filter is switched on by `FilterConfig` with an empty `config`, which as JSON has no type.
 fn write_switches(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(write_switches),
         Value::Object(fields) => {
-            let is_switch = |kind: &Value| kind.as_str().is_some_and(|kind| kind.ends_with(FILTER_CONFIG));
-            if fields.get("@type").is_some_and(is_switch)
+            if is_switch(fields)
                 && let Some(Value::Object(config)) = fields.get_mut("config")
                 && config.is_empty()
             {

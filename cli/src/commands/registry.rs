@@ -13,9 +13,9 @@ use pillion_net::resolve::Target;
 use pillion_registry::app::{self, StartError};
 use pillion_registry::ca::CaFiles;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::disable_transparent_huge_pages;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::allocator;
 use crate::api::data_directory;
 use crate::arguments::MESH_PORT;
 use crate::exit::Usage;
@@ -115,7 +115,7 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let _set_log_filter = arguments.log.start()?;
     raise_descriptors();
-    decline_huge_pages();
+    allocator::decline_huge_pages();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(arguments))
@@ -211,14 +211,6 @@ fn raise_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
-    }
-}
-
-/// Most buffers of a stream are used at their beginning only. A page of 2 MiB would have all of them in
-/// memory: 54 KiB for each stream instead of 39.
-fn decline_huge_pages() {
-    if let Err(error) = disable_transparent_huge_pages(true) {
-        tracing::warn!(%error, "the kernel may use huge pages, with which streams take more memory");
     }
 }
 

@@ -1,9 +1,10 @@
 //! `pillion proxy --envoy-config`: an Envoy v3 bootstrap.
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use pillion_config::{Diagnostics, document};
 use pillion_net::readiness::Readiness;
 use pillion_proxy::admin::AdminOptions;
@@ -19,6 +20,8 @@ use crate::output::{line, note};
 
 /// How long requests in flight may take after SIGTERM.
 const GRACE: Duration = Duration::from_secs(20);
+/// Stack for reading a bootstrap, which is as deep as the file: that of a process's first thread.
+const STACK: usize = 8 << 20;
 
 /// Runs until SIGTERM, Ctrl-C or `POST /drain`, then drains.
 pub(super) async fn run(
@@ -26,7 +29,14 @@ pub(super) async fn run(
     arguments: &Arguments,
     set_log_filter: SetLogFilter,
 ) -> anyhow::Result<()> {
-    let bootstrap = read(file)?;
+    // In a thread of its own, with which the allocator gives up what only reading needed.
+    let path = file.to_owned();
+    let reading =
+        thread::Builder::new().name("bootstrap".to_owned()).stack_size(STACK).spawn(move || read(&path));
+    let bootstrap = reading
+        .context("start a thread")?
+        .join()
+        .map_err(|_panic| anyhow!("reading {} failed", file.display()))??;
     serve(arguments, bootstrap, set_log_filter).await
 }
 
@@ -73,7 +83,7 @@ async fn serve(
         memory_max: traffic.memory_max,
         ..runtime::Options::default()
     };
-    let proxy = static_mode(&bootstrap, &data_plane, options)?;
+    let proxy = static_mode(bootstrap, &data_plane, options)?;
     for (name, address) in [("admin", proxy.admin.admin), ("metrics", proxy.admin.metrics)] {
         if let Some(address) = address {
             line(format_args!("{name} {address}"))?;

@@ -6,6 +6,7 @@ mod sidecar;
 use std::path::PathBuf;
 
 use super::sidecar::SidecarArguments;
+use crate::allocator;
 
 /// Arguments of `pillion proxy`.
 #[derive(Debug, clap::Args)]
@@ -21,8 +22,17 @@ pub(crate) struct Arguments {
 /// Runs until it is told to end.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let set_log_filter = arguments.sidecar.log.start()?;
-    match &arguments.envoy_config {
-        Some(file) => super::block_on(bootstrap::run(file, arguments, set_log_filter)),
-        None => super::block_on(sidecar::run(arguments, set_log_filter)),
-    }
+    allocator::decline_huge_pages();
+    let carry = async {
+        match &arguments.envoy_config {
+            Some(file) => bootstrap::run(file, arguments, set_log_filter).await,
+            None => sidecar::run(arguments, set_log_filter).await,
+        }
+    };
+    super::block_on(async {
+        tokio::select! {
+            carried = carry => carried,
+            never = allocator::give_back() => match never {},
+        }
+    })
 }
