@@ -3,6 +3,7 @@
 
 pub mod configuration;
 pub mod load;
+mod mesh;
 pub mod origin;
 pub mod run;
 pub mod server;

@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use super::configuration::{Carried, Hop, Role, Tls};
 use super::load::{Load, Work, run};
+use super::mesh;
 use super::server::{Kind, Programs, Server};
 use super::standing;
 use crate::report::{Budget, Report};
@@ -35,6 +36,8 @@ pub enum Shape {
     Pair(Carried),
     /// The same, with a new connection between them for each request.
     PairOnce,
+    /// The same with Pillion's sidecars and their registry, with all that these have by themselves.
+    Mesh,
 }
 
 /// The most that a request may cost.
@@ -59,7 +62,7 @@ const PAIR: Shape = Shape::Pair(Carried::Http1);
 use Most::{Micros, Share};
 
 /// All of them. The budgets are those of `docs/performance.md`.
-pub const SCENARIOS: [Scenario; 14] = [
+pub const SCENARIOS: [Scenario; 15] = [
     scenario(
         "one plaintext hop, 32 connections",
         HOP,
@@ -75,6 +78,12 @@ pub const SCENARIOS: [Scenario; 14] = [
     scenario(
         "mutual-TLS pair, 32 connections",
         PAIR,
+        kept(32, 0),
+        &[Share(Kind::HaProxy, 0.85), Share(Kind::Envoy, 0.4)],
+    ),
+    scenario(
+        "mutual-TLS pair of a registry, 32 connections",
+        Shape::Mesh,
         kept(32, 0),
         &[Share(Kind::HaProxy, 0.85), Share(Kind::Envoy, 0.4)],
     ),
@@ -110,7 +119,12 @@ struct Found {
 struct Way {
     kind: Kind,
     entry: SocketAddr,
-    servers: Vec<Server>,
+    servers: Servers,
+}
+
+enum Servers {
+    ByFile(Vec<Server>),
+    ByRegistry(mesh::Pair),
 }
 
 impl Way {
@@ -122,6 +136,10 @@ impl Way {
         tls: &Tls,
         folder: &Path,
     ) -> anyhow::Result<Self> {
+        if shape == Shape::Mesh && kind == Kind::Pillion {
+            let pair = mesh::Pair::start(programs, origin, &folder.join("mesh"))?;
+            return Ok(Self { kind, entry: pair.entry, servers: Servers::ByRegistry(pair) });
+        }
         let (entry, between) = (free()?, free()?);
         let hops = hops(shape, entry, between, origin);
         let mut servers = Vec::new();
@@ -129,11 +147,18 @@ impl Way {
             let folder = folder.join(format!("{}-{:?}", kind.name(), hop.role));
             servers.push(Server::start(kind, programs, hop, Some(tls), &folder)?);
         }
-        Ok(Self { kind, entry, servers })
+        Ok(Self { kind, entry, servers: Servers::ByFile(servers) })
+    }
+
+    fn servers(&self) -> &[Server] {
+        match &self.servers {
+            Servers::ByFile(servers) => servers,
+            Servers::ByRegistry(pair) => &pair.sidecars,
+        }
     }
 
     fn cpu(&self) -> anyhow::Result<f64> {
-        self.servers.iter().map(|server| Ok(server.cpu()?.as_secs_f64())).sum()
+        self.servers().iter().map(|server| Ok(server.cpu()?.as_secs_f64())).sum()
     }
 
     fn measure(&self, work: Work, length: Duration, folder: &Path) -> anyhow::Result<Found> {
@@ -141,7 +166,7 @@ impl Way {
         let load = run(self.entry, work, length, folder)?;
         let cpu = self.cpu()? - before;
         let memory =
-            self.servers.iter().map(|server| Ok(server.memory()? as f64)).sum::<anyhow::Result<f64>>()?;
+            self.servers().iter().map(|server| Ok(server.memory()? as f64)).sum::<anyhow::Result<f64>>()?;
         Ok(Found { load, cpu, memory })
     }
 }
@@ -150,6 +175,7 @@ fn hops(shape: Shape, entry: SocketAddr, between: SocketAddr, origin: SocketAddr
     let hop = |listen, to, role, carried, once| Hop { listen, to, role, carried, once, clusters: 0 };
     match shape {
         Shape::Hop(carried) => vec![hop(entry, origin, Role::Plain, carried, false)],
+        Shape::Mesh => hops(PAIR, entry, between, origin),
         Shape::Pair(carried) => vec![
             hop(between, origin, Role::Receiver, carried, false),
             hop(entry, between, Role::Caller, carried, false),
@@ -199,6 +225,7 @@ pub fn all(
         latency(&mut report, &ways, origin, (rounds, length), &folder)?;
     }
     standing::all(&mut report, programs, origin, &tls, folder, filter)?;
+    mesh::standing(&mut report, programs, folder, filter)?;
     Ok(report)
 }
 

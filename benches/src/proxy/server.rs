@@ -117,6 +117,11 @@ impl Server {
         Ok(server)
     }
 
+    /// One that was started otherwise.
+    pub(super) fn of(process: std::process::Child, address: SocketAddr) -> Self {
+        Self { address, start: Duration::ZERO, process: Peer(process) }
+    }
+
     /// CPU time that it has used.
     ///
     /// # Errors
