@@ -21,19 +21,30 @@ pub(super) struct Kubernetes {
     pub(super) issuer: String,
     pub(super) audience: String,
     pub(super) keys: Source,
-    /// Keys in hand, with when they were read.
-    pub(super) known: Mutex<Option<(Arc<Keys>, Instant)>>,
+    /// Keys in hand.
+    pub(super) known: Mutex<Option<Known>>,
+}
+
+/// Keys in hand.
+pub(super) struct Known {
+    keys: Arc<Keys>,
+    read: Instant,
+    /// When it was last tried to read them.
+    tried: Instant,
 }
 
 /// Where the issuer's keys are.
 pub(super) enum Source {
     File(PathBuf),
-    Url {
-        origin: Origin,
-        resolver: Resolver,
-        /// A file with a token to ask with.
-        bearer: Option<PathBuf>,
-    },
+    Url(Box<Url>),
+}
+
+/// A URL, and how it is asked.
+pub(super) struct Url {
+    pub(super) origin: Origin,
+    pub(super) resolver: Resolver,
+    /// A file with a token to ask with.
+    pub(super) bearer: Option<PathBuf>,
 }
 
 #[async_trait::async_trait]
@@ -84,21 +95,34 @@ impl Kubernetes {
         }
     }
 
-    /// The issuer's keys. They are read again for one that is not among them, but not at anybody's will.
+    /// The issuer's keys. They are read again now and then, for an issuer may take one back, and for one
+    /// that is not among them; but not at anybody's will.
     async fn keys(&self, id: &str) -> Result<Arc<Keys>, Refusal> {
         let mut known = self.known.lock().await;
-        if let Some((keys, read)) = &*known
-            && (keys.has(id) || read.elapsed() < READ_EVERY)
-        {
-            return Ok(Arc::clone(keys));
+        if let Some(known) = &*known {
+            let good_for = if known.keys.has(id) { KEPT } else { READ_EVERY };
+            if known.read.elapsed() < good_for || known.tried.elapsed() < READ_EVERY {
+                return Ok(Arc::clone(&known.keys));
+            }
         }
-        let keys = self.read().await.map_err(|reason| Refusal::Unavailable {
-            method: Method::Kubernetes,
-            reason: format!("the issuer's keys cannot be read: {reason}"),
-        })?;
-        let keys = Arc::new(keys);
-        *known = Some((Arc::clone(&keys), Instant::now()));
-        Ok(keys)
+        let now = Instant::now();
+        match (self.read().await, &mut *known) {
+            (Ok(keys), known) => {
+                let keys = Arc::new(keys);
+                *known = Some(Known { keys: Arc::clone(&keys), read: now, tried: now });
+                Ok(keys)
+            }
+            // The last ones stay good.
+            (Err(reason), Some(known)) if known.keys.has(id) => {
+                tracing::warn!(%reason, "the keys of Kubernetes tokens cannot be read again");
+                known.tried = now;
+                Ok(Arc::clone(&known.keys))
+            }
+            (Err(reason), _) => Err(Refusal::Unavailable {
+                method: Method::Kubernetes,
+                reason: format!("the issuer's keys cannot be read: {reason}"),
+            }),
+        }
     }
 
     async fn read(&self) -> Result<Keys, String> {
@@ -106,7 +130,8 @@ impl Kubernetes {
             Source::File(file) => {
                 std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?.into()
             }
-            Source::Url { origin, resolver, bearer } => {
+            Source::Url(url) => {
+                let Url { origin, resolver, bearer } = &**url;
                 let mut request = http::Request::get("/");
                 if let Some(file) = bearer {
                     let token = std::fs::read_to_string(file)
@@ -128,6 +153,8 @@ impl Kubernetes {
 const SUBJECT: &str = "system:serviceaccount:";
 /// For clocks that differ.
 const LEEWAY: Duration = Duration::from_secs(30);
+/// For how long keys are good without being read again.
+const KEPT: Duration = Duration::from_secs(300);
 /// How often keys are read at most.
 const READ_EVERY: Duration = Duration::from_secs(10);
 const KEYS_BYTES_MAX: usize = 256 * 1024;

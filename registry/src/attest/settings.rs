@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::aws::{ASKING_MAX, Aws};
-use super::kubernetes::{Kubernetes, Source};
+use super::kubernetes::{Kubernetes, Source, Url};
 use super::rules::{Rule, Rules};
 use super::seen::Seen;
 use super::x509::X509;
@@ -159,11 +159,11 @@ fn x509(value: &Value) -> Result<Box<dyn Attestor>, String> {
 fn kubernetes(value: &Value) -> Result<Box<dyn Attestor>, String> {
     let file: KubernetesFile = read(value)?;
     let keys = match file.jwks.contains("://") {
-        true => Source::Url {
+        true => Source::Url(Box::new(Url {
             origin: origin(&file.jwks, file.ca.as_deref())?,
             resolver: Resolver::system(),
             bearer: file.token_file,
-        },
+        })),
         false => Source::File(PathBuf::from(&file.jwks)),
     };
     let audience = file.audience.unwrap_or_else(|| "pillion".to_owned());
