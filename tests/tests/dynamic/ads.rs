@@ -32,7 +32,7 @@ impl Fleet {
     /// Starts all, with what `show` gives each to begin with.
     pub(crate) async fn start(variant: &str, show: impl Fn(&Side) -> Vec<Value>) -> Self {
         let world = Arc::<World>::default();
-        let plane = ControlPlane::start(free_address(), &world).await;
+        let plane = ControlPlane::start(free_address(), &world);
         let mut sides = Side::both();
         for side in &mut sides {
             world.set(side.node(), &show(side));
@@ -249,7 +249,7 @@ async fn what_is_refused_is_said_and_what_was_there_goes_on_through_restarts_and
         }
         let news = |side: &Side| both(side, ("app", &one), ("other", &two), "app");
         fleet.set(news);
-        fleet.plane = ControlPlane::start(address, &fleet.world).await;
+        fleet.plane = ControlPlane::start(address, &fleet.world);
         fleet.settled(news).await;
         fleet.rename(("app", &one), ("other", &two)).await;
         for (side, load) in fleet.sides.iter().zip(loads) {

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pillion_model::name::SpiffeId;
+use pillion_tests::support::DEADLINE;
 use pillion_xds::ads::server::{Limits, TypeStatus};
 use pillion_xds::ads::{AdsService, Encoded, NodeInfo, Source, View};
 use pillion_xds::json::any_from_json;
 use serde_json::Value;
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
@@ -83,26 +84,31 @@ impl Source for Views {
 pub(crate) struct ControlPlane {
     pub(crate) address: SocketAddr,
     service: AdsService<Views>,
-    serving: JoinSet<()>,
+    /// Of its own, so that its connections end with it.
+    runtime: Option<Runtime>,
 }
 
 impl ControlPlane {
     /// Serves `world` at `address`.
-    pub(crate) async fn start(address: SocketAddr, world: &Arc<World>) -> Self {
-        let listener = TcpListener::bind(address).await.expect("the port is free");
+    pub(crate) fn start(address: SocketAddr, world: &Arc<World>) -> Self {
+        let listener = std::net::TcpListener::bind(address).expect("the port is free");
+        listener.set_nonblocking(true).expect("a socket takes it");
         let service = AdsService::new(Arc::new(Views(Arc::clone(world))), "test", Limits::default());
         let server = Server::builder().add_service(service.clone().into_server());
-        let mut serving = JoinSet::new();
-        serving.spawn(async move {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("it does not block");
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("served");
         });
-        Self { address, service, serving }
+        Self { address, service, runtime: Some(runtime) }
     }
 
-    /// Ends it at once, as a crash would.
+    /// Ends it at once, with its connections, as a crash would.
     pub(crate) async fn kill(&mut self, world: &World) {
-        self.serving.shutdown().await;
-        // Connections are tasks of their own: they end with what they serve.
+        if let Some(runtime) = self.runtime.take() {
+            let ended = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(DEADLINE));
+            ended.await.expect("it ends");
+        }
         let nodes: Vec<String> = world.views().keys().cloned().collect();
         nodes.iter().for_each(|node| world.cut(node));
     }
@@ -112,5 +118,13 @@ impl ControlPlane {
         let proxies = self.service.proxies();
         let of_node = proxies.into_iter().filter(|proxy| proxy.node.id == node);
         of_node.flat_map(|proxy| proxy.types).find(|status| status.type_url == type_url)
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
