@@ -142,6 +142,15 @@ fn every_developer_command_in_the_docs_exists() {
     }
 }
 
+/// The meshes that the docs speak of, each as the other one knows it.
+fn federations() -> Vec<pillion_config::Positioned<pillion_config::Resource>> {
+    let text = ["acme", "umbrella"].map(|name| {
+        format!("kind: Federation\nname: {name}\ntrustDomain: {name}.example\nbundle: {{url: https://{name}.example:7072/, trusted: x}}\nservices: {name}.example:7072\n")
+    });
+    let source = pillion_config::Source::new("federations.yaml", text.join("---\n").as_str());
+    pillion_config::parse(&[source]).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+}
+
 #[test]
 fn every_resource_in_the_docs_is_valid() {
     let mut seen = 0;
@@ -153,10 +162,10 @@ fn every_resource_in_the_docs_is_valid() {
         let source = pillion_config::Source::new(&format!("{}.yaml", block.place), &block.text);
         let resources = pillion_config::parse(&[source]).unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let mut set = pillion_config::ResourceSet::default();
-        for resource in &resources {
+        // A snippet may speak of other meshes, and of services, that another one defines.
+        for resource in federations().iter().chain(&resources) {
             set.insert(resource.value.clone());
         }
-        // A snippet may speak of services that another one defines.
         let problems = pillion_config::check_among(&set, &|_| true);
         assert!(problems.is_empty(), "{}", pillion_config::locate(&problems, &resources));
     }

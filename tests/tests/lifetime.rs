@@ -44,7 +44,7 @@ async fn nobody_loses_its_identity_while_the_registry_is_away_for_half_a_lifetim
     let away = registry.crash().await;
     let due = || web.process.output().contains("could not be renewed");
     eventually("a renewal fails", LIFETIME + DEADLINE, || async {
-        due().then_some(()).ok_or("not yet".to_owned())
+        due().then_some(()).ok_or_else(|| "not yet".to_owned())
     })
     .await;
     let _registry = away.restart().await;

@@ -33,7 +33,7 @@ async fn resources_are_applied_listed_compared_and_deleted() {
         (&["delete", "route", "orders-canary.shop"], 0, "deleted"),
         (&["delete", "route", "orders-canary.shop"], 1, "404"),
         (&["get", "brake"], 0, "BUDGET"),
-        (&["get", "teapots"], 2, "want services, instances, proxies, brake, resources"),
+        (&["get", "teapots"], 2, "want services, instances, proxies, federations, brake, resources"),
     ] {
         let finished = registry.cli(arguments).await;
         assert_eq!(finished.code, code, "{arguments:?}: {finished:?}");

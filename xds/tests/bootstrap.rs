@@ -157,8 +157,8 @@ fn what_is_not_supported_is_refused_by_its_path() {
             ),
         ),
         (
-            with(&format!("{at_route}/route"), "internal_redirect_policy", json!({})),
-            format!("{route}.route.internal_redirect_policy: is not supported"),
+            with(&format!("{at_route}/route"), "hedge_policy", json!({"hedge_on_per_try_timeout": true})),
+            format!("{route}.route.hedge_policy: is not supported"),
         ),
         (
             with(&format!("{at_route}/route"), "retry_policy", json!({"retry_on": "5xx,sometimes"})),

@@ -86,7 +86,7 @@ fn or(text: String, default: &str) -> String {
 
 fn masked(cx: &mut Context, m: action::MaskedRemoteAddress) -> RateLimitAction {
     let mut bits = |field: &str, given: Option<pb::UInt32Value>, max: u8| {
-        let bits = given.map_or(max.into(), |bits| bits.value);
+        let bits = given.map_or_else(|| max.into(), |bits| bits.value);
         u8::try_from(bits).ok().filter(|bits| *bits <= max).unwrap_or_else(|| {
             cx.refuse_at(field, format!("got {bits}, want 0 to {max}"));
             max

@@ -11,14 +11,14 @@ pub(crate) enum Command {
     /// Show whom a certificate names, and how long it is good.
     Show(show::Arguments),
     /// Keep a service's certificate, key and roots fresh as PEM files, until SIGTERM or Ctrl-C.
-    Watch(watch::Arguments),
+    Watch(Box<watch::Arguments>),
 }
 
 /// Runs the subcommand.
 pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Show(arguments) => show::run(arguments).await,
-        Command::Watch(arguments) => watch::run(arguments).await,
+        Command::Watch(arguments) => watch::run(*arguments).await,
     }
 }
 
