@@ -68,8 +68,11 @@ impl Registry {
         };
         let all: Vec<_> = (0..services).map(instance).collect();
         let body = json!({"instances": all}).to_string();
-        let head =
-            format!("POST /v1/instances HTTP/1.1\r\nhost: registry\r\ncontent-length: {}\r\n", body.len());
+        let head = format!(
+            "POST /v1/instances HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n",
+            self.api,
+            body.len()
+        );
         let status = ask(self.api, &(head + "content-type: application/json\r\n"), &body)?;
         ensure!(status == 200, "the registry answered {status}");
         Ok(())
@@ -110,7 +113,7 @@ impl Pair {
         let (receiver, _) =
             registry.sidecar(programs, "app", origin.port(), &[], &folder.join("receiver"))?;
         let entry = free()?;
-        let upstream = ["--upstream".to_owned(), format!("{}=app", entry.port())];
+        let upstream = ["--upstream".to_owned(), format!("{}=app:{}", entry.port(), origin.port())];
         let nobody = free()?.port();
         let (caller, _) = registry.sidecar(programs, "caller", nobody, &upstream, &folder.join("caller"))?;
         let head = "GET /0 HTTP/1.1\r\nhost: app\r\n";
@@ -143,7 +146,7 @@ pub(super) fn standing(
     for (count, most) in FOLLOWED.into_iter().zip([None, Some(4.0)]) {
         eprintln!("{SIDECAR}: {count} services");
         for number in asked..count {
-            let head = format!("GET / HTTP/1.1\r\nhost: further-{number}.mesh.internal\r\n");
+            let head = format!("GET / HTTP/1.1\r\nhost: further-{number}.mesh.internal:9\r\n");
             // Nobody listens there: what is wanted is that the sidecar follows the service.
             let status = ask(ports.outbound, &head, "")?;
             ensure!(status == 503, "a request to further-{number} was answered {status}");
